@@ -1,0 +1,38 @@
+// Array types shared by the bindings: C-contiguous, on the CPU, from NumPy or any DLPack producer.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace te {
+
+namespace nb = nanobind;
+
+template <typename T>
+using Array1 = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using Array2 = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using View = nb::ndarray<nb::numpy, T, nb::ndim<1>>;
+
+// A read-only NumPy view of memory that `owner` keeps alive.
+template <typename T>
+View<const T> view(const std::vector<T>& v, nb::handle owner) {
+  return View<const T>(v.data(), {v.size()}, owner);
+}
+
+// A NumPy array that owns a vector.
+template <typename T>
+View<T> own(std::vector<T> v) {
+  auto* held = new std::vector<T>(std::move(v));
+  nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  return View<T>(held->data(), {held->size()}, owner);
+}
+
+void bind_residency(nb::module_& m);
+void bind_records(nb::module_& m);
+
+}  // namespace te

@@ -1,0 +1,142 @@
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "bindings/arrays.h"
+#include "residency/planner.h"
+
+namespace te {
+namespace {
+
+using Ids = Array1<const int64_t>;
+
+// Python's [(table, ids), ...]. The arrays stay alive with the list that holds them.
+std::vector<Segment> segments_of(const nb::list& list) {
+  std::vector<Segment> out;
+  for (nb::handle item : list) {
+    const nb::tuple pair = nb::cast<nb::tuple>(item);
+    const Ids ids = nb::cast<Ids>(pair[1]);
+    out.push_back({nb::cast<int32_t>(pair[0]), ids.data(), static_cast<int64_t>(ids.size())});
+  }
+  return out;
+}
+
+template <typename Field>
+auto array_of(Field StepPlan::*field) {
+  return [field](nb::handle_t<StepPlan> self) {
+    return view(nb::cast<const StepPlan&>(self).*field, self);
+  };
+}
+
+}  // namespace
+
+void bind_residency(nb::module_& m) {
+  nb::class_<StepPlan>(m, "StepPlan")
+      .def_ro("number", &StepPlan::number)
+      .def_ro("overflow", &StepPlan::overflow)
+      .def_prop_ro("keys", array_of(&StepPlan::keys))
+      .def_prop_ro("tables", array_of(&StepPlan::tables))
+      .def_prop_ro("slots", array_of(&StepPlan::slots))
+      .def_prop_ro("inverse", array_of(&StepPlan::inverse))
+      .def_prop_ro("group_start", array_of(&StepPlan::group_start))
+      .def_prop_ro("group", array_of(&StepPlan::group))
+      .def_prop_ro("staged", array_of(&StepPlan::staged))
+      .def_prop_ro("victim_keys", array_of(&StepPlan::victim_keys))
+      .def_prop_ro("victim_tables", array_of(&StepPlan::victim_tables))
+      .def_prop_ro("victim_slots", array_of(&StepPlan::victim_slots))
+      .def_prop_ro("victim_dirty", array_of(&StepPlan::victim_dirty))
+      .def("matches", [](const StepPlan& plan, const nb::list& segments) {
+        const std::vector<Segment> s = segments_of(segments);
+        nb::gil_scoped_release nogil;
+        return plan_matches(plan, s);
+      });
+
+  // Carries (missing slots, slots of the tier) to residency.py, which words the message.
+  static nb::object no_capacity = nb::borrow(
+      PyErr_NewException("tiered_embed._native.NoCapacity", PyExc_RuntimeError, nullptr));
+  m.attr("NoCapacity") = no_capacity;
+  nb::register_exception_translator([](const std::exception_ptr& p, void*) {
+    try {
+      std::rethrow_exception(p);
+    } catch (const NoCapacity& e) {
+      PyErr_SetObject(no_capacity.ptr(), nb::make_tuple(e.needed, e.num_slots).ptr());
+    }
+  });
+
+  nb::class_<Planner>(m, "Planner")
+      .def(
+          "__init__",
+          [](Planner* self, const std::vector<std::tuple<int64_t, int64_t>>& tables,
+             int64_t whole_slots, int64_t cached_slots, int64_t overflow_slots,
+             const std::string& policy, bool backed) {
+            PlannerOptions o;
+            for (const auto& [num_rows, first_slot] : tables) {
+              o.tables.push_back({num_rows, first_slot});
+            }
+            o.whole_slots = whole_slots;
+            o.cached_slots = cached_slots;
+            o.overflow_slots = overflow_slots;
+            o.policy = policy;
+            o.backed = backed;
+            new (self) Planner(std::move(o));
+          },
+          nb::arg("tables"), nb::kw_only(), nb::arg("whole_slots"), nb::arg("cached_slots"),
+          nb::arg("overflow_slots"), nb::arg("policy"), nb::arg("backed"))
+      .def("push",
+           [](Planner& p, const nb::list& segments) {
+             const std::vector<Segment> s = segments_of(segments);
+             nb::gil_scoped_release nogil;
+             p.push(s);
+           })
+      .def("plan", &Planner::plan, nb::arg("depth"), nb::call_guard<nb::gil_scoped_release>())
+      .def("plan_now",
+           [](Planner& p, const nb::list& segments) {
+             const std::vector<Segment> s = segments_of(segments);
+             nb::gil_scoped_release nogil;
+             return p.plan_now(s);
+           })
+      .def("release", &Planner::release, nb::arg("number"), nb::arg("updated"),
+           nb::call_guard<nb::gil_scoped_release>())
+      .def("cancel", &Planner::cancel, nb::call_guard<nb::gil_scoped_release>())
+      .def("find",
+           [](Planner& p, int32_t table, Ids ids) {
+             std::vector<int32_t> slots(ids.size());
+             {
+               nb::gil_scoped_release nogil;
+               p.find(table, ids.data(), static_cast<int64_t>(ids.size()), slots.data());
+             }
+             return own(std::move(slots));
+           })
+      .def("dirty_rows",
+           [](Planner& p) {
+             ResidentRows rows;
+             {
+               nb::gil_scoped_release nogil;
+               rows = p.dirty_rows();
+             }
+             return nb::make_tuple(own(std::move(rows.tables)), own(std::move(rows.keys)),
+                                   own(std::move(rows.slots)));
+           })
+      .def("mark_clean", &Planner::mark_clean, nb::call_guard<nb::gil_scoped_release>())
+      .def("renumber", &Planner::renumber, nb::call_guard<nb::gil_scoped_release>())
+      .def("counts",
+           [](const Planner& p) {
+             nb::list out;
+             for (const TableCounts& c : p.counts()) {
+               out.append(nb::make_tuple(c.lookups, c.unique, c.misses, c.evicted, c.written_back,
+                                         c.overflow));
+             }
+             return out;
+           })
+      .def_prop_ro("window_size", &Planner::window_size)
+      .def_prop_ro("num_resident", &Planner::num_resident)
+      .def_prop_ro("overhead_bytes", &Planner::overhead_bytes);
+
+  m.def("first_bad_id", [](Ids ids, int64_t num_rows) {
+    nb::gil_scoped_release nogil;
+    return first_bad_id(ids.data(), static_cast<int64_t>(ids.size()), num_rows);
+  });
+}
+
+}  // namespace te

@@ -1,0 +1,7 @@
+#include "bindings/arrays.h"
+
+NB_MODULE(_native, m) {
+  m.doc() = "Native mechanisms of tiered_embed: residency, records and kernels.";
+  te::bind_residency(m);
+  te::bind_records(m);
+}

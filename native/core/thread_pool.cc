@@ -1,0 +1,117 @@
+#include "core/thread_pool.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace te {
+namespace {
+
+constexpr int kMaxWorkers = 256;
+
+// One loop. It lives until the last worker that saw it has let go of it.
+struct Loop {
+  Loop(int64_t n, const std::function<void(int64_t)>* f) : num_blocks(n), fn(f) {}
+
+  const int64_t num_blocks;
+  const std::function<void(int64_t)>* const fn;  // valid while blocks remain unfinished
+  std::atomic<int64_t> next{0};
+  std::atomic<int64_t> finished{0};
+  std::mutex mutex;
+  std::condition_variable done;
+  std::exception_ptr error;  // guarded by mutex
+
+  void run() {
+    for (;;) {
+      const int64_t i = next.fetch_add(1);
+      if (i >= num_blocks) return;
+      try {
+        (*fn)(i);
+      } catch (...) {
+        std::lock_guard<std::mutex> lock(mutex);
+        if (!error) error = std::current_exception();
+      }
+      if (finished.fetch_add(1) + 1 == num_blocks) {
+        std::lock_guard<std::mutex> lock(mutex);
+        done.notify_all();
+      }
+    }
+  }
+};
+
+class Pool {
+ public:
+  void offer(const std::shared_ptr<Loop>& loop, int helpers) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    while (num_workers_ < std::min(helpers, kMaxWorkers)) {
+      std::thread([this] { work(); }).detach();
+      ++num_workers_;
+    }
+    for (int i = 0; i < helpers; ++i) queue_.push_back(loop);
+    if (helpers == 1) {
+      wake_.notify_one();
+    } else {
+      wake_.notify_all();
+    }
+  }
+
+ private:
+  void work() {
+    for (;;) {
+      std::shared_ptr<Loop> loop;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [this] { return !queue_.empty(); });
+        loop = std::move(queue_.front());
+        queue_.pop_front();
+      }
+      loop->run();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<std::shared_ptr<Loop>> queue_;  // guarded by mutex_
+  int num_workers_ = 0;                      // guarded by mutex_
+};
+
+// Never destroyed: workers may still wait on it while the process exits. A child after fork has
+// no workers, so it gets a pool of its own.
+Pool& pool() {
+  static std::mutex mutex;
+  static Pool* instance = nullptr;
+  static pid_t owner = 0;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (instance == nullptr || owner != getpid()) {
+    instance = new Pool;
+    owner = getpid();
+  }
+  return *instance;
+}
+
+}  // namespace
+
+void parallel_for(int64_t num_blocks, int num_threads, const std::function<void(int64_t)>& fn) {
+  if (num_blocks <= 0) return;
+  const int helpers = static_cast<int>(std::min<int64_t>(num_threads, num_blocks)) - 1;
+  if (helpers <= 0) {
+    for (int64_t i = 0; i < num_blocks; ++i) fn(i);
+    return;
+  }
+  auto loop = std::make_shared<Loop>(num_blocks, &fn);
+  pool().offer(loop, helpers);
+  loop->run();
+  std::unique_lock<std::mutex> lock(loop->mutex);
+  loop->done.wait(lock, [&] { return loop->finished.load() == num_blocks; });
+  if (loop->error) std::rethrow_exception(loop->error);
+}
+
+}  // namespace te

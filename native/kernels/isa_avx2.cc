@@ -1,0 +1,3 @@
+#define TE_ISA avx2
+#define TE_TABLE kAvx2Kernels
+#include "kernels/isa.inc"

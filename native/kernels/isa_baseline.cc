@@ -1,0 +1,3 @@
+#define TE_ISA baseline
+#define TE_TABLE kBaselineKernels
+#include "kernels/isa.inc"

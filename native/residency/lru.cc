@@ -1,0 +1,31 @@
+// Least recently used, by the batch that last pinned the row.
+#include "residency/policy.h"
+
+namespace te {
+namespace {
+
+class Lru final : public EvictionPolicy {
+ public:
+  explicit Lru(RowTable* rows) : rows_(rows), list_(rows) {}
+
+  void insert(RowHandle row, int64_t) override { list_.push_back(row); }
+  void remove(RowHandle row) override { RowList::unlink(rows_, row); }
+  void reschedule(RowHandle, int64_t) override {}
+  RowHandle evict() override {
+    if (list_.empty()) return kNoRow;
+    const RowHandle row = list_.front();
+    RowList::unlink(rows_, row);
+    return row;
+  }
+  void advance(int64_t) override {}
+
+ private:
+  RowTable* rows_;
+  RowList list_;  // least recently used first
+};
+
+}  // namespace
+
+std::unique_ptr<EvictionPolicy> make_lru(RowTable* rows) { return std::make_unique<Lru>(rows); }
+
+}  // namespace te

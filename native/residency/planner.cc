@@ -1,0 +1,577 @@
+#include "residency/planner.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace te {
+namespace {
+
+constexpr uint8_t kResident = 1;
+constexpr uint8_t kDirty = 2;
+constexpr uint32_t kLastPosition = 0xF0000000u;
+constexpr int64_t kBlock = 32;  // ids whose cache misses overlap
+
+std::unique_ptr<EvictionPolicy> make_policy(const std::string& name, RowTable* rows) {
+  if (name == "lru") return make_lru(rows);
+  if (name == "lookahead") return make_lookahead(rows, make_lru(rows));
+  throw std::invalid_argument("unknown policy " + name);
+}
+
+}  // namespace
+
+Planner::Planner(PlannerOptions options)
+    : options_(std::move(options)),
+      rows_(static_cast<size_t>(options_.cached_slots)),
+      policy_(make_policy(options_.policy, &rows_)),
+      whole_marks_(static_cast<size_t>(options_.whole_slots)),
+      whole_flags_(static_cast<size_t>(options_.whole_slots)),
+      fresh_slot_(options_.whole_slots),
+      fresh_overflow_(options_.whole_slots + options_.cached_slots),
+      chain_(1024, 0),
+      counts_(options_.tables.size()) {}
+
+// --- positions ------------------------------------------------------------------------------
+
+uint32_t Planner::oldest_live_position() const {
+  return planned_.empty() ? window_base() : planned_.front().base;
+}
+
+uint32_t Planner::take_position() {
+  if (next_position_ - oldest_live_position() >= chain_.size() - 1) grow_chain();
+  const uint32_t position = next_position_++;
+  chain_[position & (chain_.size() - 1)] = 0;
+  return position;
+}
+
+void Planner::grow_chain() {
+  std::vector<uint32_t> larger(chain_.size() * 2, 0);
+  for (uint32_t p = oldest_live_position(); p < next_position_; ++p) {
+    larger[p & (larger.size() - 1)] = chain_[p & (chain_.size() - 1)];
+  }
+  chain_.swap(larger);
+}
+
+void Planner::renumber() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  renumber_locked();
+}
+
+void Planner::renumber_locked() {
+  // A multiple of the ring's size, so that every live position keeps its place in the ring.
+  const uint32_t size = static_cast<uint32_t>(chain_.size());
+  const uint32_t shift = (oldest_live_position() - 1) / size * size;
+  if (shift == 0) return;
+  const auto moved = [shift](uint32_t p) { return p > shift ? p - shift : 0; };
+  for (uint32_t& p : chain_) p = moved(p);
+  rows_.for_each([&](Row& row) { row.mark = moved(row.mark); });
+  for (size_t i = 0; i < whole_marks_.capacity(); ++i) {
+    if (whole_marks_[i] != 0) whole_marks_[i] = moved(whole_marks_[i]);
+  }
+  for (Batch& b : window_) b.base -= shift;
+  for (Planned& p : planned_) p.base -= shift;
+  next_position_ -= shift;
+}
+
+// The plan number of the first use behind `position` that has no plan yet. `mark` is the row's
+// last position. REQUIRES: mark >= window_base().
+int64_t Planner::next_use_after(uint32_t position, uint32_t mark) const {
+  const uint32_t base = window_base();
+  while (position != 0 && position < base) position = chain_[position & (chain_.size() - 1)];
+  // The chain ends early when a cancelled window lay in between; the last use is a safe answer.
+  if (position == 0) position = mark;
+  const auto after =
+      std::upper_bound(window_.begin(), window_.end(), position,
+                       [](uint32_t p, const Batch& b) { return p < b.base; });
+  return next_plan_ + (after - window_.begin()) - 1;
+}
+
+// --- window ---------------------------------------------------------------------------------
+
+void Planner::push(const std::vector<Segment>& segments) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  push_locked(segments);
+}
+
+void Planner::push_locked(const std::vector<Segment>& segments) {
+  int64_t total = 0;
+  for (const Segment& s : segments) total += s.num_ids;
+  if (uint64_t{next_position_} + static_cast<uint64_t>(total) >= kLastPosition) renumber_locked();
+  Batch batch;
+  batch.base = next_position_;
+  batch.inverse.resize(static_cast<size_t>(total));
+  batch.lookups.resize(counts_.size());
+  // The batch is part of the window while its ids are noted, so that its first position counts.
+  window_.push_back(std::move(batch));
+  Batch* b = &window_.back();
+  int32_t* inverse = b->inverse.data();
+  for (const Segment& s : segments) {
+    b->lookups[static_cast<size_t>(s.table)] += s.num_ids;
+    if (options_.tables[static_cast<size_t>(s.table)].first_slot >= 0) {
+      dedupe_whole(s, b, inverse);
+    } else {
+      dedupe_cached(s, b, inverse);
+    }
+    inverse += s.num_ids;
+  }
+  b->handles.shrink_to_fit();
+  b->tables.shrink_to_fit();
+}
+
+void Planner::dedupe_whole(const Segment& segment, Batch* batch, int32_t* inverse) {
+  const uint32_t base = batch->base;
+  uint32_t* marks = whole_marks_.data() + options_.tables[segment.table].first_slot;
+  const uint32_t first = static_cast<uint32_t>(options_.tables[segment.table].first_slot);
+  for (int64_t i = 0; i < segment.num_ids; ++i) {
+    if (i + kBlock < segment.num_ids) __builtin_prefetch(marks + segment.ids[i + kBlock], 1);
+    const int64_t id = segment.ids[i];
+    uint32_t mark = marks[id];
+    if (mark < base) {
+      mark = take_position();
+      marks[id] = mark;
+      batch->handles.push_back(kWhole | (first + static_cast<uint32_t>(id)));
+      batch->tables.push_back(static_cast<uint16_t>(segment.table));
+    }
+    inverse[i] = static_cast<int32_t>(mark - base);
+  }
+}
+
+void Planner::dedupe_cached(const Segment& segment, Batch* batch, int32_t* inverse) {
+  const uint32_t base = batch->base;
+  const uint32_t table = static_cast<uint32_t>(segment.table);
+  const int64_t plan_number = next_plan_ + static_cast<int64_t>(window_.size()) - 1;
+  uint32_t hashes[2 * kBlock];
+  const auto hash_block = [&](int64_t begin) {
+    const int64_t end = std::min(segment.num_ids, begin + kBlock);
+    for (int64_t i = begin; i < end; ++i) {
+      const uint32_t h = RowTable::hash(table, segment.ids[i]);
+      hashes[i % (2 * kBlock)] = h;
+      rows_.prefetch_index(h);
+    }
+  };
+  hash_block(0);
+  for (int64_t begin = 0; begin < segment.num_ids; begin += kBlock) {
+    const int64_t end = std::min(segment.num_ids, begin + kBlock);
+    hash_block(begin + kBlock);
+    for (int64_t i = begin; i < end; ++i) rows_.prefetch_row(hashes[i % (2 * kBlock)]);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t id = segment.ids[i];
+      const uint32_t h = hashes[i % (2 * kBlock)];
+      RowHandle r = rows_.find(h, table, id);
+      if (r == kNoRow) r = rows_.insert(h, table, id);
+      uint32_t mark = rows_[r].mark;
+      if (mark < base) {
+        note_use(r, plan_number);
+        mark = rows_[r].mark;
+        batch->handles.push_back(r);
+        batch->tables.push_back(static_cast<uint16_t>(table));
+      }
+      inverse[i] = static_cast<int32_t>(mark - base);
+    }
+  }
+}
+
+// Row `r` gets the next position as a use by plan `plan_number`.
+void Planner::note_use(RowHandle r, int64_t plan_number) {
+  const uint32_t position = take_position();
+  Row& row = rows_[r];
+  if (row.mark != 0 && row.mark >= oldest_live_position()) {
+    chain_[row.mark & (chain_.size() - 1)] = position;
+  }
+  if (row.listed && row.mark < window_base()) policy_->reschedule(r, plan_number);
+  row.mark = position;
+}
+
+void Planner::cancel() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  cancel_locked();
+}
+
+void Planner::cancel_locked() {
+  for (const Batch& b : window_) {
+    for (RowHandle r : b.handles) {
+      if (r & kWhole) continue;
+      rows_[r].mark = 0;
+      if (rows_[r].scheduled) policy_->reschedule(r, kNever);
+    }
+  }
+  for (const Batch& b : window_) {
+    for (RowHandle r : b.handles) {
+      if (!(r & kWhole) && rows_[r].slot == kNoSlot) rows_.erase(r);
+    }
+  }
+  window_.clear();
+}
+
+// Appends a batch that `cancel` dropped; its rows keep their order, so `inverse` still holds.
+void Planner::push_again(Batch batch, const std::vector<int64_t>& keys) {
+  const int64_t plan_number = next_plan_ + static_cast<int64_t>(window_.size());
+  batch.base = next_position_;
+  window_.push_back(std::move(batch));
+  Batch& b = window_.back();
+  for (size_t u = 0; u < keys.size(); ++u) {
+    if (b.handles[u] & kWhole) {
+      whole_marks_[b.handles[u] & ~kWhole] = take_position();
+      continue;
+    }
+    const uint32_t h = RowTable::hash(b.tables[u], keys[u]);
+    RowHandle r = rows_.find(h, b.tables[u], keys[u]);
+    if (r == kNoRow) r = rows_.insert(h, b.tables[u], keys[u]);
+    b.handles[u] = r;
+    note_use(r, plan_number);
+  }
+}
+
+std::shared_ptr<StepPlan> Planner::plan_now(const std::vector<Segment>& segments) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  std::deque<Batch> later;
+  std::vector<std::vector<int64_t>> keys;
+  for (const Batch& b : window_) {
+    keys.emplace_back();
+    for (size_t u = 0; u < b.handles.size(); ++u) {
+      keys.back().push_back(key_of(b.handles[u], b.tables[u]));
+    }
+  }
+  if (!window_.empty()) {
+    later = window_;
+    cancel_locked();
+  }
+  const auto restore = [&] {
+    cancel_locked();  // drops the lone batch when it could not be planned
+    for (size_t i = 0; i < later.size(); ++i) push_again(std::move(later[i]), keys[i]);
+  };
+  push_locked(segments);
+  std::shared_ptr<StepPlan> plan;
+  try {
+    plan = plan_locked(0);
+  } catch (const NoCapacity&) {
+    restore();
+    throw;
+  }
+  restore();
+  return plan;
+}
+
+// --- plans ----------------------------------------------------------------------------------
+
+std::shared_ptr<StepPlan> Planner::plan(int64_t depth) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return plan_locked(depth);
+}
+
+int64_t Planner::key_of(RowHandle handle, uint16_t table) const {
+  if (handle & kWhole) return (handle & ~kWhole) - options_.tables[table].first_slot;
+  return rows_[handle].id();
+}
+
+std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
+  if (window_.empty()) throw std::logic_error("plan: the window is empty");
+
+  // What the batch misses, before anything changes.
+  const auto resident = [this](RowHandle r) {
+    return (r & kWhole) ? (whole_flags_[r & ~kWhole] & kResident) != 0 : rows_[r].slot >= 0;
+  };
+  auto plan = std::make_shared<StepPlan>();
+  int64_t cached_misses = 0;
+  for (size_t u = 0; u < window_.front().handles.size(); ++u) {
+    const RowHandle r = window_.front().handles[u];
+    if (resident(r)) continue;
+    plan->staged.push_back(static_cast<int32_t>(u));
+    if (!(r & kWhole)) ++cached_misses;
+  }
+
+  Batch batch = std::move(window_.front());
+  window_.pop_front();
+  const int64_t number = next_plan_++;
+  plan->number = number;
+  const size_t num_unique = batch.handles.size();
+
+  // Pin what is resident first, so that no row of this batch passes through the policy.
+  for (RowHandle r : batch.handles) {
+    if (!(r & kWhole) && rows_[r].slot >= 0) pin(r);
+  }
+  // Released plans older than `depth` let go; one that is held back keeps only its own rows.
+  for (auto it = planned_.begin(); it != planned_.end() && it->number < number - depth;) {
+    if (it->released) {
+      unpin(&*it, plan.get());
+      it = planned_.erase(it);
+    } else {
+      ++it;
+    }
+  }
+  // A pool without a tier below has no overflow slots, and its updated rows stay for ever (unpin
+  // does not list them): only clean ones make room.
+  const int64_t missing = cached_misses - num_listed_ - num_free() - num_free_overflow();
+  if (missing > 0) {
+    for (RowHandle r : batch.handles) {
+      if (!(r & kWhole) && rows_[r].slot >= 0) drop_pin(r, number);
+    }
+    window_.push_front(std::move(batch));
+    --next_plan_;
+    throw NoCapacity(missing, options_.cached_slots);
+  }
+  policy_->advance(number);
+
+  // Give every miss a slot.
+  for (int32_t u : plan->staged) {
+    const RowHandle r = batch.handles[u];
+    if (r & kWhole) {
+      whole_flags_[r & ~kWhole] = kResident;
+      ++num_whole_resident_;
+      continue;
+    }
+    int32_t slot;
+    if (num_free() == 0) {
+      const RowHandle victim = policy_->evict();
+      if (victim != kNoRow) {
+        rows_[victim].listed = 0;
+        --num_listed_;
+        evict(victim, plan.get());
+      }
+    }
+    if (!free_slots_.empty()) {
+      slot = free_slots_.back();
+      free_slots_.pop_back();
+    } else if (fresh_slot_ < options_.whole_slots + options_.cached_slots) {
+      slot = static_cast<int32_t>(fresh_slot_++);
+    } else {
+      if (!free_overflow_.empty()) {
+        slot = free_overflow_.back();
+        free_overflow_.pop_back();
+      } else {
+        slot = static_cast<int32_t>(fresh_overflow_++);
+      }
+      ++plan->overflow;
+      ++counts_[batch.tables[u]].overflow;
+    }
+    rows_[r].slot = slot;
+    rows_[r].pins = 1;
+  }
+
+  plan->keys.resize(num_unique);
+  plan->slots.resize(num_unique);
+  for (size_t u = 0; u < num_unique; ++u) {
+    const RowHandle r = batch.handles[u];
+    plan->keys[u] = key_of(r, batch.tables[u]);
+    plan->slots[u] = (r & kWhole) ? static_cast<int32_t>(r & ~kWhole) : rows_[r].slot;
+    ++counts_[batch.tables[u]].unique;
+  }
+  for (int32_t u : plan->staged) ++counts_[batch.tables[u]].misses;
+  for (size_t t = 0; t < counts_.size(); ++t) counts_[t].lookups += batch.lookups[t];
+
+  // Group occurrences by row: counting sort, stable, so batch order holds within a row.
+  const size_t num_ids = batch.inverse.size();
+  plan->group_start.assign(num_unique + 1, 0);
+  int32_t* start = plan->group_start.data();
+  for (int32_t u : batch.inverse) ++start[u + 1];
+  for (size_t u = 0; u < num_unique; ++u) start[u + 1] += start[u];
+  plan->group.resize(num_ids);
+  {
+    std::vector<int32_t> cursor(plan->group_start.begin(), plan->group_start.end() - 1);
+    for (size_t i = 0; i < num_ids; ++i) {
+      plan->group[cursor[batch.inverse[i]]++] = static_cast<int32_t>(i);
+    }
+  }
+  plan->inverse = std::move(batch.inverse);
+  plan->tables = std::move(batch.tables);
+  planned_.push_back({number, batch.base, std::move(batch.handles)});
+  return plan;
+}
+
+void Planner::evict(RowHandle r, StepPlan* plan) {
+  Row& row = rows_[r];
+  plan->victim_keys.push_back(row.id());
+  plan->victim_tables.push_back(static_cast<uint16_t>(row.table));
+  plan->victim_slots.push_back(row.slot);
+  plan->victim_dirty.push_back(row.dirty);
+  TableCounts& counts = counts_[row.table];
+  ++counts.evicted;
+  counts.written_back += row.dirty;
+  const bool overflow = row.slot >= options_.whole_slots + options_.cached_slots;
+  (overflow ? free_overflow_ : free_slots_).push_back(row.slot);
+  row.slot = kNoSlot;
+  row.dirty = 0;
+  // Still used inside the window: the batches there name it by its handle.
+  if (row.mark < window_base()) rows_.erase(r);
+}
+
+void Planner::settle(Planned* planned) {
+  if (!planned->updated || planned->settled) return;
+  for (RowHandle r : planned->handles) {
+    if (r & kWhole) {
+      whole_flags_[r & ~kWhole] |= kDirty;
+    } else {
+      rows_[r].dirty = 1;
+    }
+  }
+  planned->settled = true;
+}
+
+void Planner::unpin(Planned* planned, StepPlan* plan) {
+  settle(planned);
+  const uint32_t base = window_base();
+  for (size_t u = 0; u < planned->handles.size(); ++u) {
+    const RowHandle r = planned->handles[u];
+    if (r & kWhole) continue;
+    Row& row = rows_[r];
+    if (row.pins == 1 && row.slot >= options_.whole_slots + options_.cached_slots) {
+      row.pins = 0;
+      evict(r, plan);  // overflow slots are transient
+      continue;
+    }
+    const uint32_t position = planned->base + static_cast<uint32_t>(u);
+    drop_pin(r, row.pins == 1 && row.mark >= base ? next_use_after(position, row.mark) : kNever);
+  }
+}
+
+void Planner::pin(RowHandle r) {
+  Row& row = rows_[r];
+  if (row.pins == kMaxPins) throw std::logic_error("plan: too many plans hold one row");
+  row.pins = (row.pins + 1u) & kMaxPins;
+  if (!row.listed) return;
+  policy_->remove(r);
+  row.listed = 0;
+  --num_listed_;
+}
+
+void Planner::drop_pin(RowHandle r, int64_t next_use) {
+  Row& row = rows_[r];
+  row.pins = (row.pins - 1u) & kMaxPins;
+  if (row.pins != 0 || (!options_.backed && row.dirty)) return;
+  policy_->insert(r, next_use);
+  row.listed = 1;
+  ++num_listed_;
+}
+
+int64_t Planner::num_free_overflow() const {
+  return options_.whole_slots + options_.cached_slots + options_.overflow_slots - fresh_overflow_ +
+         static_cast<int64_t>(free_overflow_.size());
+}
+
+int64_t Planner::num_free() const {
+  return options_.whole_slots + options_.cached_slots - fresh_slot_ +
+         static_cast<int64_t>(free_slots_.size());
+}
+
+void Planner::release(int64_t number, bool updated) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (Planned& p : planned_) {
+    if (p.number != number) continue;
+    p.released = true;
+    p.updated = updated;
+    return;
+  }
+  throw std::logic_error("release: no such plan is held");
+}
+
+// --- views ----------------------------------------------------------------------------------
+
+void Planner::find(int32_t table, const int64_t* ids, int64_t n, int32_t* slots) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const TableShape& shape = options_.tables[table];
+  for (int64_t i = 0; i < n; ++i) {
+    if (shape.first_slot >= 0) {
+      const int64_t slot = shape.first_slot + ids[i];
+      slots[i] = (whole_flags_[slot] & kResident) ? static_cast<int32_t>(slot) : kNoSlot;
+    } else {
+      const uint32_t t = static_cast<uint32_t>(table);
+      const RowHandle r = rows_.find(RowTable::hash(t, ids[i]), t, ids[i]);
+      slots[i] = r == kNoRow ? kNoSlot : rows_[r].slot;
+    }
+  }
+}
+
+ResidentRows Planner::dirty_rows() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (Planned& p : planned_) {
+    if (p.released) settle(&p);
+  }
+  ResidentRows out;
+  for (size_t t = 0; t < options_.tables.size(); ++t) {
+    const TableShape& shape = options_.tables[t];
+    if (shape.first_slot < 0) continue;
+    for (int64_t id = 0; id < shape.num_rows; ++id) {
+      const int64_t slot = shape.first_slot + id;
+      if (!(whole_flags_[slot] & kDirty)) continue;
+      out.tables.push_back(static_cast<uint16_t>(t));
+      out.keys.push_back(id);
+      out.slots.push_back(static_cast<int32_t>(slot));
+    }
+  }
+  rows_.for_each([&](const Row& row) {
+    if (row.slot < 0 || !row.dirty) return;
+    out.tables.push_back(static_cast<uint16_t>(row.table));
+    out.keys.push_back(row.id());
+    out.slots.push_back(row.slot);
+  });
+  return out;
+}
+
+void Planner::mark_clean() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (size_t i = 0; i < whole_flags_.capacity(); ++i) {
+    if (whole_flags_[i] & kDirty) whole_flags_[i] = kResident;
+  }
+  rows_.for_each([](Row& row) { row.dirty = 0; });
+}
+
+std::vector<TableCounts> Planner::counts() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return counts_;
+}
+
+int64_t Planner::window_size() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return static_cast<int64_t>(window_.size());
+}
+
+int64_t Planner::num_resident() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const int64_t fresh = options_.cached_slots + options_.overflow_slots;
+  return num_whole_resident_ + fresh - num_free() - num_free_overflow();
+}
+
+int64_t Planner::overhead_bytes() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  size_t bytes = rows_.bytes() + chain_.size() * 4 + whole_marks_.bytes() + whole_flags_.bytes();
+  bytes += (free_slots_.capacity() + free_overflow_.capacity()) * 4;
+  for (const Batch& b : window_) {
+    bytes += b.handles.capacity() * 4 + b.tables.capacity() * 2 + b.inverse.capacity() * 4;
+  }
+  for (const Planned& p : planned_) bytes += p.handles.capacity() * 4;
+  return static_cast<int64_t>(bytes);
+}
+
+int64_t first_bad_id(const int64_t* ids, int64_t n, int64_t num_rows) {
+  if (num_rows < 0) return -1;
+  const uint64_t limit = static_cast<uint64_t>(num_rows);
+  // Blocks without a branch per id: the common answer is that all are good.
+  for (int64_t begin = 0; begin < n; begin += 1024) {
+    const int64_t end = std::min(n, begin + 1024);
+    bool bad = false;
+    for (int64_t i = begin; i < end; ++i) bad |= static_cast<uint64_t>(ids[i]) >= limit;
+    if (!bad) continue;
+    for (int64_t i = begin; i < end; ++i) {
+      if (static_cast<uint64_t>(ids[i]) >= limit) return i;
+    }
+  }
+  return -1;
+}
+
+bool plan_matches(const StepPlan& plan, const std::vector<Segment>& segments) {
+  size_t n = 0;
+  for (const Segment& s : segments) n += static_cast<size_t>(s.num_ids);
+  if (n != plan.inverse.size()) return false;
+  const int32_t* inverse = plan.inverse.data();
+  for (const Segment& s : segments) {
+    bool same = true;
+    for (int64_t i = 0; i < s.num_ids; ++i) {
+      const int32_t u = inverse[i];
+      same &= plan.keys[u] == s.ids[i] && plan.tables[u] == s.table;
+    }
+    if (!same) return false;
+    inverse += s.num_ids;
+  }
+  return true;
+}
+
+}  // namespace te

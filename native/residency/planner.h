@@ -1,0 +1,177 @@
+// Decides which row is where, for one pool and one tier. Never looks at a clock.
+//
+// Batches of ids enter the window by `push`; `plan` turns the oldest into a StepPlan. Positions:
+// every unique row of every pushed batch gets a consecutive number, its position. Row::mark is the
+// row's last one; `chain_` links each position to the row's next. Both the deduplication of a batch
+// and the next use of a row are read from them, so that an id costs one index lookup.
+//
+// Threading: every public method locks; the caller orders `push`, `plan`, `release` and `cancel`.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "core/virtual_array.h"
+#include "residency/policy.h"
+#include "residency/row_table.h"
+#include "residency/step_plan.h"
+
+namespace te {
+
+struct TableShape {
+  int64_t num_rows;    // -1: any int64 is a row id
+  int64_t first_slot;  // >= 0: the whole table lives at [first_slot, first_slot + num_rows)
+};
+
+struct PlannerOptions {
+  std::vector<TableShape> tables;
+  int64_t whole_slots = 0;    // slots of whole tables, [0, whole_slots)
+  int64_t cached_slots = 0;   // slots that the other tables share
+  int64_t overflow_slots = 0; // transient slots behind those
+  std::string policy = "lookahead";
+  bool backed = true;  // a tier below takes evicted rows
+};
+
+struct Segment {
+  int32_t table;
+  const int64_t* ids;
+  int64_t num_ids;
+};
+
+struct TableCounts {
+  int64_t lookups = 0;
+  int64_t unique = 0;
+  int64_t misses = 0;
+  int64_t evicted = 0;
+  int64_t written_back = 0;
+  int64_t overflow = 0;
+};
+
+// The tier has no room and nothing below it. `needed` slots are missing.
+struct NoCapacity : std::runtime_error {
+  NoCapacity(int64_t n, int64_t slots)
+      : std::runtime_error("no capacity"), needed(n), num_slots(slots) {}
+  int64_t needed;
+  int64_t num_slots;
+};
+
+struct ResidentRows {
+  std::vector<uint16_t> tables;
+  std::vector<int64_t> keys;
+  std::vector<int32_t> slots;
+};
+
+class Planner {
+ public:
+  explicit Planner(PlannerOptions options);
+
+  // Appends a batch to the window. REQUIRES: ids lie inside their tables.
+  void push(const std::vector<Segment>& segments);
+
+  // Plans the oldest batch of the window. Slots used by the last `depth` plans and by plans that
+  // are not released yet stay pinned. Throws NoCapacity, with nothing changed, when neither free,
+  // evictable nor overflow slots suffice. REQUIRES: the window is not empty.
+  std::shared_ptr<StepPlan> plan(int64_t depth);
+
+  // Plans a batch alone, ahead of whatever the window holds.
+  std::shared_ptr<StepPlan> plan_now(const std::vector<Segment>& segments);
+
+  // The batch of plan `number` is done; `updated` says that its rows were changed.
+  void release(int64_t number, bool updated);
+
+  // Drops every batch of the window that has no plan yet.
+  void cancel();
+
+  // The slot of each id, kNoSlot where the row is not resident.
+  void find(int32_t table, const int64_t* ids, int64_t n, int32_t* slots);
+
+  // Rows that the tier below does not hold as they are here, updates of released plans included.
+  ResidentRows dirty_rows();
+  // They have been written back.
+  void mark_clean();
+
+  std::vector<TableCounts> counts() const;
+  int64_t window_size() const;
+  int64_t num_resident() const;
+  int64_t overhead_bytes() const;
+
+  // Renumbers positions from the start; done by itself before they run out.
+  void renumber();
+
+ private:
+  static constexpr uint32_t kWhole = 0x80000000u;  // handle bit: slot of a whole table
+
+  struct Batch {
+    uint32_t base = 0;                // position of its first unique row
+    std::vector<RowHandle> handles;   // (U)
+    std::vector<uint16_t> tables;     // (U)
+    std::vector<int32_t> inverse;     // (N)
+    std::vector<int64_t> lookups;     // per table
+  };
+  struct Planned {
+    int64_t number;
+    uint32_t base;
+    std::vector<RowHandle> handles;
+    bool released = false;
+    bool updated = false;
+    bool settled = false;  // `updated` has reached the rows' dirty bits
+  };
+
+  void push_locked(const std::vector<Segment>& segments);
+  std::shared_ptr<StepPlan> plan_locked(int64_t depth);
+  void cancel_locked();
+  void renumber_locked();
+  void push_again(Batch batch, const std::vector<int64_t>& keys);
+  void dedupe_whole(const Segment& segment, Batch* batch, int32_t* inverse);
+  void dedupe_cached(const Segment& segment, Batch* batch, int32_t* inverse);
+  void note_use(RowHandle r, int64_t plan_number);
+  uint32_t take_position();
+  void grow_chain();
+  uint32_t window_base() const { return window_.empty() ? next_position_ : window_.front().base; }
+  uint32_t oldest_live_position() const;
+  int64_t next_use_after(uint32_t position, uint32_t mark) const;
+  void settle(Planned* planned);
+  void unpin(Planned* planned, StepPlan* plan);
+  void pin(RowHandle r);
+  void drop_pin(RowHandle r, int64_t next_use);
+  void evict(RowHandle r, StepPlan* plan);
+  int64_t num_free() const;
+  int64_t num_free_overflow() const;
+  int64_t key_of(RowHandle handle, uint16_t table) const;
+
+  const PlannerOptions options_;
+  mutable std::mutex mutex_;  // guards all below
+  RowTable rows_;
+  std::unique_ptr<EvictionPolicy> policy_;
+  int64_t num_listed_ = 0;
+
+  VirtualArray<uint32_t> whole_marks_;  // by slot
+  VirtualArray<uint8_t> whole_flags_;   // by slot: kResident, kDirty
+  int64_t num_whole_resident_ = 0;
+
+  int64_t fresh_slot_;               // next never-used cached slot
+  std::vector<int32_t> free_slots_;  // cached slots given back
+  int64_t fresh_overflow_;
+  std::vector<int32_t> free_overflow_;
+
+  std::deque<Batch> window_;
+  std::deque<Planned> planned_;  // pinned, oldest first
+  int64_t next_plan_ = 0;
+
+  uint32_t next_position_ = 1;
+  std::vector<uint32_t> chain_;  // by position mod size; 0: no later use
+  std::vector<TableCounts> counts_;
+};
+
+// First index whose id lies outside [0, num_rows), or -1. num_rows < 0: every id is inside.
+int64_t first_bad_id(const int64_t* ids, int64_t n, int64_t num_rows);
+
+// Whether the plan's occurrences are exactly these ids, in order.
+bool plan_matches(const StepPlan& plan, const std::vector<Segment>& segments);
+
+}  // namespace te

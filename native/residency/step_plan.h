@@ -1,0 +1,33 @@
+// Everything one batch needs, as plain arrays (DESIGN.md, "How a batch flows").
+//
+// Legend: N occurrences in lookup order (feature after feature), U unique rows in order of first
+// occurrence, M rows to stage, V victims.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace te {
+
+struct StepPlan {
+  int64_t number = 0;  // the planner's count of plans
+
+  std::vector<int64_t> keys;     // (U) row ids
+  std::vector<uint16_t> tables;  // (U) index of the row's table in its pool
+  std::vector<int32_t> slots;    // (U)
+
+  std::vector<int32_t> inverse;      // (N) occurrence -> unique
+  std::vector<int32_t> group_start;  // (U + 1) first occurrence of each unique row in `group`
+  std::vector<int32_t> group;        // (N) occurrences by unique row, in batch order
+
+  std::vector<int32_t> staged;  // (M) unique indices that were not resident
+
+  std::vector<int64_t> victim_keys;     // (V)
+  std::vector<uint16_t> victim_tables;  // (V)
+  std::vector<int32_t> victim_slots;    // (V)
+  std::vector<uint8_t> victim_dirty;    // (V) 1: the tier below must get the record
+
+  int64_t overflow = 0;  // rows of this batch that took transient slots beyond the tier
+};
+
+}  // namespace te

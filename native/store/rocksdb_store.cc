@@ -1,0 +1,466 @@
+#include "rocksdb_store.h"
+
+#include <fcntl.h>
+#include <rocksdb/convenience.h>
+#include <rocksdb/listener.h>
+#include <rocksdb/statistics.h>
+#include <rocksdb/utilities/checkpoint.h>
+#include <rocksdb/write_batch.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+
+namespace tiered_embed {
+namespace {
+
+// Rows per task of a Get. At most 64, where RocksDB's own batching (32) stops paying; at least 8,
+// so that a small batch still spreads its disk reads over several threads.
+constexpr size_t kMinTaskRows = 8;
+constexpr size_t kMaxTaskRows = 64;
+
+constexpr size_t kWriteBatchBytes = size_t{1} << 20;
+constexpr size_t kProtectionBytesPerKey = 8;
+constexpr size_t kScanReadaheadBytes = size_t{2} << 20;
+
+struct SortedKey {
+  uint64_t row;    // bytes 4..11, as a number
+  uint32_t table;  // bytes 0..3, as a number
+  uint32_t index;  // position in the caller's batch
+
+  bool operator<(const SortedKey& other) const {
+    if (table != other.table) return table < other.table;
+    if (row != other.row) return row < other.row;
+    return index < other.index;
+  }
+};
+
+SortedKey LoadKey(const uint8_t* key, size_t index) {
+  uint32_t table;
+  uint64_t row;
+  std::memcpy(&table, key, sizeof(table));
+  std::memcpy(&row, key + sizeof(table), sizeof(row));
+  return {__builtin_bswap64(row), __builtin_bswap32(table), static_cast<uint32_t>(index)};
+}
+
+// The batch's positions in key order; equal keys keep their order.
+std::vector<SortedKey> SortKeys(const uint8_t* keys, size_t n) {
+  if (n > std::numeric_limits<uint32_t>::max()) {
+    throw StoreException(ErrorKind::kConfig, "a batch of " + std::to_string(n) +
+                                                 " keys is too large; the limit is 2^32 - 1");
+  }
+  std::vector<SortedKey> sorted(n);
+  for (size_t i = 0; i < n; ++i) sorted[i] = LoadKey(keys + i * kKeyBytes, i);
+  if (!std::is_sorted(sorted.begin(), sorted.end())) std::sort(sorted.begin(), sorted.end());
+  return sorted;
+}
+
+rocksdb::Slice KeySlice(const uint8_t* keys, size_t index) {
+  return {reinterpret_cast<const char*>(keys + index * kKeyBytes), kKeyBytes};
+}
+
+std::string Hex(const uint8_t* key) { return rocksdb::Slice(KeySlice(key, 0)).ToString(true); }
+
+rocksdb::WriteOptions UnloggedWrite() {
+  rocksdb::WriteOptions options;
+  options.disableWAL = true;  // durability is the checkpoint
+  return options;
+}
+
+rocksdb::ReadOptions WholeStoreRead() {
+  rocksdb::ReadOptions options;
+  options.verify_checksums = true;
+  options.fill_cache = false;
+  options.readahead_size = kScanReadaheadBytes;
+  return options;
+}
+
+void SyncDirectory(const std::string& dir) {
+  const int fd = ::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const bool synced = fd >= 0 && ::fsync(fd) == 0;
+  const int error = errno;
+  if (fd >= 0) ::close(fd);
+  if (!synced) {
+    throw StoreException(ErrorKind::kStore, "cannot fsync '" + dir + "': " + std::strerror(error));
+  }
+}
+
+}  // namespace
+
+class FailureState {
+ public:
+  // Keeps the first failure.
+  void Set(const rocksdb::Status& status, const std::string& what) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (failed_) return;
+    kind_ = KindOf(status);
+    cause_ = what + ": " + status.ToString();
+    failed_.store(true);
+  }
+
+  void ThrowIfSet(const std::string& path) {
+    if (!failed_.load()) return;
+    std::lock_guard<std::mutex> lock(mutex_);
+    throw StoreException(kind_, "store '" + path + "' failed earlier (" + cause_ +
+                                    "); close it and reopen from the last checkpoint");
+  }
+
+  bool failed() const { return failed_.load(); }
+
+ private:
+  std::atomic<bool> failed_{false};
+  std::mutex mutex_;
+  ErrorKind kind_ = ErrorKind::kStore;  // guarded by mutex_
+  std::string cause_;                   // guarded by mutex_
+};
+
+namespace {
+
+class FailureListener : public rocksdb::EventListener {
+ public:
+  explicit FailureListener(std::shared_ptr<FailureState> failure) : failure_(std::move(failure)) {}
+
+  void OnBackgroundError(rocksdb::BackgroundErrorReason /*reason*/,
+                         rocksdb::Status* status) override {
+    failure_->Set(*status, "background work");
+  }
+
+ private:
+  const std::shared_ptr<FailureState> failure_;
+};
+
+rocksdb::Options WithListener(rocksdb::Options options, std::shared_ptr<FailureState> failure) {
+  options.listeners.push_back(std::make_shared<FailureListener>(std::move(failure)));
+  return options;
+}
+
+}  // namespace
+
+RocksDbStore::RocksDbStore(const std::string& path, const StoreOptions& options)
+    : path_(path),
+      options_(options),
+      rocks_options_(MakeRocksOptions(options)),
+      owner_pid_(::getpid()),
+      failure_(std::make_shared<FailureState>()) {}
+
+std::shared_ptr<RocksDbStore> RocksDbStore::Open(const std::string& path,
+                                                 const StoreOptions& options) {
+  if (options.record_bytes == 0) {
+    throw StoreException(ErrorKind::kConfig, "record_bytes must be positive, not 0");
+  }
+  std::shared_ptr<RocksDbStore> store(new RocksDbStore(path, options));
+  const rocksdb::Options rocks = WithListener(store->rocks_options_, store->failure_);
+  rocksdb::DB* db = nullptr;
+  const rocksdb::Status status = options.mode == OpenMode::kReadOnly
+                                     ? rocksdb::DB::OpenForReadOnly(rocks, path, &db)
+                                     : rocksdb::DB::Open(rocks, path, &db);
+  ThrowIfError(status, "cannot open the RocksDB in '" + path + "'");
+  store->db_.reset(db);
+  store->readers_ = std::make_unique<ReaderPool>(options.num_read_threads);
+  return store;
+}
+
+RocksDbStore::~RocksDbStore() {
+  if (!OwnedByThisProcess()) {
+    // After a fork RocksDB's threads and ours do not exist here, and waiting for them would hang.
+    (void)db_.release();
+    (void)readers_.release();
+    return;
+  }
+  try {
+    Close();
+  } catch (const StoreException&) {
+    // A caller who wants to know calls Close().
+  }
+}
+
+bool RocksDbStore::OwnedByThisProcess() const { return ::getpid() == owner_pid_; }
+
+RocksDbStore::SharedLock RocksDbStore::Enter() {
+  if (!OwnedByThisProcess()) {
+    throw StoreException(ErrorKind::kClosed, "store '" + path_ + "' was opened by process " +
+                                                 std::to_string(owner_pid_) +
+                                                 " and cannot be used after a fork");
+  }
+  SharedLock lock(open_mutex_);
+  if (db_ == nullptr) throw StoreException(ErrorKind::kClosed, "store '" + path_ + "' is closed");
+  failure_->ThrowIfSet(path_);
+  return lock;
+}
+
+void RocksDbStore::RequireWritable() const {
+  if (options_.mode == OpenMode::kReadOnly) {
+    throw StoreException(ErrorKind::kStore, "store '" + path_ + "' was opened read_only");
+  }
+}
+
+void RocksDbStore::CheckWrite(const rocksdb::Status& status, const char* what) {
+  if (status.ok()) return;
+  failure_->Set(status, what);
+  ThrowIfError(status, std::string(what) + " on store '" + path_ + "'");
+}
+
+void RocksDbStore::CheckRecordSize(size_t size, const uint8_t* key) const {
+  if (size == options_.record_bytes) return;
+  throw StoreException(ErrorKind::kCorruption, "store '" + path_ + "': key " + Hex(key) + " has " +
+                                                   std::to_string(size) + " bytes, not " +
+                                                   std::to_string(options_.record_bytes));
+}
+
+void RocksDbStore::Get(const uint8_t* keys, size_t n, uint8_t* out, bool* found) {
+  SharedLock lock = Enter();
+  if (n == 0) return;
+  const std::vector<SortedKey> sorted = SortKeys(keys, n);
+  rocksdb::ReadOptions read;
+  read.verify_checksums = true;
+  read.fill_cache = options_.fill_cache;
+  rocksdb::ColumnFamilyHandle* const column = db_->DefaultColumnFamily();
+
+  const size_t threads = readers_->num_threads() + 1;
+  const size_t task_rows = std::clamp(n / (4 * threads), kMinTaskRows, kMaxTaskRows);
+  const size_t num_tasks = (n + task_rows - 1) / task_rows;
+
+  std::mutex error_mutex;
+  size_t error_task = num_tasks;
+  std::optional<StoreException> error;
+
+  const auto read_task = [&](size_t task) {
+    const size_t begin = task * task_rows;
+    const size_t count = std::min(task_rows, n - begin);
+    std::array<rocksdb::Slice, kMaxTaskRows> slices;
+    std::array<rocksdb::PinnableSlice, kMaxTaskRows> values;
+    std::array<rocksdb::Status, kMaxTaskRows> statuses;
+    for (size_t i = 0; i < count; ++i) slices[i] = KeySlice(keys, sorted[begin + i].index);
+    try {
+      db_->MultiGet(read, column, count, slices.data(), values.data(), statuses.data(),
+                    /*sorted_input=*/true);
+      for (size_t i = 0; i < count; ++i) {
+        const size_t index = sorted[begin + i].index;
+        found[index] = statuses[i].ok();
+        if (statuses[i].IsNotFound()) continue;
+        ThrowIfError(statuses[i], "get from store '" + path_ + "'");
+        CheckRecordSize(values[i].size(), keys + index * kKeyBytes);
+        std::memcpy(out + index * options_.record_bytes, values[i].data(), values[i].size());
+      }
+    } catch (const StoreException& caught) {
+      // Every task runs, and the first in key order is reported: the same error on every run.
+      std::lock_guard<std::mutex> error_lock(error_mutex);
+      if (task < error_task) {
+        error_task = task;
+        error.emplace(caught);
+      }
+    }
+  };
+  readers_->ParallelFor(num_tasks, read_task);
+  if (error) throw *error;
+}
+
+void RocksDbStore::Put(const uint8_t* keys, const uint8_t* records, size_t n) {
+  SharedLock lock = Enter();
+  RequireWritable();
+  // Key order makes neighbours in the memtable's skip list; equal keys keep theirs: last wins.
+  const std::vector<SortedKey> sorted = SortKeys(keys, n);
+  const size_t batch_rows = std::max<size_t>(1, kWriteBatchBytes / options_.record_bytes);
+  const rocksdb::WriteOptions write = UnloggedWrite();
+  for (size_t begin = 0; begin < n; begin += batch_rows) {
+    const size_t end = std::min(n, begin + batch_rows);
+    rocksdb::WriteBatch batch((end - begin) * (options_.record_bytes + kKeyBytes + 8), 0,
+                              kProtectionBytesPerKey, 0);
+    for (size_t i = begin; i < end; ++i) {
+      const size_t index = sorted[i].index;
+      const uint8_t* record = records + index * options_.record_bytes;
+      CheckWrite(batch.Put(KeySlice(keys, index),
+                           {reinterpret_cast<const char*>(record), options_.record_bytes}),
+                 "put");
+    }
+    CheckWrite(db_->Write(write, &batch), "put");
+  }
+}
+
+void RocksDbStore::Delete(const uint8_t* keys, size_t n) {
+  SharedLock lock = Enter();
+  RequireWritable();
+  if (n == 0) return;
+  rocksdb::WriteBatch batch(n * (kKeyBytes + 8), 0, kProtectionBytesPerKey, 0);
+  for (size_t i = 0; i < n; ++i) CheckWrite(batch.Delete(KeySlice(keys, i)), "delete");
+  CheckWrite(db_->Write(UnloggedWrite(), &batch), "delete");
+}
+
+std::shared_ptr<Scanner> RocksDbStore::Scan(const std::optional<std::string>& start,
+                                            const std::optional<std::string>& stop) {
+  SharedLock lock = Enter();
+  std::shared_ptr<Scanner> scanner(new Scanner(shared_from_this()));
+  rocksdb::ReadOptions read = WholeStoreRead();
+  if (stop) {
+    scanner->stop_ = *stop;
+    scanner->stop_slice_ = scanner->stop_;
+    read.iterate_upper_bound = &scanner->stop_slice_;
+  }
+  scanner->iterator_.reset(db_->NewIterator(read));
+  if (start) {
+    scanner->iterator_->Seek(*start);
+  } else {
+    scanner->iterator_->SeekToFirst();
+  }
+  std::lock_guard<std::mutex> scanners_lock(scanners_mutex_);
+  scanners_.insert(scanner.get());
+  return scanner;
+}
+
+void RocksDbStore::ForgetScanner(Scanner* scanner) {
+  std::lock_guard<std::mutex> lock(scanners_mutex_);
+  scanners_.erase(scanner);
+  scanner->iterator_.reset();
+}
+
+void RocksDbStore::Flush() {
+  SharedLock lock = Enter();
+  RequireWritable();
+  CheckWrite(db_->Flush(rocksdb::FlushOptions()), "flush");
+}
+
+void RocksDbStore::Compact() {
+  SharedLock lock = Enter();
+  RequireWritable();
+  CheckWrite(db_->CompactRange(rocksdb::CompactRangeOptions(), nullptr, nullptr), "compact");
+}
+
+void RocksDbStore::Checkpoint(const std::string& dir) {
+  SharedLock lock = Enter();
+  RequireWritable();
+  const std::string what = "checkpoint of store '" + path_ + "' into '" + dir + "'";
+  rocksdb::Checkpoint* raw = nullptr;
+  ThrowIfError(rocksdb::Checkpoint::Create(db_.get(), &raw), what);
+  const std::unique_ptr<rocksdb::Checkpoint> checkpoint(raw);
+  ThrowIfError(checkpoint->CreateCheckpoint(dir), what);
+  SyncDirectory(std::filesystem::absolute(dir).parent_path().string());
+}
+
+uint64_t RocksDbStore::Verify() {
+  SharedLock lock = Enter();
+  const std::string what = "verify of store '" + path_ + "'";
+  const rocksdb::ReadOptions read = WholeStoreRead();
+  ThrowIfError(db_->VerifyChecksum(read), what);
+  const std::unique_ptr<rocksdb::Iterator> iterator(db_->NewIterator(read));
+  uint64_t count = 0;
+  for (iterator->SeekToFirst(); iterator->Valid(); iterator->Next(), ++count) {
+    if (iterator->key().size() != kKeyBytes) {
+      throw StoreException(ErrorKind::kCorruption, what + ": a key of " +
+                                                       std::to_string(iterator->key().size()) +
+                                                       " bytes, not " + std::to_string(kKeyBytes));
+    }
+    CheckRecordSize(iterator->value().size(),
+                    reinterpret_cast<const uint8_t*>(iterator->key().data()));
+  }
+  ThrowIfError(iterator->status(), what);
+  return count;
+}
+
+std::map<std::string, uint64_t> RocksDbStore::Stats() {
+  SharedLock lock = Enter();
+  std::map<std::string, uint64_t> stats;
+  const std::pair<const char*, const std::string*> properties[] = {
+      {"estimated_keys", &rocksdb::DB::Properties::kEstimateNumKeys},
+      {"live_sst_bytes", &rocksdb::DB::Properties::kLiveSstFilesSize},
+      {"total_sst_bytes", &rocksdb::DB::Properties::kTotalSstFilesSize},
+      {"memtable_bytes", &rocksdb::DB::Properties::kCurSizeAllMemTables},
+      {"index_and_filter_bytes", &rocksdb::DB::Properties::kEstimateTableReadersMem},
+      {"block_cache_bytes", &rocksdb::DB::Properties::kBlockCacheUsage},
+      {"pending_compaction_bytes", &rocksdb::DB::Properties::kEstimatePendingCompactionBytes},
+      {"background_errors", &rocksdb::DB::Properties::kBackgroundErrors},
+  };
+  for (const auto& [name, property] : properties) {
+    uint64_t value = 0;
+    db_->GetIntProperty(*property, &value);
+    stats[name] = value;
+  }
+  const std::pair<const char*, rocksdb::Tickers> tickers[] = {
+      {"user_bytes_written", rocksdb::BYTES_WRITTEN},
+      {"user_bytes_read", rocksdb::NUMBER_MULTIGET_BYTES_READ},
+      {"flush_bytes_written", rocksdb::FLUSH_WRITE_BYTES},
+      {"compaction_bytes_read", rocksdb::COMPACT_READ_BYTES},
+      {"compaction_bytes_written", rocksdb::COMPACT_WRITE_BYTES},
+      {"write_stall_micros", rocksdb::STALL_MICROS},
+      {"block_cache_hits", rocksdb::BLOCK_CACHE_DATA_HIT},
+      {"block_cache_misses", rocksdb::BLOCK_CACHE_DATA_MISS},
+      {"bloom_filter_useful", rocksdb::BLOOM_FILTER_USEFUL},
+  };
+  for (const auto& [name, ticker] : tickers) {
+    stats[name] = rocks_options_.statistics->getTickerCount(ticker);
+  }
+  return stats;
+}
+
+void RocksDbStore::Close() {
+  if (!OwnedByThisProcess()) return;
+  std::unique_lock<std::shared_mutex> lock(open_mutex_);
+  if (db_ == nullptr) return;
+  {
+    std::lock_guard<std::mutex> scanners_lock(scanners_mutex_);
+    for (Scanner* scanner : scanners_) scanner->iterator_.reset();
+    scanners_.clear();
+  }
+  rocksdb::Status status;
+  // After a failure nothing more is written; RocksDB's own flush on close would hide its error.
+  if (options_.mode != OpenMode::kReadOnly && !failure_->failed()) {
+    status = db_->Flush(rocksdb::FlushOptions());
+  }
+  const rocksdb::Status closed = db_->Close();
+  db_.reset();
+  readers_.reset();
+  ThrowIfError(status, "flush on close of store '" + path_ + "'");
+  if (!failure_->failed()) ThrowIfError(closed, "close of store '" + path_ + "'");
+}
+
+void RocksDbStore::RequireNeverWritten() {
+  std::vector<rocksdb::LiveFileMetaData> files;
+  db_->GetLiveFilesMetaData(&files);
+  if (db_->GetLatestSequenceNumber() == 0 && files.empty()) return;
+  throw StoreException(ErrorKind::kConfig,
+                       "bulk import needs an empty store, but '" + path_ +
+                           "' has been written to; create a new one, or use put");
+}
+
+void RocksDbStore::IngestFiles(const std::vector<std::string>& files) {
+  rocksdb::IngestExternalFileOptions ingest;
+  ingest.move_files = true;
+  ingest.write_global_seqno = false;  // the files are not written to after their checksums
+  CheckWrite(db_->IngestExternalFile(files, ingest), "import");
+}
+
+Scanner::~Scanner() { Close(); }
+
+void Scanner::Close() {
+  if (store_->OwnedByThisProcess()) {
+    store_->ForgetScanner(this);
+  } else {
+    (void)iterator_.release();  // as in ~RocksDbStore
+  }
+}
+
+size_t Scanner::Next(uint8_t* keys, uint8_t* records, size_t max_rows) {
+  RocksDbStore::SharedLock lock = store_->Enter();
+  if (iterator_ == nullptr) throw StoreException(ErrorKind::kClosed, "this scan is closed");
+  size_t rows = 0;
+  for (; rows < max_rows && iterator_->Valid(); ++rows, iterator_->Next()) {
+    uint8_t* key = keys + rows * kKeyBytes;
+    if (iterator_->key().size() != kKeyBytes) {
+      throw StoreException(ErrorKind::kCorruption, "store '" + store_->path_ + "': a key of " +
+                                                       std::to_string(iterator_->key().size()) +
+                                                       " bytes, not " + std::to_string(kKeyBytes));
+    }
+    std::memcpy(key, iterator_->key().data(), kKeyBytes);
+    store_->CheckRecordSize(iterator_->value().size(), key);
+    std::memcpy(records + rows * store_->record_bytes(), iterator_->value().data(),
+                store_->record_bytes());
+  }
+  ThrowIfError(iterator_->status(), "scan of store '" + store_->path_ + "'");
+  return rows;
+}
+
+}  // namespace tiered_embed

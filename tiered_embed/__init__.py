@@ -1,0 +1,42 @@
+"""Embedding tables larger than memory, for PyTorch: rows live across HBM, DDR and SSD.
+
+Rows move between the tiers ahead of the training loop, the backward applies a fused optimizer once
+per row, and the trained bytes do not depend on where the rows were.
+"""
+
+from . import errors, init, optim
+from .config import TableConfig, Tiers
+from .errors import (
+    CapacityError,
+    ClosedError,
+    ConfigError,
+    CorruptionError,
+    IdRangeError,
+    StoreError,
+    TieredEmbedError,
+)
+from .modules import TieredEmbedding, TieredEmbeddingBag, TieredEmbeddingBagCollection
+from .prefetch import prefetch
+from .stats import Stats
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "CapacityError",
+    "ClosedError",
+    "ConfigError",
+    "CorruptionError",
+    "IdRangeError",
+    "Stats",
+    "StoreError",
+    "TableConfig",
+    "TieredEmbedError",
+    "TieredEmbedding",
+    "TieredEmbeddingBag",
+    "TieredEmbeddingBagCollection",
+    "Tiers",
+    "errors",
+    "init",
+    "optim",
+    "prefetch",
+]

@@ -1,0 +1,1 @@
+"""Runnable models: ``dlrm`` is the model, ``demo`` trains it through the tiers."""

@@ -1,0 +1,305 @@
+"""Train a DLRM on Criteo through DDR and SSD with a tenth of the memory, and compare the bytes.
+
+``python -m tiered_embed.examples.demo --out demo_out``. The DDR budget is a share (10 % or less) of
+the bytes that the training stream touches; everything else lives on the SSD tier. The demo then
+trains again with all rows in memory: the two digests must be equal.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column, Table
+
+import tiered_embed as te
+from tiered_embed.examples import dlrm
+from tiered_embed.store import default_backend
+from tiered_embed.traces import CriteoBatch, CriteoGenerator, CriteoOptions, CriteoReader, data_root
+
+__all__ = ["app", "main"]
+
+EMBEDDING_DIM = 16
+RECORD_BYTES = EMBEDDING_DIM * 4 + 4  # float32 weights and row-wise Adagrad's one float32
+SAMPLE_PATTERN = "criteo_kaggle*.tsv*"
+GENERATED_LINES = 10_000
+# Small: Criteo models overfit from the second epoch on, and a row seen once moves by this much.
+EMBEDDING_LR = 1e-4
+DENSE_LR = 1e-3
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What both trainings share."""
+
+    epochs: int
+    lookahead: int
+    depth: int
+    policy: str
+    seed: int
+
+
+@dataclass
+class Trace:
+    """Counters after each step, for the picture: ``S`` steps."""
+
+    hit_rates: list[float] = field(default_factory=list)
+    stalls_ms: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One training: its scores, final counters, digest and speed."""
+
+    scores: dlrm.Scores
+    stats: dict[str, Any]
+    digest: str
+    train_s: float
+    trace: Trace
+
+
+class Meter:
+    """Turns the running totals of ``stats()`` into values per step."""
+
+    def __init__(self, embeddings: te.TieredEmbeddingBagCollection) -> None:
+        self.embeddings = embeddings
+        self.trace = Trace()
+        self._unique = 0
+        self._misses = 0
+        self._stall_s = 0.0
+
+    def step(self) -> dict[str, Any]:
+        """Record one step; returns the totals of each tier."""
+        tiers: dict[str, Any] = self.embeddings.stats().as_dict()["tiers"]
+        ddr = tiers["DDR"]
+        unique = ddr["unique"] - self._unique
+        misses = ddr["misses"] - self._misses
+        # Plans run ahead of training: near the end a step may add none.
+        if unique > 0:
+            self.trace.hit_rates.append(1.0 - misses / unique)
+        elif self.trace.hit_rates:
+            self.trace.hit_rates.append(self.trace.hit_rates[-1])
+        else:
+            self.trace.hit_rates.append(0.0)
+        self.trace.stalls_ms.append((ddr["stall_s"] - self._stall_s) * 1e3)
+        self._unique, self._misses = ddr["unique"], ddr["misses"]
+        self._stall_s = ddr["stall_s"]
+        return tiers
+
+
+def find_log(out: Path, seed: int) -> Path:
+    """Return the Criteo sample of the data root, or a generated log in ``out``."""
+    root = data_root()
+    found = sorted(root.glob(SAMPLE_PATTERN)) if root is not None else []
+    if found:
+        console.print(f"data: the Criteo log {found[0].name}")
+        return found[0]
+    path = out / "generated_criteo.tsv"
+    CriteoGenerator(GENERATED_LINES, seed).write(path)
+    console.print(
+        f"data: no Criteo log found (TIERED_EMBED_DATA names its folder); generated"
+        f" {GENERATED_LINES} lines of the same format instead: {path}"
+    )
+    return path
+
+
+def count_touched_rows(batches: CriteoReader) -> int:
+    """Return the number of distinct (table, id) pairs in a stream."""
+    seen: list[set[int]] = [set() for _ in dlrm.FEATURE_NAMES]
+    for batch in batches:
+        for rows, ids in zip(seen, batch.ids, strict=True):
+            rows.update(ids.tolist())
+    return sum(map(len, seen))
+
+
+def run(
+    title: str,
+    tiers: te.Tiers,
+    settings: Settings,
+    train_log: CriteoReader,
+    heldout_log: CriteoReader,
+    num_steps: int,
+) -> Result:
+    """Train and score once. The trained bytes depend on ``settings`` and the logs alone."""
+    with te.TieredEmbeddingBagCollection(
+        tables=dlrm.criteo_tables(EMBEDDING_DIM),
+        tiers=tiers,
+        optimizer=te.optim.RowWiseAdagrad(lr=EMBEDDING_LR, eps=1e-8),
+        seed=settings.seed,
+        policy=settings.policy,
+        lookahead=settings.lookahead,
+        depth=settings.depth,
+    ) as embeddings:
+        model = dlrm.DLRM(embeddings, EMBEDDING_DIM, seed=settings.seed)
+        optimizer = torch.optim.Adam(model.dense_parameters(), lr=DENSE_LR)
+
+        def epochs() -> Iterator[CriteoBatch]:
+            # One stream, so that the window looks across the end of an epoch.
+            for _ in range(settings.epochs):
+                yield from train_log
+
+        meter = Meter(embeddings)
+        progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[live]}", table_column=Column(no_wrap=True)),
+            console=console,
+        )
+        with progress:
+            task = progress.add_task(title, total=num_steps, live="")
+            start_s = time.perf_counter()
+            smooth_loss = 0.0
+
+            def on_step(step: int, loss: float) -> None:
+                nonlocal smooth_loss
+                smooth_loss = loss if step == 1 else 0.98 * smooth_loss + 0.02 * loss
+                tiers = meter.step()
+                ddr = tiers["DDR"]
+                rate = ddr["lookups"] / (time.perf_counter() - start_s)
+                hits = " ".join(f"{name} {_hit_rate(tier):.0%}" for name, tier in tiers.items())
+                live = (
+                    f"loss {smooth_loss:.3f} {rate / 1e3:.0f}k rows/s"
+                    f" hits {hits} stall {ddr['stall_s']:.1f}s"
+                )
+                progress.update(task, completed=step, live=live)
+
+            batches = te.prefetch(
+                epochs(), model, ids=lambda batch: {model.embeddings: dlrm.lookups(batch)}
+            )
+            dlrm.train(model, batches, optimizer, on_step)
+            train_s = time.perf_counter() - start_s
+        stats = embeddings.stats().as_dict()
+        scores = dlrm.evaluate(model, heldout_log)
+        return Result(scores, stats, embeddings.digest(), train_s, meter.trace)
+
+
+def _hit_rate(tier: dict[str, Any]) -> float:
+    return float(tier["hits"] / tier["unique"]) if tier["unique"] else 0.0
+
+
+def summary(tiered: Result, in_memory: Result) -> Table:
+    """Return the two trainings side by side."""
+    table = Table(title="summary", title_justify="left")
+    table.add_column("")
+    table.add_column("DDR + SSD", justify="right")
+    table.add_column("all in DDR", justify="right")
+    both = (tiered, in_memory)
+    table.add_row("held-out AUC", *(f"{r.scores.auc:.4f}" for r in both))
+    table.add_row("held-out log loss", *(f"{r.scores.log_loss:.4f}" for r in both))
+    lookups = (r.stats["tiers"]["DDR"]["lookups"] / r.train_s for r in both)
+    table.add_row("rows/s", *(f"{value:,.0f}" for value in lookups))
+    for name in tiered.stats["tiers"]:
+        tiers = [r.stats["tiers"].get(name) for r in both]
+        for key, label in (
+            ("hits", "hits"),
+            ("misses", "misses"),
+            ("staged", "rows staged"),
+            ("written_back", "rows written back"),
+            ("overflow", "overflow rows"),
+        ):
+            cells = (f"{tier[key]:,}" if tier and key in tier else "-" for tier in tiers)
+            table.add_row(f"{name} {label}", *cells)
+    ddr = [r.stats["tiers"]["DDR"] for r in both]
+    table.add_row("DDR hit rate (unique rows)", *(f"{_hit_rate(tier):.1%}" for tier in ddr))
+    table.add_row("stall", *(f"{tier['stall_s']:.2f} s" for tier in ddr))
+    return table
+
+
+def draw(trace: Trace, title: str, path: Path) -> None:
+    """Draw hit rate and stall over the steps, as measured and as a running mean."""
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    hits = 100.0 * np.asarray(trace.hit_rates)
+    for axes, values, color in ((top, hits, "#1f77b4"), (bottom, trace.stalls_ms, "#d62728")):
+        series = np.asarray(values, dtype=np.float64)
+        steps = np.arange(1, len(series) + 1)
+        width = max(1, min(25, len(series)))
+        mean = np.convolve(series, np.ones(width) / width, mode="valid")
+        axes.plot(steps, series, color=color, alpha=0.3, linewidth=0.7, label="step")
+        axes.plot(steps[width - 1 :], mean, color=color, label=f"mean of {width} steps")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    top.set_ylim(0, 100)
+    top.set_ylabel("DDR hit rate, % of unique rows")
+    bottom.set_ylim(bottom=0)
+    bottom.set_ylabel("stall, ms")
+    bottom.set_xlabel("step")
+    figure.savefig(path, dpi=140)
+
+
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+@app.command()
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for the picture and the store.")] = Path(
+        "demo_out"
+    ),
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training lines.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a batch.")] = 32,
+    ddr_percent: Annotated[
+        float, typer.Option(min=0.1, max=10.0, help="DDR budget, % of the touched bytes.")
+    ] = 10.0,
+    policy: Annotated[str, typer.Option(help="Eviction policy.")] = "lookahead",
+    lookahead: Annotated[int, typer.Option(min=1, help="Known future batches.")] = 32,
+    depth: Annotated[int, typer.Option(min=0, help="Batches staged ahead.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and generated data.")] = 0,
+) -> None:
+    """Train with a tenth of the memory, then with all of it, and compare the trained bytes."""
+    # The digests compare embeddings fed by the dense gradients: one thread fixes their sums' order
+    # on any machine, and leaves the other core to staging.
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    settings = Settings(epochs, lookahead, depth, policy, seed)
+    path = find_log(out, seed)
+    train_log = CriteoReader(path, CriteoOptions(batch_size=batch_size, part="train"))
+    heldout_log = CriteoReader(path, CriteoOptions(batch_size=512, part="heldout"))
+    num_steps = epochs * sum(1 for _ in train_log)
+
+    num_rows = count_touched_rows(train_log)
+    touched_bytes = num_rows * RECORD_BYTES
+    ddr_bytes = int(touched_bytes * ddr_percent / 100.0)
+    console.print(f"store: {default_backend()}")
+    console.print(
+        f"rows: the training lines touch {num_rows:,} rows x {RECORD_BYTES} B ="
+        f" {touched_bytes / 1e6:.2f} MB; DDR budget {ddr_bytes / 1e6:.3f} MB"
+        f" = {ddr_bytes / touched_bytes:.1%}"
+    )
+    with tempfile.TemporaryDirectory(prefix="store-", dir=out) as store:
+        tiers = te.Tiers(ddr=ddr_bytes, ssd=str(Path(store) / "embeddings"))
+        tiered = run("DDR + SSD ", tiers, settings, train_log, heldout_log, num_steps)
+    # Room to spare for index and plans: this run must not need anything below DDR.
+    all_ddr = te.Tiers(ddr=max(8 * touched_bytes, 256 << 20))
+    in_memory = run("all in DDR", all_ddr, settings, train_log, heldout_log, num_steps)
+
+    console.print(summary(tiered, in_memory))
+    picture = out / "hits_and_stalls.png"
+    title = f"DLRM on {path.name}: DDR {ddr_bytes / touched_bytes:.0%} of touched bytes, {policy}"
+    draw(tiered.trace, title, picture)
+    console.print(f"picture: {picture}")
+    console.print(f"digest, DDR + SSD:  {tiered.digest}")
+    console.print(f"digest, all in DDR: {in_memory.digest}")
+    equal = tiered.digest == in_memory.digest
+    console.print("digests equal" if equal else "digests DIFFER")
+    if not equal:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,144 @@
+"""Many tables and features in one module, as TorchRec's ``EmbeddingBagCollection``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..config import TableConfig, Tiers
+from ..errors import ConfigError
+from ..init import Init, Uniform
+from ..optim import Optimizer
+from .base import TieredModule
+from .inputs import FeatureBatch, feature_batch
+from .runtime import Batch, RuntimeOptions
+
+__all__ = ["TieredEmbeddingBagCollection", "is_keyed_jagged"]
+
+
+def is_keyed_jagged(value: object) -> bool:
+    """Whether this is TorchRec's KeyedJaggedTensor; told by shape, TorchRec may be absent."""
+    return all(hasattr(value, a) for a in ("keys", "values", "offsets", "offset_per_key"))
+
+
+class TieredEmbeddingBagCollection(TieredModule):
+    """Pooled embeddings of several features; tables may be shared and differ in dim.
+
+    Args:
+        tables: ``te.TableConfig`` each; a table serves all its ``feature_names``.
+
+    Other arguments as in :class:`TieredEmbeddingBag`. Tables of one dim share the DDR slots.
+
+    Raises:
+        ConfigError: also for two tables of one name or a feature in two tables.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[TableConfig],
+        *,
+        tiers: Tiers,
+        optimizer: Optimizer,
+        seed: int = 0,
+        init: Init = Uniform(-0.01, 0.01),  # noqa: B008
+        dtype: torch.dtype = torch.float32,
+        policy: str = "lookahead",
+        lookahead: int = 32,
+        depth: int = 2,
+        num_threads: int | None = None,
+        bounds_check: str = "raise",
+    ) -> None:
+        if not tables:
+            raise ConfigError("a collection needs at least one table")
+        names = [table.name for table in tables]
+        features = [(name, t) for t, table in enumerate(tables) for name in table.feature_names]
+        for what, given in (("table", names), ("feature", [name for name, _ in features])):
+            repeated = sorted({name for name in given if given.count(name) > 1})
+            if repeated:
+                raise ConfigError(f"{what} {repeated[0]!r} is configured twice; names are unique")
+        options = RuntimeOptions(
+            tiers,
+            optimizer,
+            init,
+            seed,
+            dtype,
+            policy,
+            lookahead,
+            depth,
+            num_threads,
+            bounds_check,
+        )
+        super().__init__(list(tables), features, options)
+
+    def prepare(self, value: Any) -> Batch:
+        if isinstance(value, Mapping):
+            return self._runtime.batch(self._from_mapping(value))
+        if is_keyed_jagged(value):
+            return self._runtime.batch(self._from_keyed_jagged(value))
+        raise ConfigError(
+            f"input is a {type(value).__name__}; pass a KeyedJaggedTensor or "
+            "{feature: (ids, offsets)}"
+        )
+
+    def _check_features(self, given: Sequence[str]) -> None:
+        wanted = [name for name, _ in self._runtime.features]
+        missing = sorted(set(wanted) - set(given))
+        unknown = sorted(set(given) - set(wanted))
+        if missing or unknown:
+            raise ConfigError(f"features missing: {missing}, unknown: {unknown}; wanted {wanted}")
+
+    def _from_mapping(self, value: Mapping[str, Any]) -> list[FeatureBatch]:
+        self._check_features(list(value))
+        out = []
+        for name, _ in self._runtime.features:
+            args = value[name] if isinstance(value[name], tuple) else (value[name],)
+            indices, offsets, weights = (*args, None, None)[:3]
+            out.append(feature_batch(f"feature {name!r}", indices, offsets, weights))
+        return out
+
+    def _from_keyed_jagged(self, value: Any) -> list[FeatureBatch]:
+        keys = list(value.keys())
+        self._check_features(keys)
+        starts = list(value.offset_per_key())
+        offsets = value.offsets()
+        num_bags = (len(offsets) - 1) // max(len(keys), 1)
+        weights = value.weights_or_none()
+        out = []
+        for name, _ in self._runtime.features:
+            k = keys.index(name)
+            part = slice(starts[k], starts[k + 1])
+            bounds = offsets[k * num_bags : (k + 1) * num_bags + 1] - starts[k]
+            out.append(
+                feature_batch(
+                    f"feature {name!r}",
+                    value.values()[part],
+                    bounds,
+                    None if weights is None else weights[part],
+                    include_last_offset=True,
+                )
+            )
+        return out
+
+    def forward(self, value: Any) -> Any:
+        """Pooled rows of every feature.
+
+        Args:
+            value: a KeyedJaggedTensor, or {feature: (ids (N,), offsets (B,)[, weights (N,)])} or
+                {feature: ids (B, n)}.
+
+        Returns:
+            A KeyedTensor for a KeyedJaggedTensor, else {feature: (B, D)} in the tables' order.
+
+        Raises:
+            ConfigError, IdRangeError: bad arguments; nothing has changed.
+        """
+        runtime = self._runtime
+        out = runtime.forward(self.prepare(value), training=self.training)
+        if isinstance(value, Mapping):
+            return {name: out[:, columns] for name, columns in runtime.slices.items()}
+        from torchrec.sparse.jagged_tensor import KeyedTensor  # only its users have it
+
+        widths = [columns.stop - columns.start for columns in runtime.slices.values()]
+        return KeyedTensor(keys=list(runtime.slices), length_per_key=widths, values=out)

@@ -1,0 +1,148 @@
+"""Checks what a caller passes and brings it into one form; changes nothing.
+
+Legend: ``N`` ids of a feature, ``B`` bags.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .. import _native
+from ..errors import ConfigError, IdRangeError
+
+__all__ = ["BOUNDS_CHECKS", "FeatureBatch", "check_ids", "feature_batch"]
+
+BOUNDS_CHECKS = ("raise", "clamp")
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """One feature's ids (N,) and, when pooled, its bags' offsets (B + 1,) and weights (N,)."""
+
+    ids: I64
+    offsets: I64 | None
+    sample_weights: torch.Tensor | None
+
+    @property
+    def num_bags(self) -> int:
+        return len(self.ids) if self.offsets is None else len(self.offsets) - 1
+
+
+def _integers(what: str, tensor: object) -> torch.Tensor:
+    if not isinstance(tensor, torch.Tensor):
+        raise ConfigError(f"{what} is a {type(tensor).__name__}; pass an int64 or int32 tensor")
+    if tensor.dtype not in (torch.int64, torch.int32):
+        raise ConfigError(f"{what} has dtype {tensor.dtype}; it must be torch.int64 or torch.int32")
+    if tensor.device.type != "cpu":
+        raise ConfigError(f"{what} is on {tensor.device}; move it to the CPU: {what}.cpu()")
+    return tensor.detach()
+
+
+def _array(tensor: torch.Tensor) -> I64:
+    return tensor.to(torch.int64).contiguous().view(-1).numpy()
+
+
+def check_ids(table: str, ids: I64, num_rows: int | None, bounds_check: str) -> I64:
+    """The ids, inside ``[0, num_rows)``; any int64 when ``num_rows`` is None.
+
+    Raises:
+        IdRangeError: one is outside and ``bounds_check`` is ``"raise"``.
+    """
+    if num_rows is None:
+        return ids
+    bad = _native.first_bad_id(ids, num_rows)
+    if bad < 0:
+        return ids
+    if bounds_check == "clamp":
+        return ids.clip(0, num_rows - 1)
+    raise IdRangeError(
+        f"table {table!r}: id {ids[bad]} at position {bad} is outside [0, {num_rows}); "
+        "pass bounds_check='clamp' or raise num_embeddings"
+    )
+
+
+def feature_batch(
+    where: str,
+    indices: object,
+    offsets: object,
+    sample_weights: object,
+    *,
+    include_last_offset: bool = False,
+) -> FeatureBatch:
+    """``nn.EmbeddingBag``'s arguments as a :class:`FeatureBatch`.
+
+    Args:
+        where: names the feature in messages.
+        indices: (N,) with offsets, or (B, n) without.
+        offsets: (B,), or (B + 1,) with ``include_last_offset``; starts at 0, never falls.
+        sample_weights: shaped like indices, float32, or None.
+
+    Raises:
+        ConfigError: a wrong type, dtype, device or shape, or offsets that make no bags.
+    """
+    ids = _integers(f"{where}: indices", indices)
+    if ids.dim() == 2:
+        if offsets is not None:
+            raise ConfigError(
+                f"{where}: indices of shape {tuple(ids.shape)} are bags already; pass no offsets"
+            )
+        bounds = np.arange(ids.shape[0] + 1, dtype=np.int64) * ids.shape[1]
+    elif ids.dim() == 1:
+        if offsets is None:
+            raise ConfigError(f"{where}: one-dimensional indices need offsets")
+        bounds = _offsets(where, offsets, ids.numel(), include_last_offset)
+    else:
+        raise ConfigError(f"{where}: indices have shape {tuple(ids.shape)}; pass 1-D or 2-D")
+    return FeatureBatch(_array(ids), bounds, _weights(where, sample_weights, ids))
+
+
+def _offsets(where: str, offsets: object, num_ids: int, include_last: bool) -> I64:
+    tensor = _integers(f"{where}: offsets", offsets)
+    if tensor.dim() != 1:
+        raise ConfigError(f"{where}: offsets have shape {tuple(tensor.shape)}; pass 1-D")
+    given = _array(tensor)
+    if include_last:
+        if len(given) == 0 or given[-1] != num_ids:
+            last = "nothing" if len(given) == 0 else given[-1]
+            raise ConfigError(
+                f"{where}: with include_last_offset the last offset is the number of ids, "
+                f"{num_ids}, not {last}"
+            )
+        bounds = given
+    else:
+        bounds = np.append(given, num_ids)
+    if len(bounds) == 1 and num_ids:
+        raise ConfigError(f"{where}: {num_ids} ids but no offsets: they belong to no bag")
+    if bounds[0] != 0:
+        raise ConfigError(f"{where}: offsets start at {bounds[0]}; the first must be 0")
+    falls = np.flatnonzero(bounds[1:] < bounds[:-1])
+    if len(falls):
+        i = int(falls[0])
+        after = f"offset {bounds[i + 1]}" if i + 1 < len(given) else f"the end, {num_ids} ids,"
+        raise ConfigError(
+            f"{where}: offset {bounds[i]} at position {i} is behind {after} that follows; "
+            "offsets never fall and stay within the ids"
+        )
+    return bounds
+
+
+def _weights(where: str, weights: object, ids: torch.Tensor) -> torch.Tensor | None:
+    if weights is None:
+        return None
+    if not isinstance(weights, torch.Tensor) or weights.dtype != torch.float32:
+        kind = weights.dtype if isinstance(weights, torch.Tensor) else type(weights).__name__
+        raise ConfigError(f"{where}: per_sample_weights are {kind}; pass a torch.float32 tensor")
+    if weights.shape != ids.shape:
+        raise ConfigError(
+            f"{where}: per_sample_weights have shape {tuple(weights.shape)}, "
+            f"the indices {tuple(ids.shape)}; they must agree"
+        )
+    if weights.device.type != "cpu":
+        raise ConfigError(f"{where}: per_sample_weights are on {weights.device}; move to the CPU")
+    return weights.reshape(-1)

@@ -1,0 +1,190 @@
+"""One pool of a module: its tiers, planner, pipeline and kernel, wired together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _native
+from ..config import Tiers
+from ..errors import ConfigError
+from ..kernels import Bags, CpuKernel
+from ..pipeline import Pipeline
+from ..residency import Planner, PoolSlots, Segment
+from ..stats import Counts, TierStats
+from ..store import RowStore, open_store, read_meta, write_meta
+from ..store.directory import StoreDirectory
+from ..tiers import DdrTier, PoolLayout, SsdTier
+
+__all__ = ["Pool"]
+
+I64 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+
+SCAN_ROWS = 65536
+
+
+class Pool:
+    """All tables of a module with one record layout. Threading: as the pipeline."""
+
+    def __init__(
+        self,
+        layout: PoolLayout,
+        slots: PoolSlots,
+        tiers: Tiers,
+        bags: _native.BagLayout,
+        *,
+        policy: str,
+        lookahead: int,
+        depth: int,
+        num_threads: int,
+    ) -> None:
+        self.layout = layout
+        self._slots = slots
+        self.planner = Planner(
+            layout.tables, slots, policy=policy, backed=tiers.ssd is not None, tier="DDR"
+        )
+        self.ddr = DdrTier(layout, slots.whole + slots.cached + slots.overflow, num_threads)
+        self.kernel = CpuKernel(self.ddr, layout.optimizer, bags)
+        self.store: RowStore | None = None
+        if tiers.ssd is not None:
+            self.store = _open(layout, tiers, tiers.ssd)
+        ssd = None if self.store is None else SsdTier(layout, self.store)
+        self.pipeline = Pipeline(self.planner, self.ddr, ssd, lookahead=lookahead, depth=depth)
+
+    @property
+    def num_slots(self) -> int:
+        """Rows that the DDR budget holds."""
+        return self._slots.whole + self._slots.cached
+
+    def stored_step(self) -> int:
+        """The step count that the store was left with."""
+        return 0 if self.store is None else int(read_meta(self.store.path).get("step", 0))
+
+    def read(self, table: int, ids: I64) -> U8:
+        """Current records of ``ids`` (n,) -> (n, record_bytes); nothing is staged or changed."""
+        self.pipeline.quiesce()
+        records = np.empty((len(ids), self.layout.record_bytes), np.uint8)
+        slots = self.planner.find(table, ids)
+        resident = slots >= 0
+        if resident.all():
+            return self.ddr.gather(slots)
+        records[resident] = self.ddr.gather(np.ascontiguousarray(slots[resident]))
+        rows = ids[~resident]
+        tables = np.full(len(rows), table, np.uint16)
+        if self.pipeline.ssd is None:
+            records[~resident] = self.layout.initial_records(tables, rows)
+            return records
+        below, found = self.pipeline.ssd.read(tables, rows)
+        below[~found] = self.layout.initial_records(tables[~found], rows[~found])
+        records[~resident] = below
+        return records
+
+    def evaluate(self, segments: Sequence[Segment], bags: Bags, out: F32) -> None:
+        """Looks rows up as training would, from copies: nothing is staged, pinned or changed."""
+        inverse, records = [], []
+        start = 0
+        for table, ids in segments:
+            unique, where = np.unique(ids, return_inverse=True)
+            records.append(self.read(table, unique))
+            inverse.append(where.reshape(-1).astype(np.int32) + np.int32(start))
+            start += len(unique)
+        weights = np.concatenate(records).view(np.float32)[:, : self.layout.dim]
+        self.kernel.lookup_rows(
+            np.ascontiguousarray(weights), np.concatenate(inverse), bags, out
+        )
+
+    def write(self, table: int, ids: I64, records: U8) -> None:
+        """Materialises rows: ``ids`` (n,) without repeats, ``records`` (n, record_bytes)."""
+        block = max(1, self.num_slots // 2)
+        for start in range(0, len(ids), block):
+            part = slice(start, start + block)
+            lease = self.pipeline.stage([(table, ids[part])])
+            self.ddr.scatter(lease.plan.slots, records[part])
+            lease.release(updated=True)
+
+    def flush(self, step: int) -> None:
+        """Writes dirty rows back and records the step count."""
+        self.pipeline.flush()
+        if self.store is not None:
+            write_meta(self.store.path, {"step": step})
+
+    def materialised(self, table: int) -> Iterator[tuple[I64, U8]]:
+        """(row ids, records) of a table's materialised rows in key order, in chunks.
+
+        REQUIRES: flushed.
+        """
+        if self.store is None:
+            tables, rows, slots = self.planner.dirty_rows()
+            mine = tables == table
+            order = np.argsort(rows[mine].view(np.uint64), kind="stable")
+            rows, slots = rows[mine][order], slots[mine][order]
+            for start in range(0, len(rows), SCAN_ROWS):
+                part = slice(start, start + SCAN_ROWS)
+                yield rows[part], self.ddr.gather(np.ascontiguousarray(slots[part]))
+            return
+        prefix = self.layout.table_hashes[table].tobytes()
+        first = prefix + bytes(8)
+        after = (int.from_bytes(prefix, "big") + 1).to_bytes(5, "big")
+        stop = None if after[0] else after[1:] + bytes(8)
+        for keys, records in self.store.scan(first, stop):
+            yield np.ascontiguousarray(keys[:, 4:]).view(">i8").ravel().astype(np.int64), records
+
+    def table_counts(self) -> list[Counts]:
+        """Per table; the pool's stall is shared out by rows staged."""
+        counts = self.planner.counts(self.layout.record_bytes)
+        staged = sum(c.staged for c in counts)
+        for c in counts:
+            c.stall_s = self.pipeline.stall_s * (c.staged / staged if staged else 1 / len(counts))
+        return counts
+
+    def ddr_stats(self) -> TierStats:
+        out = TierStats(
+            budget_bytes=self.num_slots * self.layout.record_bytes,
+            slot_bytes=self.num_slots * self.layout.record_bytes,
+            overhead_bytes=self.planner.overhead_bytes,
+            resident=self.planner.num_resident,
+        )
+        for c in self.table_counts():
+            out.add(c)
+        return out
+
+    def close(self) -> None:
+        try:
+            self.pipeline.close()
+        finally:
+            if self.store is not None:
+                self.store.close()
+
+
+def _open(layout: PoolLayout, tiers: Tiers, root: Path) -> RowStore:
+    names = sorted(name for name, _ in layout.tables)
+    _refuse_other_pools(root, names)
+    identity = hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
+    options = {"direct_io": True} if tiers.direct_io else {}
+    return open_store(
+        tiers.store,  # type: ignore[arg-type]
+        root / f"pool-{identity}",
+        layout.record_bytes,
+        layout.describe(),
+        **options,
+    )
+
+
+def _refuse_other_pools(root: Path, names: Sequence[str]) -> None:
+    """A table's rows live in one pool; a changed set of tables must not leave them behind."""
+    if not root.is_dir():
+        return
+    for path in sorted(root.glob("pool-*")):
+        stored = StoreDirectory.recorded_layout(path).get("tables", [])
+        shared = sorted(set(stored) & set(names))
+        if shared and sorted(stored) != list(names):
+            raise ConfigError(
+                f"table {shared[0]!r} is stored in '{path}' together with {sorted(stored)}, but "
+                f"the configuration groups it with {list(names)}; use another ssd directory"
+            )

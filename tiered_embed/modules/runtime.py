@@ -1,0 +1,576 @@
+"""What every module stands on: pools, steps, and the autograd function between them.
+
+A *step* is one training forward: its leases hold the rows in their slots until the backward has
+updated them, or until its graph is freed. Evaluation leases nothing: it reads copies.
+
+Threading: a module belongs to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .. import _native
+from ..config import TableConfig, Tiers
+from ..errors import ConfigError
+from ..init import Constant, Init, Uniform
+from ..kernels import Bags
+from ..optim import Optimizer
+from ..pipeline import Lease
+from ..residency import Segment, allocate
+from ..stats import Stats, TierStats
+from ..store import encode_keys
+from ..tiers import PoolLayout
+from .inputs import BOUNDS_CHECKS, FeatureBatch, check_ids
+from .pool import Pool
+
+__all__ = ["Batch", "Runtime", "RuntimeOptions"]
+
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """What all modules take. See :class:`~tiered_embed.TieredEmbeddingBag` for the meanings."""
+
+    tiers: Tiers
+    optimizer: Optimizer
+    init: Init
+    seed: int = 0
+    dtype: torch.dtype = torch.float32
+    policy: str = "lookahead"
+    lookahead: int = 32
+    depth: int = 2
+    num_threads: int | None = None
+    bounds_check: str = "raise"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tiers, Tiers):
+            raise ConfigError(f"tiers is {self.tiers!r}; pass te.Tiers(ddr=..., ssd=...)")
+        if self.tiers.hbm is not None:
+            raise ConfigError("this version computes on the CPU: leave hbm out of te.Tiers")
+        if self.tiers.ddr is None:
+            raise ConfigError("on the CPU the topmost tier is DDR: pass te.Tiers(ddr=...)")
+        if not isinstance(self.optimizer, Optimizer):
+            raise ConfigError(f"optimizer is {self.optimizer!r}; pass one of te.optim")
+        if not isinstance(self.init, (Uniform, Constant)):
+            raise ConfigError(f"init is {self.init!r}; pass te.init.Uniform or te.init.Constant")
+        if self.dtype != torch.float32:
+            raise ConfigError(f"dtype is {self.dtype}; rows are torch.float32")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ConfigError(f"seed is {self.seed!r}; it must be an integer")
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"seed is {self.seed}; it must be in [0, 2**64)")
+        for name, low in (("lookahead", 0), ("depth", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ConfigError(f"{name} is {value!r}; it must be an integer of at least {low}")
+        if self.depth > self.lookahead:
+            raise ConfigError(
+                f"depth is {self.depth} but lookahead is {self.lookahead}: only batches in the "
+                "window can be staged; raise lookahead or lower depth"
+            )
+        threads = self.num_threads
+        if threads is not None and (
+            isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
+        ):
+            raise ConfigError(f"num_threads is {threads!r}; it must be a positive integer or None")
+        if self.bounds_check not in BOUNDS_CHECKS:
+            raise ConfigError(
+                f"bounds_check is {self.bounds_check!r}; choose one of {', '.join(BOUNDS_CHECKS)}"
+            )
+
+    @property
+    def threads(self) -> int:
+        return self.num_threads or len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class PoolBatch:
+    """One pool's part of a batch."""
+
+    segments: list[Segment]
+    bags: Bags
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A checked batch: per pool its ids and bags; weights of all occurrences, for autograd."""
+
+    pools: list[PoolBatch]
+    rows: int  # of the output
+    sample_weights: torch.Tensor | None
+
+
+class _Step:
+    """The leases of one forward, until its backward or its end."""
+
+    def __init__(self, runtime: Runtime, batch: Batch, leases: list[Lease]) -> None:
+        self.runtime = runtime
+        self.batch = batch
+        self.leases = leases
+        self.done = False
+
+    def release(self, *, updated: bool) -> None:
+        self.done = True
+        leases, self.leases = self.leases, []
+        for lease in leases:
+            lease.release(updated=updated)
+
+    def __del__(self) -> None:
+        if not self.done:
+            self.release(updated=False)
+
+
+class _Lookup(torch.autograd.Function):
+    """Pools rows; its backward is the optimizer."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx,
+        anchor: torch.Tensor,
+        sample_weights: torch.Tensor | None,
+        step: _Step,
+    ) -> torch.Tensor:
+        ctx.step = step  # type: ignore[attr-defined]
+        return step.runtime.lookup(step)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        step: _Step = ctx.step  # type: ignore[attr-defined]
+        weight_grad = step.runtime.update(step, grad, ctx.needs_input_grad[1])  # type: ignore[attr-defined]
+        return None, weight_grad, None
+
+
+class Runtime:
+    """The pools of one module and its features. Use through the module classes.
+
+    Args:
+        tables: all tables of the module.
+        features: (feature name, table index) in output order.
+        pooled: bags, or one row per id.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[TableConfig],
+        features: Sequence[tuple[str, int]],
+        options: RuntimeOptions,
+        *,
+        pooled: bool,
+    ) -> None:
+        self.tables = list(tables)
+        self.features = list(features)
+        self.options = options
+        self.steps = 0
+        self._pooled = pooled
+        self._anchor = torch.zeros(0, requires_grad=True)
+        self._streaming = False
+        self._expected = False  # the loop has been given the stream's oldest batch
+        self._closed = False
+
+        columns = np.cumsum([0] + [tables[t].embedding_dim for _, t in features])
+        self.num_columns = int(columns[-1])
+        self.slices = {
+            name: slice(int(columns[i]), int(columns[i + 1]))
+            for i, (name, _) in enumerate(features)
+        }
+        self._place: list[tuple[int, int]] = [(0, 0)] * len(tables)  # (pool, index in pool)
+        self._pool_features: list[list[int]] = []
+        self.pools = self._make_pools(columns)
+        self.steps = max(pool.stored_step() for pool in self.pools)
+        _open_runtimes.add(self)
+
+    def _make_pools(self, columns: npt.NDArray[np.int64]) -> list[Pool]:
+        options = self.options
+        assert options.tiers.ddr is not None
+        groups: dict[int, list[int]] = {}
+        for t, table in enumerate(self.tables):
+            groups.setdefault(table.embedding_dim, []).append(t)
+        layouts = [
+            PoolLayout(
+                tuple((self.tables[t].name, self.tables[t].num_embeddings) for t in members),
+                dim,
+                options.optimizer,
+                options.init,
+                options.seed,
+            )
+            for dim, members in groups.items()
+        ]
+        slots = allocate(
+            [layout.tables for layout in layouts],
+            [layout.record_bytes for layout in layouts],
+            options.tiers.ddr,
+            backed=options.tiers.ssd is not None,
+            tier="DDR",
+        )
+        pools: list[Pool] = []
+        try:
+            for p, (members, layout) in enumerate(zip(groups.values(), layouts, strict=True)):
+                for i, t in enumerate(members):
+                    self._place[t] = (p, i)
+                mine = [f for f, (_, t) in enumerate(self.features) if t in members]
+                self._pool_features.append(mine)
+                bags = _native.BagLayout(
+                    [self._pooled and self.tables[self.features[f][1]].mode == "mean" for f in mine],
+                    [int(columns[f]) for f in mine],
+                    self.num_columns,
+                )
+                pools.append(
+                    Pool(
+                        layout,
+                        slots[p],
+                        options.tiers,
+                        bags,
+                        policy=options.policy,
+                        lookahead=options.lookahead,
+                        depth=options.depth,
+                        num_threads=options.threads,
+                    )
+                )
+        except BaseException:
+            for pool in pools:
+                pool.close()
+            raise
+        return pools
+
+    # --- batches --------------------------------------------------------------------------------
+
+    def batch(self, given: Sequence[FeatureBatch]) -> Batch:
+        """One :class:`FeatureBatch` per feature, checked against the tables.
+
+        Raises:
+            ConfigError: features with different numbers of bags, or weights on a mean table.
+            IdRangeError: an id outside its table.
+        """
+        num_bags = given[0].num_bags
+        if any(feature.num_bags != num_bags for feature in given):
+            sizes = {n: f.num_bags for (n, _), f in zip(self.features, given, strict=True)}
+            raise ConfigError(f"features differ in their number of bags: {sizes}")
+        ids = []
+        for (_, t), feature in zip(self.features, given, strict=True):
+            table = self.tables[t]
+            if feature.sample_weights is not None and self._pooled and table.mode != "sum":
+                raise ConfigError(
+                    f"table {table.name!r}: per_sample_weights need mode='sum', not {table.mode!r}"
+                )
+            ids.append(
+                check_ids(
+                    table.name, feature.ids, table.num_embeddings, self.options.bounds_check
+                )
+            )
+        weights = _all_weights(given)
+        flat = None if weights is None else weights.detach().contiguous().numpy()
+        starts = np.cumsum([0] + [len(i) for i in ids])
+        pools = []
+        for mine in self._pool_features:
+            segments = [(self._place[self.features[f][1]][1], ids[f]) for f in mine]
+            part = None
+            if flat is not None:
+                part = np.concatenate([flat[starts[f] : starts[f + 1]] for f in mine])
+            bags = Bags(_join_offsets([given[f].offsets for f in mine]), part, num_bags)
+            pools.append(PoolBatch(segments, bags))
+        return Batch(pools, num_bags, weights)
+
+    def forward(self, batch: Batch, *, training: bool) -> torch.Tensor:
+        """(rows, num_columns) float32; rows are updated when the result is differentiated."""
+        if not (training and torch.is_grad_enabled()):
+            return self._evaluate(batch)
+        step = _Step(self, batch, self._acquire(batch))
+        return _Lookup.apply(self._anchor, batch.sample_weights, step)  # type: ignore[no-any-return]
+
+    def lookup(self, step: _Step) -> torch.Tensor:
+        out = torch.empty(step.batch.rows, self.num_columns)
+        for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True):
+            pool.kernel.lookup(lease.plan, part.bags, out.numpy())
+        return out
+
+    def update(
+        self, step: _Step, grad: torch.Tensor, needs_weight_grad: bool
+    ) -> torch.Tensor | None:
+        """One optimizer step for the rows of ``step``; returns the weights' gradient if asked."""
+        if step.done:
+            raise RuntimeError(
+                "the rows of this forward were updated already: a fused optimizer runs once per "
+                "backward; call forward again"
+            )
+        for pool in self.pools:
+            pool.pipeline.check()
+        array = grad.detach().contiguous().numpy()
+        weight_grad = None
+        if needs_weight_grad:
+            weight_grad = self._weight_gradient(step, array)
+        self.steps += 1
+        for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True):
+            pool.kernel.update(lease.plan, part.bags, array, self.steps)
+        step.release(updated=True)
+        return weight_grad
+
+    def _weight_gradient(self, step: _Step, grad: F32) -> torch.Tensor:
+        parts: list[F32] = [np.empty(0, np.float32)] * len(self.features)
+        for pool, part, lease, mine in zip(
+            self.pools, step.batch.pools, step.leases, self._pool_features, strict=True
+        ):
+            flat = pool.kernel.sample_weight_gradient(lease.plan, part.bags, grad)
+            start = 0
+            for f, (_, ids) in zip(mine, part.segments, strict=True):
+                parts[f] = flat[start : start + len(ids)]
+                start += len(ids)
+        return torch.from_numpy(np.concatenate(parts))
+
+    def _acquire(self, batch: Batch) -> list[Lease]:
+        """The streamed leases when the loop trains on what it prefetched, else fresh ones."""
+        if self._expected and all(
+            pool.pipeline.peek().matches(part.segments)
+            for pool, part in zip(self.pools, batch.pools, strict=True)
+        ):
+            self._expected = False
+            return [pool.pipeline.take() for pool in self.pools]
+        leases: list[Lease] = []
+        try:
+            for pool, part in zip(self.pools, batch.pools, strict=True):
+                leases.append(pool.pipeline.stage(part.segments))
+        except BaseException:
+            for lease in leases:
+                lease.release(updated=False)
+            raise
+        return leases
+
+    def _evaluate(self, batch: Batch) -> torch.Tensor:
+        """Looks rows up without staging: residency and trained bytes stay as they are."""
+        out = torch.empty(batch.rows, self.num_columns)
+        for pool, part in zip(self.pools, batch.pools, strict=True):
+            pool.evaluate(part.segments, part.bags, out.numpy())
+        return out
+
+    # --- the stream: te.prefetch's calls ----------------------------------------------------------
+
+    def open_stream(self) -> None:
+        if self._streaming:
+            raise ConfigError(
+                "this module is already fed by a te.prefetch loop; finish that one first"
+            )
+        self._streaming = True
+
+    def push(self, batch: Batch) -> None:
+        for pool, part in zip(self.pools, batch.pools, strict=True):
+            pool.pipeline.push(part.segments)
+
+    def end_stream(self) -> None:
+        for pool in self.pools:
+            pool.pipeline.end()
+
+    def expect(self) -> None:
+        """The loop is about to get the stream's oldest batch."""
+        self._expected = True
+
+    def settle(self) -> None:
+        """The loop is done with its batch; one that no forward used is let go."""
+        if self._expected:
+            self._expected = False
+            for pool in self.pools:
+                pool.pipeline.take().release(updated=False)
+
+    def close_stream(self) -> None:
+        self._expected = False
+        self._streaming = False
+        if not self._closed:
+            for pool in self.pools:
+                pool.pipeline.cancel()
+
+    # --- rows -----------------------------------------------------------------------------------
+
+    def table_index(self, name: str | None) -> int:
+        if name is None:
+            if len(self.tables) == 1:
+                return 0
+            names = [t.name for t in self.tables]
+            raise ConfigError(f"there are several tables, {names}; pass table=")
+        for t, table in enumerate(self.tables):
+            if table.name == name:
+                return t
+        raise ConfigError(f"no table {name!r}; there are {[t.name for t in self.tables]}")
+
+    def read_records(self, table: int, ids: I64) -> npt.NDArray[np.uint8]:
+        checked = check_ids(
+            self.tables[table].name, ids, self.tables[table].num_embeddings, "raise"
+        )
+        p, i = self._place[table]
+        return self.pools[p].read(i, checked)
+
+    def rows(self, table: int, ids: I64) -> F32:
+        dim = self.tables[table].embedding_dim
+        return np.ascontiguousarray(self.read_records(table, ids).view(np.float32)[:, :dim])
+
+    def optimizer_state(self, table: int, ids: I64) -> dict[str, F32]:
+        dim = self.tables[table].embedding_dim
+        records = self.read_records(table, ids).view(np.float32)
+        out = {}
+        start = dim
+        for name, width in self.options.optimizer.state_layout(dim).items():
+            out[name] = np.ascontiguousarray(records[:, start : start + width])
+            start += width
+        return out
+
+    def load_rows(
+        self, table: int, ids: I64, weights: F32, state: Mapping[str, F32] | None
+    ) -> None:
+        check_ids(self.tables[table].name, ids, self.tables[table].num_embeddings, "raise")
+        if len(np.unique(ids)) != len(ids):
+            raise ConfigError(f"load_rows: {len(ids) - len(np.unique(ids))} ids are repeated")
+        p, i = self._place[table]
+        self.pools[p].write(i, ids, self._records(table, len(ids), weights, state))
+
+    def import_rows(
+        self, table: int, chunks: Iterable[tuple[I64, F32, Mapping[str, F32] | None]]
+    ) -> int:
+        """Bulk import of rows in ascending id order into an empty store; returns their number."""
+        p, i = self._place[table]
+        pool = self.pools[p]
+        pool.pipeline.quiesce()
+        if pool.store is None:
+            raise ConfigError("import_rows writes to the SSD tier: pass te.Tiers(ssd=...)")
+        if pool.planner.num_resident:
+            raise ConfigError("import_rows needs a module that has not trained; use load_rows")
+        name = self.tables[table].name
+        num_rows = self.tables[table].num_embeddings
+        key = pool.layout.table_hashes[i].tobytes()
+
+        def encoded() -> Iterable[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
+            for ids, weights, state in chunks:
+                check_ids(name, ids, num_rows, "raise")
+                yield encode_keys(key, ids), self._records(table, len(ids), weights, state)
+
+        return pool.store.import_sorted(encoded())
+
+    def _records(
+        self, table: int, num_rows: int, weights: F32, state: Mapping[str, F32] | None
+    ) -> npt.NDArray[np.uint8]:
+        dim = self.tables[table].embedding_dim
+        layout = self.options.optimizer.state_layout(dim)
+        if weights.shape != (num_rows, dim) or weights.dtype != np.float32:
+            raise ConfigError(
+                f"weights are {weights.dtype} {weights.shape}; pass float32 {(num_rows, dim)}"
+            )
+        parts = [weights]
+        if state is not None and set(state) != set(layout):
+            raise ConfigError(f"state has {sorted(state)}; the optimizer keeps {sorted(layout)}")
+        for name, width in layout.items():
+            part = np.zeros((num_rows, width), np.float32) if state is None else state[name]
+            if part.shape != (num_rows, width) or part.dtype != np.float32:
+                raise ConfigError(
+                    f"state {name!r} is {part.dtype} {part.shape}; pass float32 {(num_rows, width)}"
+                )
+            parts.append(part)
+        return np.concatenate(parts, axis=1).view(np.uint8)
+
+    # --- the whole ------------------------------------------------------------------------------
+
+    def digest(self) -> str:
+        self.flush()
+        sha = hashlib.sha256()
+        order = []
+        for t in range(len(self.tables)):
+            p, i = self._place[t]
+            order.append((self.pools[p].layout.table_hashes[i].tobytes(), p, i))
+        for key, p, i in sorted(order):
+            for rows, records in self.pools[p].materialised(i):
+                keys = encode_keys(key, rows)
+                sha.update(np.concatenate([keys, records], axis=1).tobytes())
+        return sha.hexdigest()
+
+    def stats(self) -> Stats:
+        ddr, ssd = TierStats(), TierStats()
+        per_table = [pool.table_counts() for pool in self.pools]
+        for pool in self.pools:
+            part = pool.ddr_stats()
+            _add(ddr, part)
+            if pool.pipeline.ssd is not None:
+                _add(ssd, pool.pipeline.ssd.stats())
+        assert self.options.tiers.ddr is not None
+        ddr.budget_bytes = self.options.tiers.ddr
+        tiers = {"DDR": ddr}
+        if self.options.tiers.ssd is not None:
+            tiers["SSD"] = ssd
+        tables = {
+            table.name: per_table[p][i]
+            for table, (p, i) in zip(self.tables, self._place, strict=True)
+        }
+        return Stats(self.steps, tiers, tables)
+
+    def flush(self) -> None:
+        for pool in self.pools:
+            pool.flush(self.steps)
+
+    def close(self) -> None:
+        """Flushes and lets go of files and threads; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        _open_runtimes.discard(self)
+        self._expected = False
+        try:
+            for pool in self.pools:
+                if not pool.pipeline.failed:
+                    pool.pipeline.cancel()
+                    pool.flush(self.steps)
+        finally:
+            for pool in self.pools:
+                pool.close()
+
+
+def _add(total: TierStats, part: TierStats) -> None:
+    total.add(part)
+    total.slot_bytes += part.slot_bytes
+    total.overhead_bytes += part.overhead_bytes
+    total.resident += part.resident
+
+
+def _join_offsets(offsets: Sequence[I64 | None]) -> I64 | None:
+    """Offsets of several features as one array over their joined ids; None stays None."""
+    if len(offsets) == 1:
+        return offsets[0]
+    parts = []
+    start = 0
+    for part in offsets:
+        assert part is not None  # only one feature can go unpooled
+        parts.append(part[:-1] + start)
+        start += int(part[-1])
+    return np.concatenate([*parts, [start]])
+
+
+def _all_weights(given: Sequence[FeatureBatch]) -> torch.Tensor | None:
+    """Weights of all occurrences, feature after feature; ones where a feature has none."""
+    if all(feature.sample_weights is None for feature in given):
+        return None
+    return torch.cat(
+        [
+            torch.ones(len(feature.ids))
+            if feature.sample_weights is None
+            else feature.sample_weights
+            for feature in given
+        ]
+    )
+
+
+_open_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """What was trained reaches the store even when nobody calls close()."""
+    for runtime in list(_open_runtimes):
+        runtime.close()

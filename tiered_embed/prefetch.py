@@ -1,0 +1,128 @@
+"""Looks ahead in a loader's id stream so that rows are in memory when the loop needs them.
+
+``te.prefetch`` pulls batches from the loader before the loop asks for them, shows their ids to the
+modules, and yields the batches unchanged and in order. It owns no thread: pulling happens in the
+loop's own calls, staging in the modules' pipelines.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+
+from .errors import ConfigError
+from .modules.base import TieredModule
+from .modules.collection import TieredEmbeddingBagCollection, is_keyed_jagged
+
+__all__ = ["Prefetch", "prefetch"]
+
+B = TypeVar("B")
+IdsOf = Callable[[B], Mapping[TieredModule, Any]]
+
+
+class Prefetch(Generic[B]):
+    """An iterable over the loader's batches; made by :func:`prefetch`."""
+
+    def __init__(self, loader: Iterable[B], model: nn.Module, ids: IdsOf[B] | None) -> None:
+        self._loader = loader
+        self._ids = ids or _find_ids(model)
+        self._lookahead = max(
+            (
+                m._runtime.options.lookahead
+                for m in model.modules()
+                if isinstance(m, TieredModule)
+            ),
+            default=0,
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[B]:
+        pending: deque[tuple[B, list[TieredModule]]] = deque()
+        streams: list[TieredModule] = []
+        source = iter(self._loader)
+        failure: Exception | None = None
+        ended = False
+        try:
+            while True:
+                while not ended and len(pending) <= self._lookahead:
+                    try:
+                        batch = next(source)
+                        pending.append((batch, self._push(batch, streams)))
+                    except StopIteration:
+                        ended = True
+                    except Exception as error:
+                        # It belongs to a batch that the loop has not reached: good ones come first.
+                        failure, ended = error, True
+                    if ended:
+                        for module in streams:
+                            module._runtime.end_stream()
+                if not pending:
+                    break
+                batch, modules = pending.popleft()
+                for module in modules:
+                    module._runtime.expect()
+                yield batch
+                for module in modules:
+                    module._runtime.settle()
+            if failure is not None:
+                raise failure
+        finally:
+            for module in streams:
+                module._runtime.close_stream()
+
+    def _push(self, batch: B, streams: list[TieredModule]) -> list[TieredModule]:
+        # Everything is checked before anything is staged.
+        prepared = [(module, module.prepare(value)) for module, value in self._ids(batch).items()]
+        for module, _ in prepared:
+            if module not in streams:
+                module._runtime.open_stream()
+                streams.append(module)
+        for module, checked in prepared:
+            module._runtime.push(checked)
+        return [module for module, _ in prepared]
+
+
+def _find_ids(model: nn.Module) -> IdsOf[Any]:
+    collections = [m for m in model.modules() if isinstance(m, TieredEmbeddingBagCollection)]
+    if len(collections) != 1:
+        raise ConfigError(
+            f"the model has {len(collections)} collections; tell te.prefetch which ids each module "
+            "gets: ids=lambda batch: {model.emb: (batch.indices, batch.offsets)}"
+        )
+    collection = collections[0]
+
+    def ids(batch: Any) -> Mapping[TieredModule, Any]:
+        if is_keyed_jagged(batch):
+            return {collection: batch}
+        found = [v for v in getattr(batch, "__dict__", {}).values() if is_keyed_jagged(v)]
+        if len(found) != 1:
+            raise ConfigError(
+                f"a {type(batch).__name__} has {len(found)} KeyedJaggedTensors; pass ids="
+            )
+        return {collection: found[0]}
+
+    return ids
+
+
+def prefetch(
+    loader: Iterable[B], model: nn.Module, ids: IdsOf[B] | None = None
+) -> Prefetch[B]:
+    """Yields the loader's batches while their rows are staged ahead.
+
+    Args:
+        loader: any iterable of batches; it is pulled ``lookahead`` batches ahead of the loop.
+        model: holds the tiered modules.
+        ids: batch -> {module: what its forward will get}: a tensor, ``(indices, offsets)``, or a
+            collection's mapping. May be omitted when a batch is (or has) a KeyedJaggedTensor and
+            the model has one collection.
+
+    Raises:
+        ConfigError: ``ids`` omitted where it cannot be told. What the loader or a batch's check
+            raises comes when the loop has reached that batch.
+    """
+    return Prefetch(loader, model, ids)

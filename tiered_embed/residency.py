@@ -1,0 +1,277 @@
+"""The planner: which row is where, decided ahead of time and without a clock.
+
+This module shapes budgets into slots and wraps the native planner (``native/residency``), which
+turns a window of future batches into step plans. It moves no bytes and owns no thread; a simulator
+and a training run that feed it the same batches get the same plans.
+
+A row's life in a tier::
+
+    absent ──push──► awaited ──plan──► pinned ──last pin drops──► evictable
+       ▲                ▲                 ▲                           │  │
+       │                │                 └────────── plan ───────────┘  │
+       └── no use ahead ┴──── use ahead ◄───────────── evict ────────────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _native
+from ._native import StepPlan
+from .errors import CapacityError, ConfigError
+from .stats import Counts
+
+__all__ = ["POLICIES", "Planner", "PoolSlots", "Segment", "StepPlan", "allocate", "plan_text"]
+
+POLICIES = ("lru", "lookahead")
+
+# (table index in its pool, row ids (n,) int64)
+Segment = tuple[int, npt.NDArray[np.int64]]
+
+MAX_SLOTS = 2**31 - 1
+OVERFLOW_SLOTS = 2**24
+WHOLE_SHARE = 4  # small tables may take a quarter of a tier that does not hold everything
+
+
+@dataclass(frozen=True)
+class PoolSlots:
+    """How one pool's share of a tier is cut.
+
+    first_slot: per table, where a whole table starts, or -1 for one that shares `cached` slots.
+    """
+
+    first_slot: tuple[int, ...]
+    whole: int
+    cached: int
+    overflow: int
+
+
+def allocate(
+    tables: Sequence[Sequence[tuple[str, int | None]]],
+    record_bytes: Sequence[int],
+    tier_bytes: int,
+    *,
+    backed: bool,
+    tier: str,
+) -> list[PoolSlots]:
+    """Shares a tier among pools, and each pool's share among its tables.
+
+    Pools get max-min fair shares of the bytes. Inside a pool every table is whole when all fit;
+    otherwise the smallest are, up to a quarter of the slots, and the others share the rest.
+
+    Args:
+        tables: per pool, its tables' (name, rows or None for unbounded).
+        record_bytes: per pool.
+        tier_bytes: the tier's budget.
+        backed: a tier below takes evicted rows.
+        tier: its name, for messages.
+
+    Raises:
+        ConfigError: a share too small for one record.
+    """
+    wanted: list[float] = [
+        sum(float("inf") if rows is None else float(rows) for _, rows in pool) * size
+        for pool, size in zip(tables, record_bytes, strict=True)
+    ]
+    shares = [0] * len(wanted)
+    left = tier_bytes
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    for taken, i in enumerate(order):
+        fair = left // (len(order) - taken)
+        shares[i] = int(min(wanted[i], fair))
+        left -= shares[i]
+    return [
+        _cut(pool, size, share, backed=backed, tier=tier)
+        for pool, size, share in zip(tables, record_bytes, shares, strict=True)
+    ]
+
+
+def _cut(
+    tables: Sequence[tuple[str, int | None]],
+    record_bytes: int,
+    share: int,
+    *,
+    backed: bool,
+    tier: str,
+) -> PoolSlots:
+    slots = min(share // record_bytes, MAX_SLOTS - OVERFLOW_SLOTS)
+    if slots < 1:
+        names = ", ".join(repr(name) for name, _ in tables)
+        raise ConfigError(
+            f"{tier} has {share} bytes for table {names}, less than one record of {record_bytes}; "
+            f"raise {tier.lower()}"
+        )
+    everything = sum(MAX_SLOTS if rows is None else rows for _, rows in tables)
+    whole_limit = slots if everything <= slots else slots // WHOLE_SHARE
+    first_slot = [-1] * len(tables)
+    whole = 0
+    rest: int | None = 0
+    for i in sorted(range(len(tables)), key=lambda i: (tables[i][1] is None, tables[i][1] or 0)):
+        rows = tables[i][1]
+        if rows is not None and whole + rows <= whole_limit:
+            first_slot[i] = whole
+            whole += rows
+        else:
+            rest = None if rows is None or rest is None else rest + rows
+    cached = slots - whole if rest is None else min(slots - whole, rest)
+    overflow = OVERFLOW_SLOTS if backed and cached else 0
+    return PoolSlots(tuple(first_slot), whole, cached, overflow)
+
+
+class Planner:
+    """One pool's residency in one tier. See ``native/residency/planner.h`` for the rules.
+
+    Threading: calls lock; their order is the caller's business and decides the plans.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[tuple[str, int | None]],
+        slots: PoolSlots,
+        *,
+        policy: str,
+        backed: bool,
+        tier: str,
+    ) -> None:
+        if policy not in POLICIES:
+            raise ConfigError(f"policy is {policy!r}; choose one of {', '.join(POLICIES)}")
+        self._tier = tier
+        self._names = [name for name, _ in tables]
+        self._backed = backed
+        self._native = _native.Planner(
+            [
+                (-1 if rows is None else rows, first)
+                for (_, rows), first in zip(tables, slots.first_slot, strict=True)
+            ],
+            whole_slots=slots.whole,
+            cached_slots=slots.cached,
+            overflow_slots=slots.overflow,
+            policy=policy,
+            backed=backed,
+        )
+
+    def push(self, segments: Sequence[Segment]) -> None:
+        """Appends a batch to the window. The ids lie inside their tables."""
+        self._native.push(list(segments))
+
+    def plan(self, depth: int) -> StepPlan:
+        """Plans the window's oldest batch; the last ``depth`` plans' slots stay pinned.
+
+        Raises:
+            CapacityError: no room, with nothing changed.
+        """
+        try:
+            return self._native.plan(depth)
+        except _native.NoCapacity as error:
+            raise self._capacity_error(*error.args) from None
+
+    def plan_now(self, segments: Sequence[Segment]) -> StepPlan:
+        """Plans a batch alone, ahead of whatever the window holds. Raises as :meth:`plan`."""
+        try:
+            return self._native.plan_now(list(segments))
+        except _native.NoCapacity as error:
+            raise self._capacity_error(*error.args) from None
+
+    def release(self, number: int, *, updated: bool) -> None:
+        """The batch of plan ``number`` is done; ``updated`` says that its rows were changed."""
+        self._native.release(number, updated)
+
+    def cancel(self) -> None:
+        """Drops every batch of the window that has no plan yet."""
+        self._native.cancel()
+
+    def find(self, table: int, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """The slot of each id (n,), -1 where the row is not resident."""
+        return self._native.find(table, ids)
+
+    def dirty_rows(
+        self,
+    ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """(table, row id, slot) of rows that the tier below does not hold as they are here."""
+        return self._native.dirty_rows()
+
+    def mark_clean(self) -> None:
+        """The dirty rows have been written back."""
+        self._native.mark_clean()
+
+    def renumber(self) -> None:
+        """Renumbers the window's positions; happens by itself before they run out."""
+        self._native.renumber()
+
+    def counts(self, record_bytes: int) -> list[Counts]:
+        """Per table, in the order given at construction."""
+        out = []
+        for lookups, unique, misses, evicted, written_back, overflow in self._native.counts():
+            out.append(
+                Counts(
+                    lookups=lookups,
+                    unique=unique,
+                    misses=misses,
+                    hits=unique - misses,
+                    staged=misses,
+                    evicted=evicted,
+                    written_back=written_back,
+                    overflow=overflow,
+                    bytes_in=misses * record_bytes,
+                    bytes_out=written_back * record_bytes,
+                )
+            )
+        return out
+
+    @property
+    def window_size(self) -> int:
+        return self._native.window_size
+
+    @property
+    def num_resident(self) -> int:
+        return self._native.num_resident
+
+    @property
+    def overhead_bytes(self) -> int:
+        return self._native.overhead_bytes
+
+    def _capacity_error(self, missing: int, slots: int) -> CapacityError:
+        names = ", ".join(repr(name) for name in self._names)
+        remedy = f"raise {self._tier.lower()}" + ("" if self._backed else " or add an ssd tier")
+        return CapacityError(
+            f"{self._tier} has {slots} slots for table {names} and {missing} rows of this batch "
+            f"found none; {remedy}"
+        )
+
+
+def plan_text(plan: StepPlan) -> str:
+    """The plan as text, one line per part; equal plans have equal texts."""
+
+    def row(table: int, key: int, slot: int) -> str:
+        return f"{table}:{key}@{slot}"
+
+    rows = [
+        row(t, k, s)
+        for t, k, s in zip(
+            plan.tables.tolist(), plan.keys.tolist(), plan.slots.tolist(), strict=True
+        )
+    ]
+    victims = [
+        row(t, k, s) + ("*" if dirty else "")
+        for t, k, s, dirty in zip(
+            plan.victim_tables.tolist(),
+            plan.victim_keys.tolist(),
+            plan.victim_slots.tolist(),
+            plan.victim_dirty.tolist(),
+            strict=True,
+        )
+    ]
+    return "\n".join(
+        [
+            f"plan {plan.number}",
+            "rows " + " ".join(rows),
+            "inverse " + " ".join(map(str, plan.inverse.tolist())),
+            "staged " + " ".join(rows[u] for u in plan.staged.tolist()),
+            "victims " + " ".join(victims),
+            f"overflow {plan.overflow}",
+        ]
+    )

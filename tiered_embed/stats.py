@@ -1,0 +1,66 @@
+"""Counters, as plain data.
+
+``stats()`` returns a :class:`Stats`; its numbers are running totals since the module was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+__all__ = ["Counts", "Stats", "TierStats"]
+
+
+@dataclass
+class Counts:
+    """What one tier, or one table in the topmost tier, has seen.
+
+    lookups: ids asked for. unique: unique rows, summed over batches. misses: unique rows that were
+    not resident when their batch was planned; hits = unique − misses. staged: rows brought in.
+    evicted: rows that lost their slot. written_back: dirty records handed to the tier below.
+    overflow: rows that took transient slots beyond the budget. bytes_in / bytes_out: record bytes
+    staged and written back. stall_s: seconds that a forward waited for rows.
+    """
+
+    lookups: int = 0
+    unique: int = 0
+    misses: int = 0
+    hits: int = 0
+    staged: int = 0
+    evicted: int = 0
+    written_back: int = 0
+    overflow: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    stall_s: float = 0.0
+
+    def add(self, other: Counts) -> None:
+        for f in fields(Counts):
+            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+
+
+@dataclass
+class TierStats(Counts):
+    """A tier's counts, and its memory.
+
+    budget_bytes: what the configuration gave it. slot_bytes: what its record slots take when all
+    are used. overhead_bytes: index, pins and plan buffers on top. resident: rows held now.
+    """
+
+    budget_bytes: int = 0
+    slot_bytes: int = 0
+    overhead_bytes: int = 0
+    resident: int = 0
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Totals of one module: ``steps`` backward passes, counts per tier and per table."""
+
+    steps: int
+    tiers: Mapping[str, TierStats] = field(default_factory=dict)
+    tables: Mapping[str, Counts] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,269 @@
+"""The directory around a store: who may use it, and what its records look like.
+
+::
+
+    path/LOCK          flock held for the life of a store; contains the holder's pid
+    path/layout.json   the record layout, written once; its presence commits the creation
+    path/meta.json     small facts of the caller's, replaced as a whole (optional)
+    path/db/           the backend's files
+    path/import.tmp/   scratch of a bulk import, swept on open
+    path/CREATING      exists while the store is being created
+
+Knows nothing of any backend. JSON files carry the SHA-256 of their content. Not thread-safe, except
+that ``write_meta`` may run beside anything but another ``write_meta``.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import ConfigError, CorruptionError, StoreError
+
+__all__ = ["Mode", "StoreDirectory", "os_errors", "read_meta", "sync_path", "write_meta"]
+
+Mode = Literal["create", "read_write", "read_only"]
+
+FORMAT_VERSION = 1
+_LAYOUT = "layout.json"
+_META = "meta.json"
+
+
+@contextlib.contextmanager
+def os_errors(what: str) -> Iterator[None]:
+    """The one place where an OSError becomes a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{what}: {error}") from error
+
+
+def sync_path(path: Path) -> None:
+    """fsync a file or a directory."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _digest(content: Any) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace the file atomically and durably."""
+    try:
+        text = json.dumps({"content": content, "sha256": _digest(content)}, indent=1)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path.name}: only JSON values can be stored: {error}") from error
+    temporary = path.with_name(path.name + ".tmp")
+    with os_errors(f"cannot write '{path}'"):
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_path(path.parent)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with os_errors(f"cannot read '{path}'"):
+        raw = path.read_bytes()
+    try:
+        document = json.loads(raw)
+        content = document["content"]
+        intact = isinstance(content, dict) and _digest(content) == document["sha256"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptionError(
+            f"'{path}' is not readable JSON ({error}); restore the store from a checkpoint"
+        ) from error
+    if not intact:
+        raise CorruptionError(
+            f"'{path}' does not match its SHA-256; restore the store from a checkpoint"
+        )
+    return dict(content)
+
+
+def read_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The mapping last written with ``write_meta``; empty if there is none."""
+    file = Path(path) / _META
+    return _read_json(file) if file.exists() else {}
+
+
+def write_meta(path: str | os.PathLike[str], meta: Mapping[str, Any]) -> None:
+    """Replace ``path/meta.json`` atomically and durably by the JSON values of ``meta``."""
+    _write_json(Path(path) / _META, meta)
+
+
+def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    absent = "(absent)"
+    return [
+        f"{field}: stored {stored.get(field, absent)!r}, wanted {wanted.get(field, absent)!r}"
+        for field in sorted({*stored, *wanted})
+        if stored.get(field, absent) != wanted.get(field, absent)
+    ]
+
+
+class StoreDirectory:
+    """A locked store directory; ``release`` unlocks it."""
+
+    def __init__(self, path: str | os.PathLike[str], mode: Mode) -> None:
+        self.path = Path(path).absolute()
+        self.mode = mode
+        self._lock_fd: int | None = None
+        if mode == "create":
+            with os_errors(f"cannot create the store directory '{self.path}'"):
+                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self.path.chmod(0o700)
+        elif not self.exists(self.path):
+            raise StoreError(
+                f"there is no store in '{self.path}' (no {_LAYOUT}); open it with mode='create'"
+            )
+        self._lock()
+        try:
+            self._sweep()
+        except BaseException:
+            self.release()
+            raise
+
+    @staticmethod
+    def exists(path: str | os.PathLike[str]) -> bool:
+        """Whether a store was created there."""
+        try:
+            return (Path(path) / _LAYOUT).exists()
+        except OSError:  # below a file, or no permission: creating it will say which
+            return False
+
+    @staticmethod
+    def recorded_backend(path: str | os.PathLike[str]) -> str:
+        """The backend that created the store."""
+        return str(_read_json(Path(path) / _LAYOUT).get("backend"))
+
+    @staticmethod
+    def recorded_layout(path: str | os.PathLike[str]) -> dict[str, Any]:
+        """The layout that the store was created with; empty where there is no store."""
+        if not StoreDirectory.exists(path):
+            return {}
+        return dict(_read_json(Path(path) / _LAYOUT).get("layout") or {})
+
+    @property
+    def db_path(self) -> Path:
+        return self.path / "db"
+
+    @property
+    def scratch_path(self) -> Path:
+        return self.path / "import.tmp"
+
+    def _lock(self) -> None:
+        lock_path = self.path / "LOCK"
+        shared = self.mode == "read_only"
+        with os_errors(f"cannot open '{lock_path}'"):
+            fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError as error:
+            pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(fd)
+            raise StoreError(
+                f"store '{self.path}' is already open, by pid {pid}; close it there first"
+            ) from error
+        self._lock_fd = fd
+        with os_errors(f"cannot write '{lock_path}'"):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+
+    def _sweep(self) -> None:
+        if self.mode == "read_only":
+            return
+        creating = self.path / "CREATING"
+        with os_errors(f"cannot prepare '{self.path}'"):
+            shutil.rmtree(self.scratch_path, ignore_errors=True)
+            if self.mode == "read_write":
+                creating.unlink(missing_ok=True)
+                return
+            if self.exists(self.path):
+                raise StoreError(
+                    f"'{self.path}' already holds a store; open it with mode='read_write'"
+                )
+            if creating.exists():  # a creation that was killed; nothing in it was acknowledged
+                shutil.rmtree(self.db_path, ignore_errors=True)
+            elif self.db_path.exists() and any(self.db_path.iterdir()):
+                raise StoreError(
+                    f"'{self.db_path}' has files but '{self.path / _LAYOUT}' is missing; "
+                    "choose another directory, or restore the file"
+                )
+            creating.touch()
+            self.db_path.mkdir(mode=0o700, exist_ok=True)
+            sync_path(self.path)
+
+    def commit_layout(self, backend: str, record_bytes: int, layout: Mapping[str, Any]) -> None:
+        """Write the layout of a new store: from here on it exists."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            "backend": backend,
+            "record_bytes": record_bytes,
+            "layout": dict(layout),
+        }
+        _write_json(self.path / _LAYOUT, content)
+        with os_errors(f"cannot finish the creation of '{self.path}'"):
+            (self.path / "CREATING").unlink(missing_ok=True)
+            sync_path(self.path.parent)
+
+    def check_layout(self, backend: str, record_bytes: int, layout: Mapping[str, Any]) -> None:
+        """Raise ConfigError unless an existing store was created with these."""
+        stored = _read_json(self.path / _LAYOUT)
+        version = stored.get("format_version")
+        if version != FORMAT_VERSION:
+            raise StoreError(
+                f"store '{self.path}' has format {version}, this version of tiered_embed reads "
+                f"{FORMAT_VERSION}; use the version that wrote it"
+            )
+        stored_layout = stored.get("layout")
+        if not isinstance(stored_layout, dict):
+            raise CorruptionError(f"'{self.path / _LAYOUT}' has no layout")
+        # Through JSON, as the stored one: a tuple equals the list that it became.
+        wanted_layout = json.loads(json.dumps(dict(layout)))
+        fields = ("backend", "record_bytes")
+        wanted = {"backend": backend, "record_bytes": record_bytes}
+        differences = _differences({f: stored.get(f) for f in fields}, wanted)
+        differences += _differences(stored_layout, wanted_layout)
+        if differences:
+            raise ConfigError(
+                f"store '{self.path}' has another record layout ({'; '.join(differences)}); "
+                "open it with the stored values, or choose another directory"
+            )
+
+    def copy_description(self, target: Path) -> None:
+        """Describe a copy of the store in ``target``; its layout, written last, commits it."""
+        meta = read_meta(self.path)
+        if meta:
+            write_meta(target, meta)
+        _write_json(target / _LAYOUT, _read_json(self.path / _LAYOUT))
+
+    def abandon_creation(self) -> None:
+        """Undo a creation that failed before ``commit_layout``."""
+        shutil.rmtree(self.db_path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.path / "CREATING").unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Unlock; a second call does nothing."""
+        if self._lock_fd is None:
+            return
+        fd, self._lock_fd = self._lock_fd, None
+        # A child forked just now shares the lock: closing our descriptor alone would leave it held.
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        os.close(fd)
+
+    def forget_after_fork(self) -> None:
+        """In a forked child: leave the lock to the parent alone, so that it dies with it."""
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None

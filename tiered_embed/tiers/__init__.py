@@ -1,0 +1,7 @@
+"""Record arrays of the tiers. A tier holds bytes and copies them; it decides nothing."""
+
+from .ddr import DdrTier
+from .layout import PoolLayout
+from .ssd import SsdTier
+
+__all__ = ["DdrTier", "PoolLayout", "SsdTier"]
