@@ -36,8 +36,15 @@ uint32_t Planner::oldest_live_position() const {
   return planned_.empty() ? window_base() : planned_.front().base;
 }
 
+// Makes room for `n` positions more, so that take_position need not look.
+void Planner::reserve_positions(int64_t n) {
+  if (uint64_t{next_position_} + static_cast<uint64_t>(n) >= kLastPosition) renumber_locked();
+  while (next_position_ - oldest_live_position() + static_cast<uint64_t>(n) >= chain_.size()) {
+    grow_chain();
+  }
+}
+
 uint32_t Planner::take_position() {
-  if (next_position_ - oldest_live_position() >= chain_.size() - 1) grow_chain();
   const uint32_t position = next_position_++;
   chain_[position & (chain_.size() - 1)] = 0;
   return position;
@@ -95,26 +102,48 @@ void Planner::push(const std::vector<Segment>& segments) {
 void Planner::push_locked(const std::vector<Segment>& segments) {
   int64_t total = 0;
   for (const Segment& s : segments) total += s.num_ids;
-  if (uint64_t{next_position_} + static_cast<uint64_t>(total) >= kLastPosition) renumber_locked();
+  reserve_positions(total);
   Batch batch;
   batch.base = next_position_;
   batch.inverse.resize(static_cast<size_t>(total));
+  batch.handles.resize(static_cast<size_t>(total));
+  batch.tables.resize(static_cast<size_t>(total));
+  batch.occurrences.resize(static_cast<size_t>(total));
   batch.lookups.resize(counts_.size());
+  batch.unique.resize(counts_.size());
   // The batch is part of the window while its ids are noted, so that its first position counts.
   window_.push_back(std::move(batch));
   Batch* b = &window_.back();
   int32_t* inverse = b->inverse.data();
   for (const Segment& s : segments) {
-    b->lookups[static_cast<size_t>(s.table)] += s.num_ids;
+    const int32_t before = b->num_unique;
     if (options_.tables[static_cast<size_t>(s.table)].first_slot >= 0) {
       dedupe_whole(s, b, inverse);
     } else {
       dedupe_cached(s, b, inverse);
     }
     inverse += s.num_ids;
+    b->lookups[s.table] += s.num_ids;
+    b->unique[s.table] += b->num_unique - before;
   }
-  b->handles.shrink_to_fit();
-  b->tables.shrink_to_fit();
+  b->trim();
+}
+
+void Planner::Batch::trim() {
+  const size_t n = static_cast<size_t>(num_unique);
+  handles.resize(n);
+  handles.shrink_to_fit();
+  tables.resize(n);
+  tables.shrink_to_fit();
+  occurrences.resize(n);
+  occurrences.shrink_to_fit();
+}
+
+void Planner::prefetch_row(const std::vector<RowHandle>& handles, size_t u) const {
+  constexpr size_t kAhead = 16;
+  if (u + kAhead < handles.size() && !(handles[u + kAhead] & kWhole)) {
+    __builtin_prefetch(&rows_[handles[u + kAhead]], 1);
+  }
 }
 
 void Planner::dedupe_whole(const Segment& segment, Batch* batch, int32_t* inverse) {
@@ -128,10 +157,11 @@ void Planner::dedupe_whole(const Segment& segment, Batch* batch, int32_t* invers
     if (mark < base) {
       mark = take_position();
       marks[id] = mark;
-      batch->handles.push_back(kWhole | (first + static_cast<uint32_t>(id)));
-      batch->tables.push_back(static_cast<uint16_t>(segment.table));
+      batch->handles[batch->num_unique] = kWhole | (first + static_cast<uint32_t>(id));
+      batch->tables[batch->num_unique++] = static_cast<uint16_t>(segment.table);
     }
     inverse[i] = static_cast<int32_t>(mark - base);
+    ++batch->occurrences[mark - base];
   }
 }
 
@@ -139,33 +169,41 @@ void Planner::dedupe_cached(const Segment& segment, Batch* batch, int32_t* inver
   const uint32_t base = batch->base;
   const uint32_t table = static_cast<uint32_t>(segment.table);
   const int64_t plan_number = next_plan_ + static_cast<int64_t>(window_.size()) - 1;
-  uint32_t hashes[2 * kBlock];
+  // Two cache misses an id, index and row: each is fetched a block ahead of its use.
+  uint32_t hashes[4 * kBlock];
   const auto hash_block = [&](int64_t begin) {
     const int64_t end = std::min(segment.num_ids, begin + kBlock);
     for (int64_t i = begin; i < end; ++i) {
       const uint32_t h = RowTable::hash(table, segment.ids[i]);
-      hashes[i % (2 * kBlock)] = h;
+      hashes[i % (4 * kBlock)] = h;
       rows_.prefetch_index(h);
     }
   };
-  hash_block(0);
-  for (int64_t begin = 0; begin < segment.num_ids; begin += kBlock) {
+  const auto fetch_block = [&](int64_t begin) {
     const int64_t end = std::min(segment.num_ids, begin + kBlock);
-    hash_block(begin + kBlock);
-    for (int64_t i = begin; i < end; ++i) rows_.prefetch_row(hashes[i % (2 * kBlock)]);
+    for (int64_t i = begin; i < end; ++i) rows_.prefetch_row(hashes[i % (4 * kBlock)]);
+  };
+  hash_block(0);
+  hash_block(kBlock);
+  fetch_block(0);
+  for (int64_t begin = 0; begin < segment.num_ids; begin += kBlock) {
+    hash_block(begin + 2 * kBlock);
+    fetch_block(begin + kBlock);
+    const int64_t end = std::min(segment.num_ids, begin + kBlock);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t id = segment.ids[i];
-      const uint32_t h = hashes[i % (2 * kBlock)];
+      const uint32_t h = hashes[i % (4 * kBlock)];
       RowHandle r = rows_.find(h, table, id);
       if (r == kNoRow) r = rows_.insert(h, table, id);
       uint32_t mark = rows_[r].mark;
       if (mark < base) {
         note_use(r, plan_number);
         mark = rows_[r].mark;
-        batch->handles.push_back(r);
-        batch->tables.push_back(static_cast<uint16_t>(table));
+        batch->handles[batch->num_unique] = r;
+        batch->tables[batch->num_unique++] = static_cast<uint16_t>(table);
       }
       inverse[i] = static_cast<int32_t>(mark - base);
+      ++batch->occurrences[mark - base];
     }
   }
 }
@@ -205,6 +243,7 @@ void Planner::cancel_locked() {
 // Appends a batch that `cancel` dropped; its rows keep their order, so `inverse` still holds.
 void Planner::push_again(Batch batch, const std::vector<int64_t>& keys) {
   const int64_t plan_number = next_plan_ + static_cast<int64_t>(window_.size());
+  reserve_positions(static_cast<int64_t>(keys.size()));
   batch.base = next_position_;
   window_.push_back(std::move(batch));
   Batch& b = window_.back();
@@ -266,28 +305,28 @@ int64_t Planner::key_of(RowHandle handle, uint16_t table) const {
 std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
   if (window_.empty()) throw std::logic_error("plan: the window is empty");
 
-  // What the batch misses, before anything changes.
-  const auto resident = [this](RowHandle r) {
-    return (r & kWhole) ? (whole_flags_[r & ~kWhole] & kResident) != 0 : rows_[r].slot >= 0;
-  };
   auto plan = std::make_shared<StepPlan>();
-  int64_t cached_misses = 0;
-  for (size_t u = 0; u < window_.front().handles.size(); ++u) {
-    const RowHandle r = window_.front().handles[u];
-    if (resident(r)) continue;
-    plan->staged.push_back(static_cast<int32_t>(u));
-    if (!(r & kWhole)) ++cached_misses;
-  }
-
   Batch batch = std::move(window_.front());
   window_.pop_front();
   const int64_t number = next_plan_++;
   plan->number = number;
   const size_t num_unique = batch.handles.size();
+  int64_t cached_misses = 0;
 
   // Pin what is resident first, so that no row of this batch passes through the policy.
-  for (RowHandle r : batch.handles) {
-    if (!(r & kWhole) && rows_[r].slot >= 0) pin(r);
+  for (size_t u = 0; u < num_unique; ++u) {
+    const RowHandle r = batch.handles[u];
+    prefetch_row(batch.handles, u);
+    if (r & kWhole) {
+      if (whole_flags_[r & ~kWhole] & kResident) continue;
+    } else {
+      if (rows_[r].slot >= 0) {
+        pin(r);
+        continue;
+      }
+      ++cached_misses;
+    }
+    plan->staged.push_back(static_cast<int32_t>(u));
   }
   // Released plans older than `depth` let go; one that is held back keeps only its own rows.
   for (auto it = planned_.begin(); it != planned_.end() && it->number < number - depth;) {
@@ -349,27 +388,28 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
 
   plan->keys.resize(num_unique);
   plan->slots.resize(num_unique);
+  plan->group_start.resize(num_unique + 1);
+  plan->group_start[0] = 0;
   for (size_t u = 0; u < num_unique; ++u) {
     const RowHandle r = batch.handles[u];
+    prefetch_row(batch.handles, u);
     plan->keys[u] = key_of(r, batch.tables[u]);
     plan->slots[u] = (r & kWhole) ? static_cast<int32_t>(r & ~kWhole) : rows_[r].slot;
-    ++counts_[batch.tables[u]].unique;
+    plan->group_start[u + 1] = plan->group_start[u] + batch.occurrences[u];
+    // From here on: where the row's next occurrence goes.
+    batch.occurrences[u] = plan->group_start[u];
   }
   for (int32_t u : plan->staged) ++counts_[batch.tables[u]].misses;
-  for (size_t t = 0; t < counts_.size(); ++t) counts_[t].lookups += batch.lookups[t];
+  for (size_t t = 0; t < counts_.size(); ++t) {
+    counts_[t].lookups += batch.lookups[t];
+    counts_[t].unique += batch.unique[t];
+  }
 
   // Group occurrences by row: counting sort, stable, so batch order holds within a row.
   const size_t num_ids = batch.inverse.size();
-  plan->group_start.assign(num_unique + 1, 0);
-  int32_t* start = plan->group_start.data();
-  for (int32_t u : batch.inverse) ++start[u + 1];
-  for (size_t u = 0; u < num_unique; ++u) start[u + 1] += start[u];
   plan->group.resize(num_ids);
-  {
-    std::vector<int32_t> cursor(plan->group_start.begin(), plan->group_start.end() - 1);
-    for (size_t i = 0; i < num_ids; ++i) {
-      plan->group[cursor[batch.inverse[i]]++] = static_cast<int32_t>(i);
-    }
+  for (size_t i = 0; i < num_ids; ++i) {
+    plan->group[batch.occurrences[batch.inverse[i]]++] = static_cast<int32_t>(i);
   }
   plan->inverse = std::move(batch.inverse);
   plan->tables = std::move(batch.tables);
@@ -396,7 +436,9 @@ void Planner::evict(RowHandle r, StepPlan* plan) {
 
 void Planner::settle(Planned* planned) {
   if (!planned->updated || planned->settled) return;
-  for (RowHandle r : planned->handles) {
+  for (size_t u = 0; u < planned->handles.size(); ++u) {
+    const RowHandle r = planned->handles[u];
+    prefetch_row(planned->handles, u);
     if (r & kWhole) {
       whole_flags_[r & ~kWhole] |= kDirty;
     } else {
@@ -411,6 +453,7 @@ void Planner::unpin(Planned* planned, StepPlan* plan) {
   const uint32_t base = window_base();
   for (size_t u = 0; u < planned->handles.size(); ++u) {
     const RowHandle r = planned->handles[u];
+    prefetch_row(planned->handles, u);
     if (r & kWhole) continue;
     Row& row = rows_[r];
     if (row.pins == 1 && row.slot >= options_.whole_slots + options_.cached_slots) {
@@ -535,7 +578,8 @@ int64_t Planner::overhead_bytes() const {
   size_t bytes = rows_.bytes() + chain_.size() * 4 + whole_marks_.bytes() + whole_flags_.bytes();
   bytes += (free_slots_.capacity() + free_overflow_.capacity()) * 4;
   for (const Batch& b : window_) {
-    bytes += b.handles.capacity() * 4 + b.tables.capacity() * 2 + b.inverse.capacity() * 4;
+    bytes += (b.handles.capacity() + b.occurrences.capacity() + b.inverse.capacity()) * 4 +
+             b.tables.capacity() * 2;
   }
   for (const Planned& p : planned_) bytes += p.handles.capacity() * 4;
   return static_cast<int64_t>(bytes);

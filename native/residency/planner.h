@@ -111,7 +111,12 @@ class Planner {
     std::vector<RowHandle> handles;   // (U)
     std::vector<uint16_t> tables;     // (U)
     std::vector<int32_t> inverse;     // (N)
+    std::vector<int32_t> occurrences; // (U)
     std::vector<int64_t> lookups;     // per table
+    std::vector<int64_t> unique;      // per table
+    int32_t num_unique = 0;
+
+    void trim();  // to num_unique rows, once all are known
   };
   struct Planned {
     int64_t number;
@@ -129,8 +134,10 @@ class Planner {
   void push_again(Batch batch, const std::vector<int64_t>& keys);
   void dedupe_whole(const Segment& segment, Batch* batch, int32_t* inverse);
   void dedupe_cached(const Segment& segment, Batch* batch, int32_t* inverse);
+  void prefetch_row(const std::vector<RowHandle>& handles, size_t u) const;
   void note_use(RowHandle r, int64_t plan_number);
   uint32_t take_position();
+  void reserve_positions(int64_t n);
   void grow_chain();
   uint32_t window_base() const { return window_.empty() ? next_position_ : window_.front().base; }
   uint32_t oldest_live_position() const;

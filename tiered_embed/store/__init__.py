@@ -25,6 +25,7 @@ __all__ = [
     "RowStore",
     "StoreOptions",
     "decode_rows",
+    "default_backend",
     "encode_keys",
     "open_store",
     "read_meta",
@@ -49,9 +50,12 @@ def _notice_fallback() -> None:
     )
 
 
-def _choose_backend(path: str | os.PathLike[str]) -> str:
-    if StoreDirectory.exists(path):
-        return StoreDirectory.recorded_backend(path)
+def default_backend() -> str:
+    """The backend that ``"auto"`` gives a new store here.
+
+    Raises:
+        StoreError: this installation has none.
+    """
     if rocksdb.available():
         return "rocksdb"
     if not rocksdb_py.available():
@@ -59,6 +63,12 @@ def _choose_backend(path: str | os.PathLike[str]) -> str:
             "no store backend: build with librocksdb-dev installed, or pip install rocksdb-py"
         )
     return "rocksdb_py"
+
+
+def _choose_backend(path: str | os.PathLike[str]) -> str:
+    if StoreDirectory.exists(path):
+        return StoreDirectory.recorded_backend(path)
+    return default_backend()
 
 
 def _parse_options(options: Mapping[str, Any]) -> StoreOptions:

@@ -1,0 +1,51 @@
+# Two commands for a newcomer: `make demo` and `make test`. Everything they need they set up
+# themselves, once, in .venv; both reuse it afterwards.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+NATIVE := $(shell find native -type f) CMakeLists.txt pyproject.toml
+
+.PHONY: help setup demo test test-long check format bench clean
+
+help:
+	@echo "make demo       train a DLRM through DDR and RocksDB, with a live picture"
+	@echo "make test       the whole test suite (under 5 minutes on two cores)"
+	@echo "make test-long  the full equality matrix and other long runs"
+	@echo "make check      formatting, lint, types"
+	@echo "make format     rewrite files as 'make check' wants them"
+	@echo "make bench      benchmarks/training.py, full size (disk: 40 GB, about 20 minutes)"
+
+setup: $(READY)
+
+# librocksdb-dev is wanted, not needed: without it the SSD tier is the rocksdb-py wheel.
+$(READY): $(NATIVE)
+	@tools/setup.sh "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m tiered_embed.examples.demo --out demo_out
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not gpu"
+
+test-long: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	find native -name '*.h' -o -name '*.cc' -o -name '*.inc' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	find native -name '*.h' -o -name '*.cc' -o -name '*.inc' | xargs $(BIN)/clang-format -i
+
+bench: $(READY)
+	$(BIN)/python benchmarks/training.py all --json benchmarks/results/training.json
+
+clean:
+	rm -rf $(VENV) build demo_out
