@@ -19,6 +19,7 @@ from .errors import ConfigError
 __all__ = ["Mode", "TableConfig", "Tiers", "parse_bytes", "table_hash"]
 
 Mode = Literal["sum", "mean"]
+StoreKind = Literal["auto", "rocksdb", "rocksdb_py", "memory"]
 MODES: tuple[Mode, ...] = ("sum", "mean")
 
 _UNITS = {"": 1, "b": 1}
@@ -74,7 +75,7 @@ class Tiers:
     hbm: int | None
     ddr: int | None
     ssd: Path | None
-    store: str
+    store: StoreKind
     direct_io: bool
 
     def __init__(
@@ -83,7 +84,7 @@ class Tiers:
         ddr: int | str | None = None,
         ssd: str | os.PathLike[str] | None = None,
         *,
-        store: str = "auto",
+        store: StoreKind = "auto",
         direct_io: bool = False,
     ) -> None:
         if store not in ("auto", "rocksdb", "rocksdb_py", "memory"):

@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
-
 from .errors import CapacityError, ClosedError, TieredEmbedError
 from .residency import Planner, Segment, StepPlan
 from .tiers import DdrTier, SsdTier
@@ -291,9 +290,10 @@ class Pipeline:
                 self._write = self._writing.submit(ssd.write, tables, rows, records)
             except RuntimeError:
                 ssd.write(tables, rows, records)
-        if len(plan.staged) == 0:
+        staged = plan.staged
+        if len(staged) == 0:
             return
-        slots, tables, rows = (a[plan.staged] for a in (plan.slots, plan.tables, plan.keys))
+        slots, tables, rows = plan.slots[staged], plan.tables[staged], plan.keys[staged]
         if self.ssd is None:
             self.ddr.initialise(slots, tables, rows)
             return

@@ -20,7 +20,7 @@ from .modules.collection import TieredEmbeddingBagCollection, is_keyed_jagged
 __all__ = ["Prefetch", "prefetch"]
 
 B = TypeVar("B")
-IdsOf = Callable[[B], Mapping[TieredModule, Any]]
+IdsOf = Callable[[B], Mapping[nn.Module, Any]]
 
 
 class Prefetch(Generic[B]):
@@ -30,11 +30,7 @@ class Prefetch(Generic[B]):
         self._loader = loader
         self._ids = ids or _find_ids(model)
         self._lookahead = max(
-            (
-                m._runtime.options.lookahead
-                for m in model.modules()
-                if isinstance(m, TieredModule)
-            ),
+            (m._runtime.options.lookahead for m in model.modules() if isinstance(m, TieredModule)),
             default=0,
         )
 
@@ -77,7 +73,11 @@ class Prefetch(Generic[B]):
 
     def _push(self, batch: B, streams: list[TieredModule]) -> list[TieredModule]:
         # Everything is checked before anything is staged.
-        prepared = [(module, module.prepare(value)) for module, value in self._ids(batch).items()]
+        prepared = []
+        for module, value in self._ids(batch).items():
+            if not isinstance(module, TieredModule):
+                raise ConfigError(f"ids= names a {type(module).__name__}; name tiered modules")
+            prepared.append((module, module.prepare(value)))
         for module, _ in prepared:
             if module not in streams:
                 module._runtime.open_stream()
@@ -96,7 +96,7 @@ def _find_ids(model: nn.Module) -> IdsOf[Any]:
         )
     collection = collections[0]
 
-    def ids(batch: Any) -> Mapping[TieredModule, Any]:
+    def ids(batch: Any) -> Mapping[nn.Module, Any]:
         if is_keyed_jagged(batch):
             return {collection: batch}
         found = [v for v in getattr(batch, "__dict__", {}).values() if is_keyed_jagged(v)]
@@ -109,9 +109,7 @@ def _find_ids(model: nn.Module) -> IdsOf[Any]:
     return ids
 
 
-def prefetch(
-    loader: Iterable[B], model: nn.Module, ids: IdsOf[B] | None = None
-) -> Prefetch[B]:
+def prefetch(loader: Iterable[B], model: nn.Module, ids: IdsOf[B] | None = None) -> Prefetch[B]:
     """Yields the loader's batches while their rows are staged ahead.
 
     Args:

@@ -21,8 +21,8 @@ using Floats = Array1<const float>;
 
 // How occurrences make bags and where their rows lie in `out`; fixed per module, except the batch.
 struct BagLayout {
-  std::vector<uint8_t> mean;      // (F)
-  std::vector<int64_t> columns;   // (F)
+  std::vector<uint8_t> mean;     // (F)
+  std::vector<int64_t> columns;  // (F)
   int64_t row_stride = 0;
 };
 
@@ -62,9 +62,7 @@ void check_rows(size_t slots, size_t rows) {
   if (slots != rows) throw std::invalid_argument("slots and rows differ in number");
 }
 
-Records records_of(RecordArray& a) {
-  return {a.weights(), a.state(), a.dim(), a.state_floats()};
-}
+Records records_of(RecordArray& a) { return {a.weights(), a.state(), a.dim(), a.state_floats()}; }
 
 }  // namespace
 
@@ -80,28 +78,30 @@ void bind_records(nb::module_& m) {
              a.gather(slots.data(), static_cast<int64_t>(slots.size()), records.data(),
                       num_threads);
            })
-      .def("scatter",
-           [](RecordArray& a, Slots slots, Array2<const uint8_t> records,
-              std::optional<Array1<const bool>> keep, int num_threads) {
-             check_rows(slots.size(), records.shape(0));
-             nb::gil_scoped_release nogil;
-             a.scatter(slots.data(), static_cast<int64_t>(slots.size()), records.data(),
-                       keep ? keep->data() : nullptr, num_threads);
-           },
-           nb::arg("slots"), nb::arg("records"), nb::arg("keep").none(), nb::arg("num_threads"))
-      .def("initialise",
-           [](RecordArray& a, Slots slots, Array1<const uint32_t> tables,
-              Array1<const int64_t> rows, std::optional<Array1<const bool>> skip, uint64_t seed,
-              float lo, float scale, int num_threads) {
-             check_rows(slots.size(), rows.size());
-             check_rows(slots.size(), tables.size());
-             nb::gil_scoped_release nogil;
-             a.initialise(slots.data(), static_cast<int64_t>(slots.size()), tables.data(),
-                          rows.data(), skip ? skip->data() : nullptr, {seed, lo, scale},
-                          num_threads);
-           },
-           nb::arg("slots"), nb::arg("tables"), nb::arg("rows"), nb::arg("skip").none(),
-           nb::arg("seed"), nb::arg("lo"), nb::arg("scale"), nb::arg("num_threads"));
+      .def(
+          "scatter",
+          [](RecordArray& a, Slots slots, Array2<const uint8_t> records,
+             std::optional<Array1<const bool>> keep, int num_threads) {
+            check_rows(slots.size(), records.shape(0));
+            nb::gil_scoped_release nogil;
+            a.scatter(slots.data(), static_cast<int64_t>(slots.size()), records.data(),
+                      keep ? keep->data() : nullptr, num_threads);
+          },
+          nb::arg("slots"), nb::arg("records"), nb::arg("keep").none(), nb::arg("num_threads"))
+      .def(
+          "initialise",
+          [](RecordArray& a, Slots slots, Array1<const uint32_t> tables, Array1<const int64_t> rows,
+             std::optional<Array1<const bool>> skip, uint64_t seed, float lo, float scale,
+             int num_threads) {
+            check_rows(slots.size(), rows.size());
+            check_rows(slots.size(), tables.size());
+            nb::gil_scoped_release nogil;
+            a.initialise(slots.data(), static_cast<int64_t>(slots.size()), tables.data(),
+                         rows.data(), skip ? skip->data() : nullptr, {seed, lo, scale},
+                         num_threads);
+          },
+          nb::arg("slots"), nb::arg("tables"), nb::arg("rows"), nb::arg("skip").none(),
+          nb::arg("seed"), nb::arg("lo"), nb::arg("scale"), nb::arg("num_threads"));
 
   m.def("initial_weights", [](Array1<const uint32_t> tables, Array1<const int64_t> rows,
                               uint64_t seed, float lo, float scale, Array2<float> out) {
@@ -129,9 +129,9 @@ void bind_records(nb::module_& m) {
 
   m.def(
       "lookup",
-      [](RecordArray& a, const StepPlan& plan, const BagLayout& layout,
-         Offsets offsets, std::optional<Floats> sample_weights,
-         int64_t bags_per_feature, Array2<float> out, int num_threads) {
+      [](RecordArray& a, const StepPlan& plan, const BagLayout& layout, Offsets offsets,
+         std::optional<Floats> sample_weights, int64_t bags_per_feature, Array2<float> out,
+         int num_threads) {
         const Bags bags = bags_of(plan, layout, offsets, sample_weights, bags_per_feature);
         nb::gil_scoped_release nogil;
         lookup(records_of(a), bags, out.data(), num_threads);
@@ -161,10 +161,9 @@ void bind_records(nb::module_& m) {
 
   m.def(
       "update",
-      [](RecordArray& a, const StepPlan& plan, const BagLayout& layout,
-         Offsets offsets, std::optional<Floats> sample_weights,
-         int64_t bags_per_feature, Array2<const float> grad, int kind,
-         const std::vector<float>& hyper, int num_threads) {
+      [](RecordArray& a, const StepPlan& plan, const BagLayout& layout, Offsets offsets,
+         std::optional<Floats> sample_weights, int64_t bags_per_feature, Array2<const float> grad,
+         int kind, const std::vector<float>& hyper, int num_threads) {
         const Bags bags = bags_of(plan, layout, offsets, sample_weights, bags_per_feature);
         Hyper h{};
         h.kind = static_cast<OptimizerKind>(kind);
@@ -183,9 +182,8 @@ void bind_records(nb::module_& m) {
 
   m.def(
       "sample_weight_gradient",
-      [](RecordArray& a, const StepPlan& plan, const BagLayout& layout,
-         Offsets offsets, int64_t bags_per_feature,
-         Array2<const float> grad, Array1<float> out, int num_threads) {
+      [](RecordArray& a, const StepPlan& plan, const BagLayout& layout, Offsets offsets,
+         int64_t bags_per_feature, Array2<const float> grad, Array1<float> out, int num_threads) {
         const Bags bags = bags_of(plan, layout, offsets, std::nullopt, bags_per_feature);
         check_rows(out.size(), static_cast<size_t>(bags.num_ids));
         nb::gil_scoped_release nogil;

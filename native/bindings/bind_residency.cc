@@ -23,7 +23,7 @@ std::vector<Segment> segments_of(const nb::list& list) {
 }
 
 template <typename Field>
-auto array_of(Field StepPlan::*field) {
+auto array_of(Field StepPlan::* field) {
   return [field](nb::handle_t<StepPlan> self) {
     return view(nb::cast<const StepPlan&>(self).*field, self);
   };

@@ -43,8 +43,7 @@ RecordArray::RecordArray(int64_t num_slots, int64_t dim, int64_t state_floats)
       weights_(static_cast<size_t>(num_slots * dim)),
       state_(static_cast<size_t>(num_slots * state_floats)) {}
 
-void RecordArray::gather(const int32_t* slots, int64_t n, uint8_t* records,
-                         int num_threads) const {
+void RecordArray::gather(const int32_t* slots, int64_t n, uint8_t* records, int num_threads) const {
   const size_t weight_bytes = static_cast<size_t>(dim_) * 4;
   const size_t state_bytes = static_cast<size_t>(state_floats_) * 4;
   for_rows(n, num_threads, [&](int64_t i) {
@@ -56,8 +55,8 @@ void RecordArray::gather(const int32_t* slots, int64_t n, uint8_t* records,
   });
 }
 
-void RecordArray::scatter(const int32_t* slots, int64_t n, const uint8_t* records,
-                          const bool* keep, int num_threads) {
+void RecordArray::scatter(const int32_t* slots, int64_t n, const uint8_t* records, const bool* keep,
+                          int num_threads) {
   const size_t weight_bytes = static_cast<size_t>(dim_) * 4;
   const size_t state_bytes = static_cast<size_t>(state_floats_) * 4;
   for_rows(n, num_threads, [&](int64_t i) {

@@ -1,4 +1,5 @@
-// What one instruction set's copy of the kernels offers. All calls are single-threaded over a range.
+// What one instruction set's copy of the kernels offers. All calls are single-threaded over a
+// range.
 #pragma once
 
 #include "kernels/kernels.h"

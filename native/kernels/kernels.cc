@@ -49,8 +49,8 @@ const KernelTable& kernels() { return *chosen().load()->table; }
 // Gradient rows as the update reads them: where each occurrence's row starts, in floats from
 // `base`. Bags of mean features are divided by their length once, into rows of their own.
 struct GradientRows {
-  std::unique_ptr<int64_t[]> bag_of;   // (N)
-  std::unique_ptr<float[]> divided;    // rows of mean features
+  std::unique_ptr<int64_t[]> bag_of;  // (N)
+  std::unique_ptr<float[]> divided;   // rows of mean features
   const float* base = nullptr;
 };
 
@@ -60,8 +60,8 @@ GradientRows gradient_rows(const Records& records, const Bags& bags, const float
   GradientRows out;
   out.base = grad;
   out.bag_of.reset(new int64_t[static_cast<size_t>(std::max<int64_t>(bags.num_ids, 1))]);
-  const bool any_mean = std::any_of(bags.mean, bags.mean + bags.num_features,
-                                    [](uint8_t m) { return m != 0; });
+  const bool any_mean =
+      std::any_of(bags.mean, bags.mean + bags.num_features, [](uint8_t m) { return m != 0; });
   const int64_t num_bags = bags.num_features * bags.bags_per_feature;
   const int64_t dim = records.dim;
   if (any_mean) {

@@ -13,16 +13,16 @@ namespace te {
 
 // The step: which slot every occurrence reads, and how occurrences make bags.
 struct Bags {
-  const int32_t* slots;           // (U)
-  const int32_t* inverse;         // (N)
-  const int64_t* offsets;         // (F * B + 1), or nullptr: one bag per occurrence
-  const float* sample_weights;    // (N), or nullptr
-  int64_t num_ids;                // N
-  int64_t num_features;           // F
-  int64_t bags_per_feature;       // B
-  const uint8_t* mean;            // (F) 1: divide by the bag's length
-  const int64_t* columns;         // (F) first column of each feature in a row of `out` / `grad`
-  int64_t row_stride;             // floats from one row of `out` / `grad` to the next
+  const int32_t* slots;         // (U)
+  const int32_t* inverse;       // (N)
+  const int64_t* offsets;       // (F * B + 1), or nullptr: one bag per occurrence
+  const float* sample_weights;  // (N), or nullptr
+  int64_t num_ids;              // N
+  int64_t num_features;         // F
+  int64_t bags_per_feature;     // B
+  const uint8_t* mean;          // (F) 1: divide by the bag's length
+  const int64_t* columns;       // (F) first column of each feature in a row of `out` / `grad`
+  int64_t row_stride;           // floats from one row of `out` / `grad` to the next
 };
 
 struct Records {

@@ -75,9 +75,9 @@ class Lookahead final : public EvictionPolicy {
 
   RowTable* rows_;
   std::unique_ptr<EvictionPolicy> base_;
-  int64_t first_plan_ = 0;        // plan number of buckets_.front()
-  std::deque<RowList> buckets_;   // by plan number
-  std::vector<RowList> spare_;    // empty lists to use again
+  int64_t first_plan_ = 0;       // plan number of buckets_.front()
+  std::deque<RowList> buckets_;  // by plan number
+  std::vector<RowList> spare_;   // empty lists to use again
 };
 
 }  // namespace

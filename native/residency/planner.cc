@@ -86,9 +86,8 @@ int64_t Planner::next_use_after(uint32_t position, uint32_t mark) const {
   while (position != 0 && position < base) position = chain_[position & (chain_.size() - 1)];
   // The chain ends early when a cancelled window lay in between; the last use is a safe answer.
   if (position == 0) position = mark;
-  const auto after =
-      std::upper_bound(window_.begin(), window_.end(), position,
-                       [](uint32_t p, const Batch& b) { return p < b.base; });
+  const auto after = std::upper_bound(window_.begin(), window_.end(), position,
+                                      [](uint32_t p, const Batch& b) { return p < b.base; });
   return next_plan_ + (after - window_.begin()) - 1;
 }
 

@@ -30,9 +30,9 @@ struct TableShape {
 
 struct PlannerOptions {
   std::vector<TableShape> tables;
-  int64_t whole_slots = 0;    // slots of whole tables, [0, whole_slots)
-  int64_t cached_slots = 0;   // slots that the other tables share
-  int64_t overflow_slots = 0; // transient slots behind those
+  int64_t whole_slots = 0;     // slots of whole tables, [0, whole_slots)
+  int64_t cached_slots = 0;    // slots that the other tables share
+  int64_t overflow_slots = 0;  // transient slots behind those
   std::string policy = "lookahead";
   bool backed = true;  // a tier below takes evicted rows
 };
@@ -107,13 +107,13 @@ class Planner {
   static constexpr uint32_t kWhole = 0x80000000u;  // handle bit: slot of a whole table
 
   struct Batch {
-    uint32_t base = 0;                // position of its first unique row
-    std::vector<RowHandle> handles;   // (U)
-    std::vector<uint16_t> tables;     // (U)
-    std::vector<int32_t> inverse;     // (N)
-    std::vector<int32_t> occurrences; // (U)
-    std::vector<int64_t> lookups;     // per table
-    std::vector<int64_t> unique;      // per table
+    uint32_t base = 0;                 // position of its first unique row
+    std::vector<RowHandle> handles;    // (U)
+    std::vector<uint16_t> tables;      // (U)
+    std::vector<int32_t> inverse;      // (N)
+    std::vector<int32_t> occurrences;  // (U)
+    std::vector<int64_t> lookups;      // per table
+    std::vector<int64_t> unique;       // per table
     int32_t num_unique = 0;
 
     void trim();  // to num_unique rows, once all are known

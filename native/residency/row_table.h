@@ -31,9 +31,7 @@ struct Row {
   RowHandle prev;          // the policy's list
   RowHandle next;
 
-  int64_t id() const {
-    return static_cast<int64_t>((uint64_t{id_high} << 32) | uint64_t{id_low});
-  }
+  int64_t id() const { return static_cast<int64_t>((uint64_t{id_high} << 32) | uint64_t{id_low}); }
 };
 static_assert(sizeof(Row) == 28, "the DDR overhead budget counts on it");
 
@@ -173,7 +171,8 @@ class RowTable {
 
   size_t next_size() const {
     const size_t larger = num_entries_ + num_entries_ / 2;
-    return num_entries_ < comfortable_entries_ ? std::min(larger, comfortable_entries_ + 1) : larger;
+    return num_entries_ < comfortable_entries_ ? std::min(larger, comfortable_entries_ + 1)
+                                               : larger;
   }
 
   void grow(size_t num_entries) {

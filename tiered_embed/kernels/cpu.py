@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from .. import _native
 from ..optim import SGD, Adagrad, Adam, Optimizer, RowWiseAdagrad
-from ..tiers import DdrTier
 
 __all__ = ["Bags", "CpuKernel"]
 
@@ -38,12 +37,18 @@ class Bags:
 class CpuKernel:
     """Kernels of one pool. ``layout`` says where each feature's columns lie in the output."""
 
-    def __init__(self, tier: DdrTier, optimizer: Optimizer, layout: _native.BagLayout) -> None:
-        self._records = tier.records
+    def __init__(
+        self,
+        records: _native.RecordArray,
+        optimizer: Optimizer,
+        layout: _native.BagLayout,
+        num_threads: int,
+    ) -> None:
+        self._records = records
         self._optimizer = optimizer
         self._kind = _KINDS[type(optimizer)]
         self._layout = layout
-        self._num_threads = tier.num_threads
+        self._num_threads = num_threads
 
     def lookup(self, plan: _native.StepPlan, bags: Bags, out: F32) -> None:
         """Writes the pooled rows into this pool's columns of ``out`` (B, total columns)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,12 @@ from torch import nn
 from ..config import TableConfig
 from ..errors import ConfigError
 from ..stats import Stats
-from .runtime import Batch, Runtime, RuntimeOptions
+from .options import RuntimeOptions
+from .runtime import Batch, Runtime
 
 __all__ = ["TieredModule"]
+
+M = TypeVar("M", bound="TieredModule")
 
 
 def _ids(ids: object) -> npt.NDArray[np.int64]:
@@ -114,7 +117,9 @@ class TieredModule(nn.Module):
 
         def arrays() -> Iterable[Any]:
             for ids, weights, *rest in chunks:
-                state = {k: _floats(f"state {k!r}", v) for k, v in rest[0].items()} if rest else None
+                state = (
+                    {k: _floats(f"state {k!r}", v) for k, v in rest[0].items()} if rest else None
+                )
                 yield _ids(ids), _floats("weights", weights), state
 
         return runtime.import_rows(runtime.table_index(table), arrays())
@@ -135,7 +140,7 @@ class TieredModule(nn.Module):
         """Flushes, then lets go of files and threads; idempotent."""
         self._runtime.close()
 
-    def __enter__(self) -> TieredModule:
+    def __enter__(self: M) -> M:
         return self
 
     def __exit__(

@@ -13,7 +13,8 @@ from ..init import Init, Uniform
 from ..optim import Optimizer
 from .base import TieredModule
 from .inputs import FeatureBatch, feature_batch
-from .runtime import Batch, RuntimeOptions
+from .options import RuntimeOptions
+from .runtime import Batch
 
 __all__ = ["TieredEmbeddingBagCollection", "is_keyed_jagged"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +51,7 @@ class Pool:
             layout.tables, slots, policy=policy, backed=tiers.ssd is not None, tier="DDR"
         )
         self.ddr = DdrTier(layout, slots.whole + slots.cached + slots.overflow, num_threads)
-        self.kernel = CpuKernel(self.ddr, layout.optimizer, bags)
+        self.kernel = CpuKernel(self.ddr.records, layout.optimizer, bags, num_threads)
         self.store: RowStore | None = None
         if tiers.ssd is not None:
             self.store = _open(layout, tiers, tiers.ssd)
@@ -95,9 +96,7 @@ class Pool:
             inverse.append(where.reshape(-1).astype(np.int32) + np.int32(start))
             start += len(unique)
         weights = np.concatenate(records).view(np.float32)[:, : self.layout.dim]
-        self.kernel.lookup_rows(
-            np.ascontiguousarray(weights), np.concatenate(inverse), bags, out
-        )
+        self.kernel.lookup_rows(np.ascontiguousarray(weights), np.concatenate(inverse), bags, out)
 
     def write(self, table: int, ids: I64, records: U8) -> None:
         """Materialises rows: ``ids`` (n,) without repeats, ``records`` (n, record_bytes)."""
@@ -166,9 +165,9 @@ def _open(layout: PoolLayout, tiers: Tiers, root: Path) -> RowStore:
     names = sorted(name for name, _ in layout.tables)
     _refuse_other_pools(root, names)
     identity = hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
-    options = {"direct_io": True} if tiers.direct_io else {}
+    options: dict[str, Any] = {"direct_io": True} if tiers.direct_io else {}
     return open_store(
-        tiers.store,  # type: ignore[arg-type]
+        tiers.store,
         root / f"pool-{identity}",
         layout.record_bytes,
         layout.describe(),

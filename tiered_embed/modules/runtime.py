@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import hashlib
-import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,79 +19,22 @@ import numpy.typing as npt
 import torch
 
 from .. import _native
-from ..config import TableConfig, Tiers
+from ..config import TableConfig
 from ..errors import ConfigError
-from ..init import Constant, Init, Uniform
 from ..kernels import Bags
-from ..optim import Optimizer
 from ..pipeline import Lease
 from ..residency import Segment, allocate
 from ..stats import Stats, TierStats
 from ..store import encode_keys
 from ..tiers import PoolLayout
-from .inputs import BOUNDS_CHECKS, FeatureBatch, check_ids
+from .inputs import FeatureBatch, check_ids
+from .options import RuntimeOptions
 from .pool import Pool
 
-__all__ = ["Batch", "Runtime", "RuntimeOptions"]
+__all__ = ["Batch", "Runtime"]
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class RuntimeOptions:
-    """What all modules take. See :class:`~tiered_embed.TieredEmbeddingBag` for the meanings."""
-
-    tiers: Tiers
-    optimizer: Optimizer
-    init: Init
-    seed: int = 0
-    dtype: torch.dtype = torch.float32
-    policy: str = "lookahead"
-    lookahead: int = 32
-    depth: int = 2
-    num_threads: int | None = None
-    bounds_check: str = "raise"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.tiers, Tiers):
-            raise ConfigError(f"tiers is {self.tiers!r}; pass te.Tiers(ddr=..., ssd=...)")
-        if self.tiers.hbm is not None:
-            raise ConfigError("this version computes on the CPU: leave hbm out of te.Tiers")
-        if self.tiers.ddr is None:
-            raise ConfigError("on the CPU the topmost tier is DDR: pass te.Tiers(ddr=...)")
-        if not isinstance(self.optimizer, Optimizer):
-            raise ConfigError(f"optimizer is {self.optimizer!r}; pass one of te.optim")
-        if not isinstance(self.init, (Uniform, Constant)):
-            raise ConfigError(f"init is {self.init!r}; pass te.init.Uniform or te.init.Constant")
-        if self.dtype != torch.float32:
-            raise ConfigError(f"dtype is {self.dtype}; rows are torch.float32")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ConfigError(f"seed is {self.seed!r}; it must be an integer")
-        if not 0 <= self.seed < 2**64:
-            raise ConfigError(f"seed is {self.seed}; it must be in [0, 2**64)")
-        for name, low in (("lookahead", 0), ("depth", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ConfigError(f"{name} is {value!r}; it must be an integer of at least {low}")
-        if self.depth > self.lookahead:
-            raise ConfigError(
-                f"depth is {self.depth} but lookahead is {self.lookahead}: only batches in the "
-                "window can be staged; raise lookahead or lower depth"
-            )
-        threads = self.num_threads
-        if threads is not None and (
-            isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
-        ):
-            raise ConfigError(f"num_threads is {threads!r}; it must be a positive integer or None")
-        if self.bounds_check not in BOUNDS_CHECKS:
-            raise ConfigError(
-                f"bounds_check is {self.bounds_check!r}; choose one of {', '.join(BOUNDS_CHECKS)}"
-            )
-
-    @property
-    def threads(self) -> int:
-        return self.num_threads or len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
@@ -136,7 +78,7 @@ class _Lookup(torch.autograd.Function):
     """Pools rows; its backward is the optimizer."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: torch.autograd.function.FunctionCtx,
         anchor: torch.Tensor,
         sample_weights: torch.Tensor | None,
@@ -146,8 +88,8 @@ class _Lookup(torch.autograd.Function):
         return step.runtime.lookup(step)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(  # type: ignore[override]
+    @torch.autograd.function.once_differentiable
+    def backward(
         ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         step: _Step = ctx.step  # type: ignore[attr-defined]
@@ -225,7 +167,10 @@ class Runtime:
                 mine = [f for f, (_, t) in enumerate(self.features) if t in members]
                 self._pool_features.append(mine)
                 bags = _native.BagLayout(
-                    [self._pooled and self.tables[self.features[f][1]].mode == "mean" for f in mine],
+                    [
+                        self._pooled and self.tables[self.features[f][1]].mode == "mean"
+                        for f in mine
+                    ],
                     [int(columns[f]) for f in mine],
                     self.num_columns,
                 )
@@ -268,9 +213,7 @@ class Runtime:
                     f"table {table.name!r}: per_sample_weights need mode='sum', not {table.mode!r}"
                 )
             ids.append(
-                check_ids(
-                    table.name, feature.ids, table.num_embeddings, self.options.bounds_check
-                )
+                check_ids(table.name, feature.ids, table.num_embeddings, self.options.bounds_check)
             )
         weights = _all_weights(given)
         flat = None if weights is None else weights.detach().contiguous().numpy()
@@ -290,7 +233,7 @@ class Runtime:
         if not (training and torch.is_grad_enabled()):
             return self._evaluate(batch)
         step = _Step(self, batch, self._acquire(batch))
-        return _Lookup.apply(self._anchor, batch.sample_weights, step)  # type: ignore[no-any-return]
+        return _Lookup.apply(self._anchor, batch.sample_weights, step)  # type: ignore[no-any-return,no-untyped-call]
 
     def lookup(self, step: _Step) -> torch.Tensor:
         out = torch.empty(step.batch.rows, self.num_columns)

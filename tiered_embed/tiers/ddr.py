@@ -45,7 +45,7 @@ class DdrTier:
         records: npt.NDArray[np.uint8],
         keep: npt.NDArray[np.bool_] | None = None,
     ) -> None:
-        """Writes ``records`` (n, record_bytes) into ``slots`` (n,), where ``keep`` (n,) if given."""
+        """Writes ``records`` (n, record_bytes) into ``slots`` (n,), only where ``keep`` (n,)."""
         self.records.scatter(slots, records, keep, self.num_threads)
 
     def initialise(

@@ -1,0 +1,36 @@
+"""What a user may rely on, pinned."""
+
+import tiered_embed as te
+
+
+def test_public_names() -> None:
+    assert sorted(te.__all__) == [
+        "CapacityError",
+        "ClosedError",
+        "ConfigError",
+        "CorruptionError",
+        "IdRangeError",
+        "Stats",
+        "StoreError",
+        "TableConfig",
+        "TieredEmbedError",
+        "TieredEmbedding",
+        "TieredEmbeddingBag",
+        "TieredEmbeddingBagCollection",
+        "Tiers",
+        "errors",
+        "init",
+        "optim",
+        "prefetch",
+    ]
+    for name in te.__all__:
+        assert getattr(te, name) is not None
+
+
+def test_exception_tree() -> None:
+    assert issubclass(te.ConfigError, ValueError)
+    assert issubclass(te.IdRangeError, IndexError)
+    assert issubclass(te.CorruptionError, te.StoreError)
+    for error in (te.ConfigError, te.IdRangeError, te.CapacityError, te.StoreError, te.ClosedError):
+        assert issubclass(error, te.TieredEmbedError)
+        assert error.__doc__
