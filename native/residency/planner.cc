@@ -140,8 +140,12 @@ void Planner::Batch::trim() {
 
 void Planner::prefetch_row(const std::vector<RowHandle>& handles, size_t u) const {
   constexpr size_t kAhead = 16;
-  if (u + kAhead < handles.size() && !(handles[u + kAhead] & kWhole)) {
-    __builtin_prefetch(&rows_[handles[u + kAhead]], 1);
+  if (u + kAhead >= handles.size()) return;
+  const RowHandle r = handles[u + kAhead];
+  if (r & kWhole) {
+    __builtin_prefetch(&whole_flags_[r & ~kWhole], 1);
+  } else {
+    __builtin_prefetch(&rows_[r], 1);
   }
 }
 

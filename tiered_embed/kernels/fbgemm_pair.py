@@ -1,0 +1,39 @@
+"""Torch and FBGEMM come in pairs: an FBGEMM wheel is built against one torch release."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import torch
+
+from ..errors import ConfigError
+
+__all__ = ["require_fbgemm"]
+
+# torch release -> the FBGEMM release built against it, as tested with this package.
+PAIRS = {"2.13": "1.8", "2.11": "1.6"}
+WHEELS = ("fbgemm-gpu-cpu", "fbgemm-gpu")
+
+
+def require_fbgemm() -> str:
+    """Checks that FBGEMM is installed and fits torch; returns its version.
+
+    Raises:
+        ConfigError: no FBGEMM, or a pair that was not tested together.
+    """
+    release = ".".join(torch.__version__.split(".")[:2])
+    wanted = PAIRS.get(release)
+    for wheel in WHEELS:
+        try:
+            version = metadata.version(wheel)
+        except metadata.PackageNotFoundError:
+            continue
+        if wanted is None or not version.startswith(wanted + "."):
+            pairs = ", ".join(f"torch {t} with {wheel} {f}" for t, f in PAIRS.items())
+            raise ConfigError(
+                f"torch {torch.__version__} and {wheel} {version} do not fit; tested pairs: {pairs}"
+            )
+        return version
+    raise ConfigError(
+        "FBGEMM is not installed; pip install 'tiered_embed[cpu]' or 'tiered_embed[cuda]'"
+    )
