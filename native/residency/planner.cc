@@ -11,6 +11,21 @@ constexpr uint8_t kDirty = 2;
 constexpr uint32_t kLastPosition = 0xF0000000u;
 constexpr int64_t kBlock = 32;  // ids whose cache misses overlap
 
+// Groups occurrences by row: a counting sort, stable, so that batch order holds within a row.
+void group_by_row(const std::vector<int32_t>& inverse, StepPlan* plan) {
+  const size_t num_unique = plan->keys.size();
+  // Counts at u + 2 become starts at u + 1, and those the cursors that end as the next row's start.
+  plan->group_start.assign(num_unique + 2, 0);
+  int32_t* start = plan->group_start.data();
+  for (int32_t u : inverse) ++start[u + 2];
+  for (size_t u = 2; u < num_unique + 2; ++u) start[u] += start[u - 1];
+  plan->group.resize(inverse.size());
+  for (size_t i = 0; i < inverse.size(); ++i) {
+    plan->group[start[inverse[i] + 1]++] = static_cast<int32_t>(i);
+  }
+  plan->group_start.pop_back();
+}
+
 std::unique_ptr<EvictionPolicy> make_policy(const std::string& name, RowTable* rows) {
   if (name == "lru") return make_lru(rows);
   if (name == "lookahead") return make_lookahead(rows, make_lru(rows));
@@ -106,8 +121,7 @@ void Planner::push_locked(const std::vector<Segment>& segments) {
   batch.base = next_position_;
   batch.inverse.resize(static_cast<size_t>(total));
   batch.handles.resize(static_cast<size_t>(total));
-  batch.tables.resize(static_cast<size_t>(total));
-  batch.occurrences.resize(static_cast<size_t>(total));
+  if (counts_.size() > 1) batch.tables.resize(static_cast<size_t>(total));
   batch.lookups.resize(counts_.size());
   batch.unique.resize(counts_.size());
   // The batch is part of the window while its ids are noted, so that its first position counts.
@@ -132,10 +146,9 @@ void Planner::Batch::trim() {
   const size_t n = static_cast<size_t>(num_unique);
   handles.resize(n);
   handles.shrink_to_fit();
+  if (tables.empty()) return;
   tables.resize(n);
   tables.shrink_to_fit();
-  occurrences.resize(n);
-  occurrences.shrink_to_fit();
 }
 
 void Planner::prefetch_row(const std::vector<RowHandle>& handles, size_t u) const {
@@ -160,11 +173,9 @@ void Planner::dedupe_whole(const Segment& segment, Batch* batch, int32_t* invers
     if (mark < base) {
       mark = take_position();
       marks[id] = mark;
-      batch->handles[batch->num_unique] = kWhole | (first + static_cast<uint32_t>(id));
-      batch->tables[batch->num_unique++] = static_cast<uint16_t>(segment.table);
+      batch->add(kWhole | (first + static_cast<uint32_t>(id)), segment.table);
     }
     inverse[i] = static_cast<int32_t>(mark - base);
-    ++batch->occurrences[mark - base];
   }
 }
 
@@ -202,11 +213,9 @@ void Planner::dedupe_cached(const Segment& segment, Batch* batch, int32_t* inver
       if (mark < base) {
         note_use(r, plan_number);
         mark = rows_[r].mark;
-        batch->handles[batch->num_unique] = r;
-        batch->tables[batch->num_unique++] = static_cast<uint16_t>(table);
+        batch->add(r, segment.table);
       }
       inverse[i] = static_cast<int32_t>(mark - base);
-      ++batch->occurrences[mark - base];
     }
   }
 }
@@ -255,9 +264,9 @@ void Planner::push_again(Batch batch, const std::vector<int64_t>& keys) {
       whole_marks_[b.handles[u] & ~kWhole] = take_position();
       continue;
     }
-    const uint32_t h = RowTable::hash(b.tables[u], keys[u]);
-    RowHandle r = rows_.find(h, b.tables[u], keys[u]);
-    if (r == kNoRow) r = rows_.insert(h, b.tables[u], keys[u]);
+    const uint32_t h = RowTable::hash(b.table(u), keys[u]);
+    RowHandle r = rows_.find(h, b.table(u), keys[u]);
+    if (r == kNoRow) r = rows_.insert(h, b.table(u), keys[u]);
     b.handles[u] = r;
     note_use(r, plan_number);
   }
@@ -270,7 +279,7 @@ std::shared_ptr<StepPlan> Planner::plan_now(const std::vector<Segment>& segments
   for (const Batch& b : window_) {
     keys.emplace_back();
     for (size_t u = 0; u < b.handles.size(); ++u) {
-      keys.back().push_back(key_of(b.handles[u], b.tables[u]));
+      keys.back().push_back(key_of(b.handles[u], b.table(u)));
     }
   }
   if (!window_.empty()) {
@@ -383,7 +392,7 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
         slot = static_cast<int32_t>(fresh_overflow_++);
       }
       ++plan->overflow;
-      ++counts_[batch.tables[u]].overflow;
+      ++counts_[batch.table(static_cast<size_t>(u))].overflow;
     }
     rows_[r].slot = slot;
     rows_[r].pins = 1;
@@ -391,31 +400,22 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
 
   plan->keys.resize(num_unique);
   plan->slots.resize(num_unique);
-  plan->group_start.resize(num_unique + 1);
-  plan->group_start[0] = 0;
   for (size_t u = 0; u < num_unique; ++u) {
     const RowHandle r = batch.handles[u];
     prefetch_row(batch.handles, u);
-    plan->keys[u] = key_of(r, batch.tables[u]);
+    plan->keys[u] = key_of(r, batch.table(u));
     plan->slots[u] = (r & kWhole) ? static_cast<int32_t>(r & ~kWhole) : rows_[r].slot;
-    plan->group_start[u + 1] = plan->group_start[u] + batch.occurrences[u];
-    // From here on: where the row's next occurrence goes.
-    batch.occurrences[u] = plan->group_start[u];
   }
-  for (int32_t u : plan->staged) ++counts_[batch.tables[u]].misses;
+  for (int32_t u : plan->staged) ++counts_[batch.table(static_cast<size_t>(u))].misses;
   for (size_t t = 0; t < counts_.size(); ++t) {
     counts_[t].lookups += batch.lookups[t];
     counts_[t].unique += batch.unique[t];
   }
 
-  // Group occurrences by row: counting sort, stable, so batch order holds within a row.
-  const size_t num_ids = batch.inverse.size();
-  plan->group.resize(num_ids);
-  for (size_t i = 0; i < num_ids; ++i) {
-    plan->group[batch.occurrences[batch.inverse[i]]++] = static_cast<int32_t>(i);
-  }
+  group_by_row(batch.inverse, plan.get());
   plan->inverse = std::move(batch.inverse);
   plan->tables = std::move(batch.tables);
+  plan->tables.resize(num_unique);  // of a pool of one table: all zero
   planned_.push_back({number, batch.base, std::move(batch.handles)});
   return plan;
 }
@@ -581,8 +581,7 @@ int64_t Planner::overhead_bytes() const {
   size_t bytes = rows_.bytes() + chain_.size() * 4 + whole_marks_.bytes() + whole_flags_.bytes();
   bytes += (free_slots_.capacity() + free_overflow_.capacity()) * 4;
   for (const Batch& b : window_) {
-    bytes += (b.handles.capacity() + b.occurrences.capacity() + b.inverse.capacity()) * 4 +
-             b.tables.capacity() * 2;
+    bytes += (b.handles.capacity() + b.inverse.capacity()) * 4 + b.tables.capacity() * 2;
   }
   for (const Planned& p : planned_) bytes += p.handles.capacity() * 4;
   return static_cast<int64_t>(bytes);

@@ -107,15 +107,20 @@ class Planner {
   static constexpr uint32_t kWhole = 0x80000000u;  // handle bit: slot of a whole table
 
   struct Batch {
-    uint32_t base = 0;                 // position of its first unique row
-    std::vector<RowHandle> handles;    // (U)
-    std::vector<uint16_t> tables;      // (U)
-    std::vector<int32_t> inverse;      // (N)
-    std::vector<int32_t> occurrences;  // (U)
-    std::vector<int64_t> lookups;      // per table
-    std::vector<int64_t> unique;       // per table
+    uint32_t base = 0;               // position of its first unique row
+    std::vector<RowHandle> handles;  // (U)
+    std::vector<uint16_t> tables;    // (U)
+    std::vector<int32_t> inverse;    // (N)
+    std::vector<int64_t> lookups;    // per table
+    std::vector<int64_t> unique;     // per table
     int32_t num_unique = 0;
 
+    void add(RowHandle row, int32_t table) {
+      handles[static_cast<size_t>(num_unique)] = row;
+      if (!tables.empty()) tables[static_cast<size_t>(num_unique)] = static_cast<uint16_t>(table);
+      ++num_unique;
+    }
+    uint16_t table(size_t u) const { return tables.empty() ? uint16_t{0} : tables[u]; }
     void trim();  // to num_unique rows, once all are known
   };
   struct Planned {

@@ -37,7 +37,7 @@ static_assert(sizeof(Row) == 28, "the DDR overhead budget counts on it");
 
 class RowTable {
  public:
-  // `expected_rows` only shapes how the index grows: it stops at that many before doubling on.
+  // `expected_rows` only shapes how the index grows.
   explicit RowTable(size_t expected_rows) : comfortable_entries_(expected_rows * 21 / 16) {
     grow(1024);
   }
@@ -69,7 +69,7 @@ class RowTable {
 
   // Adds a row that is not there. REQUIRES: find(h, table, id) == kNoRow.
   RowHandle insert(uint32_t h, uint32_t table, int64_t id) {
-    if ((num_keys_ + 1) * 5 > num_entries_ * 4) grow(next_size());
+    if ((num_keys_ + 1) * 20 > num_entries_ * 17) grow(next_size());
     const RowHandle r = allocate();
     Row& row = rows_[r];
     row.id_low = static_cast<uint32_t>(static_cast<uint64_t>(id));
@@ -169,10 +169,10 @@ class RowTable {
     return i;
   }
 
+  // In large steps up to the expected size, in small ones beyond it: there memory counts.
   size_t next_size() const {
-    const size_t larger = num_entries_ + num_entries_ / 2;
-    return num_entries_ < comfortable_entries_ ? std::min(larger, comfortable_entries_ + 1)
-                                               : larger;
+    if (num_entries_ >= comfortable_entries_) return num_entries_ + num_entries_ / 8;
+    return std::min(num_entries_ + num_entries_ / 2, comfortable_entries_ + 1);
   }
 
   void grow(size_t num_entries) {
