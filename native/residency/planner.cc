@@ -223,12 +223,12 @@ void Planner::dedupe_cached(const Segment& segment, Batch* batch, int32_t* inver
 // Row `r` gets the next position as a use by plan `plan_number`.
 void Planner::note_use(RowHandle r, int64_t plan_number) {
   const uint32_t position = take_position();
-  Row& row = rows_[r];
-  if (row.mark != 0 && row.mark >= oldest_live_position()) {
-    chain_[row.mark & (chain_.size() - 1)] = position;
+  const uint32_t before = rows_[r].mark;
+  if (before != 0 && before >= oldest_live_position()) {
+    chain_[before & (chain_.size() - 1)] = position;
   }
-  if (row.listed && row.mark < window_base()) policy_->reschedule(r, plan_number);
-  row.mark = position;
+  rows_[r].mark = position;
+  if (rows_[r].listed && before < window_base()) policy_->reschedule(r, plan_number);
 }
 
 void Planner::cancel() {
@@ -483,9 +483,9 @@ void Planner::drop_pin(RowHandle r, int64_t next_use) {
   Row& row = rows_[r];
   row.pins = (row.pins - 1u) & kMaxPins;
   if (row.pins != 0 || (!options_.backed && row.dirty)) return;
-  policy_->insert(r, next_use);
   row.listed = 1;
   ++num_listed_;
+  policy_->insert(r, next_use);
 }
 
 int64_t Planner::num_free_overflow() const {

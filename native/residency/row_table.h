@@ -2,7 +2,8 @@
 //
 // A row is named by a 32-bit handle that stays valid until `erase`. Lookups go through an
 // open-addressing index of (handle, fingerprint) pairs, 8 bytes each; the rows themselves are 28
-// bytes. Not thread-safe: the planner holds its lock.
+// bytes. A Row& is good until the next `insert` or `allocate_sentinel` (a policy may call it): the
+// rows may move. Not thread-safe: the planner holds its lock.
 #pragma once
 
 #include <algorithm>
