@@ -14,6 +14,7 @@ Bools = npt.NDArray[np.bool_]
 Segments = list[tuple[int, I64]]
 
 class NoCapacity(RuntimeError): ...
+class TooManyHeld(RuntimeError): ...
 
 class StepPlan:
     number: int

@@ -5,18 +5,20 @@ The only module with threads. Two executors serve a pool: *staging* runs jobs on
 records to the store meanwhile. Jobs never wait for the trainer: the trainer's calls post them when
 they may run, so that a stop needs no wake-up. Decisions depend on the order of those calls alone.
 
-A prefetched plan *t* is posted when the window is full behind it and batch *t − depth − 1* was
-released. When the trainer asks for it earlier (two forwards before one backward), it is posted all
-the same: the planner keeps the slots of unreleased batches pinned.
+A prefetched plan *t* is posted when ``lookahead`` batches behind it are known and batch
+*t − depth − 1* was released; the planner's window then holds exactly those batches. When the
+trainer asks for it earlier (two forwards before one backward), it is posted all the same: the
+planner keeps the slots of unreleased batches pinned.
 
-Threading: the public methods belong to one thread at a time, the trainer's. ``Lease.release`` may
-come from any (a garbage collector runs where it likes).
+Threading: every public method belongs to one thread at a time, the trainer's, except
+:meth:`Lease.drop`, which a garbage collector may call anywhere: it only leaves a note that the
+trainer's next call reads.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -34,26 +36,31 @@ _log = logging.getLogger("tiered_embed")
 
 
 class Lease:
-    """A planned batch whose rows are in their slots, pinned until :meth:`release`."""
+    """A planned batch whose rows are in their slots, pinned until released or dropped."""
 
-    def __init__(self, pipeline: Pipeline, plan: StepPlan, streamed: bool) -> None:
+    def __init__(self, pipeline: Pipeline, plan: StepPlan) -> None:
         self.plan = plan
-        self.streamed = streamed
         self._pipeline = pipeline
-        self._released = False
+        self._open = True
 
     def release(self, *, updated: bool) -> None:
         """Drops the pins, once; ``updated`` says that the rows were changed."""
-        if self._released:
-            return
-        self._released = True
-        self._pipeline._release(self, updated)
+        if self._open:
+            self._open = False
+            self._pipeline._release(self, updated)
+
+    def drop(self) -> None:
+        """Releases unchanged rows from any thread, at the trainer's next call."""
+        if self._open:
+            self._open = False
+            self._pipeline._dropped.append(self)
 
 
 class _Streamed:
-    """A batch of the stream: waiting in the window, or posted for planning."""
+    """A batch of the stream: known, in the planner's window, or posted for planning."""
 
-    def __init__(self) -> None:
+    def __init__(self, segments: list[Segment]) -> None:
+        self.segments: list[Segment] | None = segments  # None once in the planner's window
         self.planned: Future[StepPlan] | None = None
 
 
@@ -89,62 +96,65 @@ class Pipeline:
         self.stall_s = 0.0
         self._staging = staging or ThreadPoolExecutor(1, "tiered_embed-staging")
         self._writing = writing or ThreadPoolExecutor(1, "tiered_embed-writing")
+        self._pid = os.getpid()
         self._closed = False
         self._warned_overflow = False
+        self._last: Future[object] | None = None  # newest posted job
 
-        self._lock = threading.RLock()  # never held while waiting for a job
-        self._window: deque[_Streamed] = deque()  # guarded by _lock: pushed, not taken
-        self._ended = False  # guarded by _lock
-        self._last: Future[object] | None = None  # guarded by _lock: newest posted job
-        self._posted = 0  # guarded by _lock: streamed plans posted
-        self._held: dict[int, Lease | None] = {}  # guarded by _lock: streamed, unreleased
+        # The stream, oldest batch first.
+        self._ahead: deque[_Streamed] = deque()  # not taken yet
+        self._ended = False
+        self._num_posted = 0  # plans
+        self._held: list[tuple[int, Lease]] = []  # (plan's number in the stream, taken lease)
+        self._num_taken = 0
 
-        # Written by the staging job that runs; `_failure` is read by all.
+        self._dropped: deque[Lease] = deque()  # any thread appends
+
+        # Written by the staging job that runs, read when none does.
         self._write: Future[None] | None = None
-        self._failure: BaseException | None = None
+        self._refused: CapacityError | None = None  # the stream's first plan without room
+        self._failure: BaseException | None = None  # fatal; read by all
 
     # --- the trainer's calls --------------------------------------------------------------------
 
     def push(self, segments: Sequence[Segment]) -> None:
-        """Enters a future batch into the window. Its ids lie inside their tables."""
+        """Makes a future batch known. Its ids lie inside their tables."""
         self.check()
-        # The loader may reuse its buffers before the job has run.
-        copied = [(table, ids.copy()) for table, ids in segments]
-        with self._lock:
-            self._window.append(_Streamed())
-            self._post(lambda: self.planner.push(copied))
-            self._advance()
+        # The loader may reuse its buffers before the batch enters the window.
+        self._ahead.append(_Streamed([(table, ids.copy()) for table, ids in segments]))
+        self._advance()
 
     def end(self) -> None:
         """No further batch will be pushed: what remains is planned with the window it has."""
-        with self._lock:
-            self._ended = True
-            self._advance()
+        self._ended = True
+        self._advance()
 
     def cancel(self) -> None:
         """Drops the stream: the window, and batches staged but never trained."""
-        with self._lock:
-            window, self._window = self._window, deque()
-            self._ended = False
+        ahead, self._ahead = self._ahead, deque()
+        self._settle_dropped()
         if self._last is not None:
-            self._last.exception()  # wait; a failure is in _failure too
-        if isinstance(self._failure, CapacityError):
-            self._failure = None  # its batch was refused as a whole
-        if self._failure is None and not self._closed:
-            for entry in window:
-                if entry.planned is not None and entry.planned.exception() is None:
-                    self._lease(entry.planned.result(), streamed=True).release(updated=False)
-            self._wait(self._post(self.planner.cancel))
-        with self._lock:
-            self._held.clear()
-            self._posted = 0
+            self._last.exception()  # wait; who cares gets it from the plan's own future
+        for entry in ahead:
+            if entry.planned is not None and entry.planned.exception() is None:
+                self.planner.release(entry.planned.result().number, updated=False)
+        self.planner.cancel()
+        self._ended = False
+        self._held.clear()
+        self._num_posted = self._num_taken = 0
+        self._refused = None
 
     def peek(self) -> StepPlan:
-        """Waits for the stream's oldest batch; its rows are in their slots on return."""
+        """Waits for the stream's oldest batch; its rows are in their slots on return.
+
+        Raises:
+            CapacityError: there is no room for it, and no tier below.
+        """
         self.check()
-        entry = self._window[0]
+        self._settle_dropped()
+        entry = self._ahead[0]
         if entry.planned is None:
-            self._post_plan(entry)
+            self._post_plan(0)
         assert entry.planned is not None
         plan = self._wait(entry.planned)
         self._notice_overflow(plan)
@@ -152,10 +162,11 @@ class Pipeline:
 
     def take(self) -> Lease:
         """The stream's oldest batch, as :meth:`peek`, to train on."""
-        plan = self.peek()
-        with self._lock:
-            self._window.popleft()
-        return self._lease(plan, streamed=True)
+        lease = Lease(self, self.peek())
+        self._ahead.popleft()
+        self._held.append((self._num_taken, lease))
+        self._num_taken += 1
+        return lease
 
     def stage(self, segments: Sequence[Segment]) -> Lease:
         """Plans and stages one batch at once, ahead of the stream.
@@ -163,61 +174,64 @@ class Pipeline:
         Raises:
             CapacityError: no room; nothing changed.
         """
-        self.quiesce()
-        start = time.perf_counter()
-        plan = self.planner.plan_now(segments)
-        try:
+        self.check()
+        self._settle_dropped()
+
+        def job() -> StepPlan:
+            plan = self.planner.plan_now(segments)
             self._execute(plan)
-        except BaseException as error:
-            self._failure = error
+            return plan
+
+        future = self._post(job)
+        try:
+            plan = self._wait(future)
+        except KeyboardInterrupt:
+            # The job goes on by itself; nobody will use what it stages.
+            future.add_done_callback(self._drop_unwanted)
             raise
-        self.stall_s += time.perf_counter() - start
         self._notice_overflow(plan)
-        return self._lease(plan, streamed=False)
+        return Lease(self, plan)
 
     def quiesce(self) -> None:
         """Returns when every posted job has run and every write has reached the store."""
         self.check()
-        if self._last is not None:
-            self._wait(self._last)
-        if self._write is not None:
-            self._write.result()
+        self._settle_dropped()
+        self._idle()
         self.check()
 
     def flush(self) -> None:
         """Writes every dirty record to the tier below."""
         self.quiesce()
-        if self.ssd is None:
-            return
-        tables, rows, slots = self.planner.dirty_rows()
-        block = max(1, (64 << 20) // self.ddr.layout.record_bytes)
-        for i in range(0, len(rows), block):
-            part = slice(i, i + block)
-            self.ssd.write(tables[part], rows[part], self.ddr.gather(slots[part]))
-        self.ssd.store.flush()
-        self.planner.mark_clean()
+        self._write_dirty()
 
     def close(self) -> None:
-        """Stops; idempotent. Rows that were not flushed are gone."""
+        """Flushes and stops; idempotent. Works inside a garbage collection: posts no job.
+
+        Raises:
+            StoreError: rows could not be written.
+        """
         if self._closed:
             return
+        self._closed = True
         try:
-            if self._failure is None:
+            if self._pid == os.getpid():
                 self.cancel()
+                self._idle()
+                # A failed read leaves what was trained before it in its slots.
+                self._write_dirty()
         finally:
-            self._closed = True
-            self._staging.shutdown(wait=True)
-            self._writing.shutdown(wait=True)
-
-    @property
-    def failed(self) -> bool:
-        """Whether a background job failed; nothing runs any more."""
-        return self._failure is not None
+            if self._pid == os.getpid():
+                self._staging.shutdown(wait=True)
+                self._writing.shutdown(wait=True)
 
     def check(self) -> None:
         """Raises what a background job ran into, or ClosedError."""
         if self._closed:
             raise ClosedError("the module was closed; make a new one to go on")
+        if self._pid != os.getpid():
+            raise ClosedError(
+                f"the module belongs to process {self._pid}; make a new one after a fork"
+            )
         failure = self._failure
         if failure is None:
             return
@@ -227,56 +241,76 @@ class Pipeline:
 
     # --- jobs -----------------------------------------------------------------------------------
 
-    def _post(self, job: Callable[[], T], *, brief: bool = False) -> Future[T]:
-        """Queues a job. A brief one runs here and now when nothing is queued before it."""
+    def _post(self, job: Callable[[], T]) -> Future[T]:
+        """Queues a job behind all others."""
+        try:
+            future = self._staging.submit(job)
+        except RuntimeError:
+            # The interpreter is shutting down and takes no more jobs.
+            future = self._run_here(job)
+        self._last = future  # type: ignore[assignment]
+        return future
 
-        def run() -> T:
-            if self._failure is not None:
-                raise TieredEmbedError("an earlier job failed") from self._failure
-            try:
-                return job()
-            except BaseException as error:
-                self._failure = error
-                raise
+    def _post_brief(self, job: Callable[[], T]) -> None:
+        """As :meth:`_post`, but at once when nothing is queued: cheaper than waking a thread."""
+        if self._last is None or self._last.done():
+            job()
+        else:
+            self._post(job)
 
-        with self._lock:
-            if brief and (self._last is None or self._last.done()):
-                future: Future[T] = Future()
-                future.set_result(run())
-                return future
-            try:
-                future = self._staging.submit(run)
-            except RuntimeError:
-                # The interpreter is shutting down and takes no more jobs: nothing else runs.
-                future = Future()
-                future.set_result(run())
-            self._last = future  # type: ignore[assignment]
-            return future
-
-    def _post_plan(self, entry: _Streamed) -> None:
-        def job() -> StepPlan:
-            plan = self.planner.plan(self.depth)
-            self._execute(plan)
-            return plan
-
-        with self._lock:
-            self._held[self._posted] = None
-            self._posted += 1
-        entry.planned = self._post(job)
+    def _run_here(self, job: Callable[[], T]) -> Future[T]:
+        if self._last is not None:
+            self._last.exception()
+        future: Future[T] = Future()
+        try:
+            future.set_result(job())
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
     def _advance(self) -> None:
         """Posts the plans that may run now."""
-        with self._lock:
-            waiting = [entry for entry in self._window if entry.planned is None]
-            for i, entry in enumerate(waiting):
-                seen_enough = self._ended or len(waiting) - 1 - i >= self.lookahead
-                oldest_held = next(iter(self._held), self._posted)
-                if not seen_enough or oldest_held < self._posted - self.depth:
-                    return
-                self._post_plan(entry)
+        first = self._num_posted - self._num_taken
+        for i in range(first, len(self._ahead)):
+            seen_enough = self._ended or len(self._ahead) - 1 - i >= self.lookahead
+            oldest_held = self._held[0][0] if self._held else self._num_taken
+            if not seen_enough or oldest_held < self._num_posted - self.depth:
+                return
+            self._post_plan(i)
+
+    def _post_plan(self, i: int) -> None:
+        """Posts the plan of the batch at ``i`` and the batches that its window lacks."""
+        for entry in list(self._ahead)[: i + 1 + self.lookahead]:
+            if entry.segments is not None:
+                self._post(lambda segments=entry.segments: self.planner.push(segments))  # type: ignore[misc]
+                entry.segments = None
+
+        def job() -> StepPlan:
+            if self._failure is not None:
+                raise TieredEmbedError("an earlier job failed") from self._failure
+            if self._refused is not None:
+                raise self._refused
+            try:
+                plan = self.planner.plan(self.depth)
+            except CapacityError as error:
+                self._refused = error
+                raise
+            self._execute(plan)
+            return plan
+
+        self._num_posted += 1
+        self._ahead[i].planned = self._post(job)
 
     def _execute(self, plan: StepPlan) -> None:
         """Moves the bytes that a plan names."""
+        try:
+            self._move(plan)
+        except BaseException as error:
+            # The planner believes what did not happen: no plan may follow.
+            self._failure = error
+            raise
+
+    def _move(self, plan: StepPlan) -> None:
         dirty = plan.victim_dirty.astype(bool)
         if self._write is not None:
             # Rows of this plan may still be on their way down.
@@ -288,7 +322,7 @@ class Pipeline:
             records = self.ddr.gather(plan.victim_slots[dirty])
             try:
                 self._write = self._writing.submit(ssd.write, tables, rows, records)
-            except RuntimeError:
+            except RuntimeError:  # as in _post
                 ssd.write(tables, rows, records)
         staged = plan.staged
         if len(staged) == 0:
@@ -302,26 +336,48 @@ class Pipeline:
         if not found.all():
             self.ddr.initialise(slots, tables, rows, found)
 
+    def _write_dirty(self) -> None:
+        if self.ssd is None:
+            return
+        tables, rows, slots = self.planner.dirty_rows()
+        block = max(1, (64 << 20) // self.ddr.layout.record_bytes)
+        for i in range(0, len(rows), block):
+            part = slice(i, i + block)
+            self.ssd.write(tables[part], rows[part], self.ddr.gather(slots[part]))
+        self.ssd.store.flush()
+        self.planner.mark_clean()
+
     # --- leases ---------------------------------------------------------------------------------
 
-    def _lease(self, plan: StepPlan, *, streamed: bool) -> Lease:
-        lease = Lease(self, plan, streamed)
-        if streamed:
-            with self._lock:
-                waiting = next(key for key, held in self._held.items() if held is None)
-                self._held[waiting] = lease
-        return lease
-
     def _release(self, lease: Lease, updated: bool) -> None:
-        if self._closed or self._failure is not None:
+        if self._closed or self._pid != os.getpid():
             return
         number = lease.plan.number
-        with self._lock:
-            self._post(lambda: self.planner.release(number, updated=updated), brief=True)
-            if lease.streamed:
-                for key in [k for k, held in self._held.items() if held is lease]:
-                    del self._held[key]
-                self._advance()
+        self._post_brief(lambda: self.planner.release(number, updated=updated))
+        self._held = [(n, held) for n, held in self._held if held is not lease]
+        self._advance()
+
+    def _settle_dropped(self) -> None:
+        while self._dropped:
+            self._release(self._dropped.popleft(), updated=False)
+
+    def _drop_unwanted(self, future: Future[StepPlan]) -> None:
+        if future.exception() is None:
+            Lease(self, future.result()).drop()
+
+    def _idle(self) -> None:
+        """Waits for every job and write."""
+        if self._last is not None:
+            start = time.perf_counter()
+            self._last.exception()
+            self.stall_s += time.perf_counter() - start
+        write, self._write = self._write, None
+        if write is not None:
+            try:
+                write.result()
+            except BaseException as error:
+                self._failure = error
+                raise
 
     def _wait(self, future: Future[T]) -> T:
         start = time.perf_counter()

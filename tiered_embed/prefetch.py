@@ -29,10 +29,9 @@ class Prefetch(Generic[B]):
     def __init__(self, loader: Iterable[B], model: nn.Module, ids: IdsOf[B] | None) -> None:
         self._loader = loader
         self._ids = ids or _find_ids(model)
-        self._lookahead = max(
-            (m._runtime.options.lookahead for m in model.modules() if isinstance(m, TieredModule)),
-            default=0,
-        )
+        options = [m._runtime.options for m in model.modules() if isinstance(m, TieredModule)]
+        # While batch t trains, t + depth is staged with `lookahead` batches known behind it.
+        self._ahead = max((o.lookahead + o.depth for o in options), default=0)
 
     def __len__(self) -> int:
         return len(self._loader)  # type: ignore[arg-type]
@@ -45,7 +44,7 @@ class Prefetch(Generic[B]):
         ended = False
         try:
             while True:
-                while not ended and len(pending) <= self._lookahead:
+                while not ended and len(pending) <= self._ahead:
                     try:
                         batch = next(source)
                         pending.append((batch, self._push(batch, streams)))
@@ -113,7 +112,7 @@ def prefetch(loader: Iterable[B], model: nn.Module, ids: IdsOf[B] | None = None)
     """Yields the loader's batches while their rows are staged ahead.
 
     Args:
-        loader: any iterable of batches; it is pulled ``lookahead`` batches ahead of the loop.
+        loader: any iterable of batches; it is pulled ``lookahead + depth`` batches ahead.
         model: holds the tiered modules.
         ids: batch -> {module: what its forward will get}: a tensor, ``(indices, offsets)``, or a
             collection's mapping. May be omitted when a batch is (or has) a KeyedJaggedTensor and

@@ -166,15 +166,15 @@ class Planner:
         """
         try:
             return self._native.plan(depth)
-        except _native.NoCapacity as error:
-            raise self._capacity_error(*error.args) from None
+        except (_native.NoCapacity, _native.TooManyHeld) as error:
+            raise self._capacity_error(error) from None
 
     def plan_now(self, segments: Sequence[Segment]) -> StepPlan:
         """Plans a batch alone, ahead of whatever the window holds. Raises as :meth:`plan`."""
         try:
             return self._native.plan_now(list(segments))
-        except _native.NoCapacity as error:
-            raise self._capacity_error(*error.args) from None
+        except (_native.NoCapacity, _native.TooManyHeld) as error:
+            raise self._capacity_error(error) from None
 
     def release(self, number: int, *, updated: bool) -> None:
         """The batch of plan ``number`` is done; ``updated`` says that its rows were changed."""
@@ -234,7 +234,13 @@ class Planner:
     def overhead_bytes(self) -> int:
         return self._native.overhead_bytes
 
-    def _capacity_error(self, missing: int, slots: int) -> CapacityError:
+    def _capacity_error(self, error: RuntimeError) -> CapacityError:
+        if isinstance(error, _native.TooManyHeld):
+            return CapacityError(
+                f"{error.args[0]} forwards still await their backward and hold their rows; "
+                "run forwards that never train in eval() or torch.no_grad()"
+            )
+        missing, slots = error.args
         names = ", ".join(repr(name) for name in self._names)
         remedy = f"raise {self._tier.lower()}" + ("" if self._backed else " or add an ssd tier")
         return CapacityError(

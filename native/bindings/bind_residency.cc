@@ -16,7 +16,11 @@ std::vector<Segment> segments_of(const nb::list& list) {
   std::vector<Segment> out;
   for (nb::handle item : list) {
     const nb::tuple pair = nb::cast<nb::tuple>(item);
-    const Ids ids = nb::cast<Ids>(pair[1]);
+    // No conversion: a converted copy would die here, and the segment points into it.
+    Ids ids;
+    if (!nb::try_cast<Ids>(pair[1], ids, false)) {
+      throw nb::type_error("ids must be a contiguous int64 array on the CPU");
+    }
     out.push_back({nb::cast<int32_t>(pair[0]), ids.data(), static_cast<int64_t>(ids.size())});
   }
   return out;
@@ -53,14 +57,20 @@ void bind_residency(nb::module_& m) {
       });
 
   // Carries (missing slots, slots of the tier) to residency.py, which words the message.
-  static nb::object no_capacity = nb::borrow(
-      PyErr_NewException("tiered_embed._native.NoCapacity", PyExc_RuntimeError, nullptr));
-  m.attr("NoCapacity") = no_capacity;
+  // Never freed: the translator may outlive the interpreter's own objects.
+  static PyObject* const no_capacity =
+      PyErr_NewException("tiered_embed._native.NoCapacity", PyExc_RuntimeError, nullptr);
+  m.attr("NoCapacity") = nb::handle(no_capacity);
+  static PyObject* const too_many_held =
+      PyErr_NewException("tiered_embed._native.TooManyHeld", PyExc_RuntimeError, nullptr);
+  m.attr("TooManyHeld") = nb::handle(too_many_held);
   nb::register_exception_translator([](const std::exception_ptr& p, void*) {
     try {
       std::rethrow_exception(p);
     } catch (const NoCapacity& e) {
-      PyErr_SetObject(no_capacity.ptr(), nb::make_tuple(e.needed, e.num_slots).ptr());
+      PyErr_SetObject(no_capacity, nb::make_tuple(e.needed, e.num_slots).ptr());
+    } catch (const TooManyHeld& e) {
+      PyErr_SetObject(too_many_held, nb::make_tuple(e.num_plans).ptr());
     }
   });
 

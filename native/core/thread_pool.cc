@@ -76,7 +76,8 @@ class Pool {
     for (;;) {
       std::shared_ptr<Loop> loop;
       // A step is a handful of short loops in a row: waking from sleep would cost as much as some.
-      for (int spin = 0; spin < kSpins && num_queued_.load(std::memory_order_relaxed) == 0; ++spin) {
+      for (int spin = 0; spin < kSpins && num_queued_.load(std::memory_order_relaxed) == 0;
+           ++spin) {
         relax();
       }
       {

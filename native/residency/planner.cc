@@ -9,7 +9,8 @@ namespace {
 constexpr uint8_t kResident = 1;
 constexpr uint8_t kDirty = 2;
 constexpr uint32_t kLastPosition = 0xF0000000u;
-constexpr int64_t kBlock = 32;  // ids whose cache misses overlap
+constexpr uint32_t kForgetBehind = 1u << 22;  // positions; 16 MiB of chain
+constexpr int64_t kBlock = 32;                // ids whose cache misses overlap
 
 // Groups occurrences by row: a counting sort, stable, so that batch order holds within a row.
 void group_by_row(const std::vector<int32_t>& inverse, StepPlan* plan) {
@@ -48,15 +49,20 @@ Planner::Planner(PlannerOptions options)
 // --- positions ------------------------------------------------------------------------------
 
 uint32_t Planner::oldest_live_position() const {
-  return planned_.empty() ? window_base() : planned_.front().base;
+  for (const Planned& p : planned_) {
+    if (p.base != 0) return p.base;
+  }
+  return window_base();
 }
 
 // Makes room for `n` positions more, so that take_position need not look.
 void Planner::reserve_positions(int64_t n) {
   if (uint64_t{next_position_} + static_cast<uint64_t>(n) >= kLastPosition) renumber_locked();
-  while (next_position_ - oldest_live_position() + static_cast<uint64_t>(n) >= chain_.size()) {
-    grow_chain();
+  if (uint64_t{next_position_} + static_cast<uint64_t>(n) >= kLastPosition) {
+    throw std::overflow_error("push: the window holds more rows than positions can count");
   }
+  live_from_ = oldest_live_position();
+  while (next_position_ - live_from_ + static_cast<uint64_t>(n) >= chain_.size()) grow_chain();
 }
 
 uint32_t Planner::take_position() {
@@ -67,7 +73,7 @@ uint32_t Planner::take_position() {
 
 void Planner::grow_chain() {
   std::vector<uint32_t> larger(chain_.size() * 2, 0);
-  for (uint32_t p = oldest_live_position(); p < next_position_; ++p) {
+  for (uint32_t p = live_from_; p < next_position_; ++p) {
     larger[p & (larger.size() - 1)] = chain_[p & (chain_.size() - 1)];
   }
   chain_.swap(larger);
@@ -90,7 +96,9 @@ void Planner::renumber_locked() {
     if (whole_marks_[i] != 0) whole_marks_[i] = moved(whole_marks_[i]);
   }
   for (Batch& b : window_) b.base -= shift;
-  for (Planned& p : planned_) p.base -= shift;
+  for (Planned& p : planned_) {
+    if (p.base != 0) p.base -= shift;
+  }
   next_position_ -= shift;
 }
 
@@ -224,7 +232,7 @@ void Planner::dedupe_cached(const Segment& segment, Batch* batch, int32_t* inver
 void Planner::note_use(RowHandle r, int64_t plan_number) {
   const uint32_t position = take_position();
   const uint32_t before = rows_[r].mark;
-  if (before != 0 && before >= oldest_live_position()) {
+  if (before != 0 && before >= live_from_) {
     chain_[before & (chain_.size() - 1)] = position;
   }
   rows_[r].mark = position;
@@ -294,7 +302,7 @@ std::shared_ptr<StepPlan> Planner::plan_now(const std::vector<Segment>& segments
   std::shared_ptr<StepPlan> plan;
   try {
     plan = plan_locked(0);
-  } catch (const NoCapacity&) {
+  } catch (...) {
     restore();
     throw;
   }
@@ -317,6 +325,13 @@ int64_t Planner::key_of(RowHandle handle, uint16_t table) const {
 std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
   if (window_.empty()) throw std::logic_error("plan: the window is empty");
 
+  if (planned_.size() >= kMaxPins) {
+    const auto stays = [&](const Planned& p) {
+      return !p.released || p.number >= next_plan_ - depth;
+    };
+    const int64_t held = std::count_if(planned_.begin(), planned_.end(), stays);
+    if (held >= kMaxPins) throw TooManyHeld(held);
+  }
   auto plan = std::make_shared<StepPlan>();
   Batch batch = std::move(window_.front());
   window_.pop_front();
@@ -343,9 +358,11 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
   // Released plans older than `depth` let go; one that is held back keeps only its own rows.
   for (auto it = planned_.begin(); it != planned_.end() && it->number < number - depth;) {
     if (it->released) {
-      unpin(&*it, plan.get());
+      unpin(&*it);
       it = planned_.erase(it);
     } else {
+      // Or one output kept for ever would keep every later position alive.
+      if (next_position_ - it->base > kForgetBehind) it->base = 0;
       ++it;
     }
   }
@@ -361,6 +378,11 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
     throw NoCapacity(missing, options_.cached_slots);
   }
   policy_->advance(number);
+  for (RowHandle r : transient_) {
+    const bool overflow = rows_[r].slot >= options_.whole_slots + options_.cached_slots;
+    if (overflow && rows_[r].pins == 0) evict(r, plan.get());
+  }
+  transient_.clear();
 
   // Give every miss a slot.
   for (int32_t u : plan->staged) {
@@ -451,7 +473,7 @@ void Planner::settle(Planned* planned) {
   planned->settled = true;
 }
 
-void Planner::unpin(Planned* planned, StepPlan* plan) {
+void Planner::unpin(Planned* planned) {
   settle(planned);
   const uint32_t base = window_base();
   for (size_t u = 0; u < planned->handles.size(); ++u) {
@@ -461,17 +483,16 @@ void Planner::unpin(Planned* planned, StepPlan* plan) {
     Row& row = rows_[r];
     if (row.pins == 1 && row.slot >= options_.whole_slots + options_.cached_slots) {
       row.pins = 0;
-      evict(r, plan);  // overflow slots are transient
+      transient_.push_back(r);
       continue;
     }
-    const uint32_t position = planned->base + static_cast<uint32_t>(u);
+    const uint32_t position = planned->base == 0 ? 0 : planned->base + static_cast<uint32_t>(u);
     drop_pin(r, row.pins == 1 && row.mark >= base ? next_use_after(position, row.mark) : kNever);
   }
 }
 
 void Planner::pin(RowHandle r) {
   Row& row = rows_[r];
-  if (row.pins == kMaxPins) throw std::logic_error("plan: too many plans hold one row");
   row.pins = (row.pins + 1u) & kMaxPins;
   if (!row.listed) return;
   policy_->remove(r);

@@ -60,6 +60,12 @@ struct NoCapacity : std::runtime_error {
   int64_t num_slots;
 };
 
+// More plans are held than pins can count.
+struct TooManyHeld : std::runtime_error {
+  explicit TooManyHeld(int64_t n) : std::runtime_error("too many plans are held"), num_plans(n) {}
+  int64_t num_plans;
+};
+
 struct ResidentRows {
   std::vector<uint16_t> tables;
   std::vector<int64_t> keys;
@@ -125,7 +131,7 @@ class Planner {
   };
   struct Planned {
     int64_t number;
-    uint32_t base;
+    uint32_t base;  // 0: held back for so long that its positions are forgotten
     std::vector<RowHandle> handles;
     bool released = false;
     bool updated = false;
@@ -148,7 +154,7 @@ class Planner {
   uint32_t oldest_live_position() const;
   int64_t next_use_after(uint32_t position, uint32_t mark) const;
   void settle(Planned* planned);
-  void unpin(Planned* planned, StepPlan* plan);
+  void unpin(Planned* planned);
   void pin(RowHandle r);
   void drop_pin(RowHandle r, int64_t next_use);
   void evict(RowHandle r, StepPlan* plan);
@@ -171,11 +177,14 @@ class Planner {
   int64_t fresh_overflow_;
   std::vector<int32_t> free_overflow_;
 
+  std::vector<RowHandle> transient_;  // unpinned rows in overflow slots, to evict
+
   std::deque<Batch> window_;
   std::deque<Planned> planned_;  // pinned, oldest first
   int64_t next_plan_ = 0;
 
   uint32_t next_position_ = 1;
+  uint32_t live_from_ = 1;       // the chain holds positions from here on
   std::vector<uint32_t> chain_;  // by position mod size; 0: no later use
   std::vector<TableCounts> counts_;
 };

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
+import os
+import weakref
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
@@ -38,6 +42,25 @@ def _floats(what: str, values: object) -> npt.NDArray[np.float32]:
     return values.detach().cpu().contiguous().numpy()
 
 
+_open_modules: weakref.WeakSet[TieredModule] = weakref.WeakSet()
+
+
+# Registered behind the stores' own hook, so it runs before the stores are closed.
+@atexit.register
+def _close_all() -> None:
+    for module in list(_open_modules):
+        module._finalizer()
+
+
+def _close_unattended(runtime: Runtime, pid: int) -> None:
+    if pid != os.getpid():
+        return
+    try:
+        runtime.close()
+    except Exception:
+        logging.getLogger("tiered_embed").exception("rows trained since the last flush are lost")
+
+
 class TieredModule(nn.Module):
     """Base of the tiered modules; not made by itself.
 
@@ -55,6 +78,10 @@ class TieredModule(nn.Module):
     ) -> None:
         super().__init__()
         self._runtime = Runtime(tables, features, options, pooled=pooled)
+        # What was trained reaches the store even when nobody calls close(): when the module is
+        # collected, or at interpreter exit.
+        self._finalizer = weakref.finalize(self, _close_unattended, self._runtime, os.getpid())
+        _open_modules.add(self)
 
     def prepare(self, value: Any) -> Batch:
         """A forward's arguments, checked; what ``te.prefetch`` stages."""
@@ -137,7 +164,12 @@ class TieredModule(nn.Module):
         self._runtime.flush()
 
     def close(self) -> None:
-        """Flushes, then lets go of files and threads; idempotent."""
+        """Flushes, then lets go of files and threads; idempotent.
+
+        Raises:
+            StoreError: rows could not be written.
+        """
+        self._finalizer.detach()
         self._runtime.close()
 
     def __enter__(self: M) -> M:

@@ -137,9 +137,9 @@ class TieredEmbeddingBagCollection(TieredModule):
         """
         runtime = self._runtime
         out = runtime.forward(self.prepare(value), training=self.training)
+        names = [name for name, _ in runtime.features]
         if isinstance(value, Mapping):
-            return {name: out[:, columns] for name, columns in runtime.slices.items()}
+            return dict(zip(names, torch.split(out, runtime.widths, dim=1), strict=True))
         from torchrec.sparse.jagged_tensor import KeyedTensor  # only its users have it
 
-        widths = [columns.stop - columns.start for columns in runtime.slices.values()]
-        return KeyedTensor(keys=list(runtime.slices), length_per_key=widths, values=out)
+        return KeyedTensor(keys=names, length_per_key=runtime.widths, values=out)

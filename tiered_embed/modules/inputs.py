@@ -114,16 +114,16 @@ def _offsets(where: str, offsets: object, num_ids: int, include_last: bool) -> I
                 f"{where}: with include_last_offset the last offset is the number of ids, "
                 f"{num_ids}, not {last}"
             )
-        bounds = given
+        bounds = given.copy()  # the backward reads it too, and the caller may reuse the tensor
     else:
         bounds = np.append(given, num_ids)
     if len(bounds) == 1 and num_ids:
         raise ConfigError(f"{where}: {num_ids} ids but no offsets: they belong to no bag")
     if bounds[0] != 0:
         raise ConfigError(f"{where}: offsets start at {bounds[0]}; the first must be 0")
-    falls = np.flatnonzero(bounds[1:] < bounds[:-1])
-    if len(falls):
-        i = int(falls[0])
+    falls = bounds[1:] < bounds[:-1]
+    if falls.any():
+        i = int(falls.argmax())
         after = f"offset {bounds[i + 1]}" if i + 1 < len(given) else f"the end, {num_ids} ids,"
         raise ConfigError(
             f"{where}: offset {bounds[i]} at position {i} is behind {after} that follows; "

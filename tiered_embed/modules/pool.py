@@ -53,8 +53,14 @@ class Pool:
         self.ddr = DdrTier(layout, slots.whole + slots.cached + slots.overflow, num_threads)
         self.kernel = CpuKernel(self.ddr.records, layout.optimizer, bags, num_threads)
         self.store: RowStore | None = None
+        self.stored_step = 0  # the step count that the store was left with
         if tiers.ssd is not None:
             self.store = _open(layout, tiers, tiers.ssd)
+            try:
+                self.stored_step = int(read_meta(self.store.path).get("step", 0))
+            except BaseException:
+                self.store.close()
+                raise
         ssd = None if self.store is None else SsdTier(layout, self.store)
         self.pipeline = Pipeline(self.planner, self.ddr, ssd, lookahead=lookahead, depth=depth)
 
@@ -62,10 +68,6 @@ class Pool:
     def num_slots(self) -> int:
         """Rows that the DDR budget holds."""
         return self._slots.whole + self._slots.cached
-
-    def stored_step(self) -> int:
-        """The step count that the store was left with."""
-        return 0 if self.store is None else int(read_meta(self.store.path).get("step", 0))
 
     def read(self, table: int, ids: I64) -> U8:
         """Current records of ``ids`` (n,) -> (n, record_bytes); nothing is staged or changed."""
@@ -81,7 +83,7 @@ class Pool:
         if self.pipeline.ssd is None:
             records[~resident] = self.layout.initial_records(tables, rows)
             return records
-        below, found = self.pipeline.ssd.read(tables, rows)
+        below, found = self.pipeline.ssd.read(tables, rows, counted=False)
         below[~found] = self.layout.initial_records(tables[~found], rows[~found])
         records[~resident] = below
         return records
@@ -100,12 +102,15 @@ class Pool:
 
     def write(self, table: int, ids: I64, records: U8) -> None:
         """Materialises rows: ``ids`` (n,) without repeats, ``records`` (n, record_bytes)."""
-        block = max(1, self.num_slots // 2)
-        for start in range(0, len(ids), block):
+        # Without a tier below, all at once: they fit, or nothing is written.
+        block = len(ids) if self.store is None else max(1, self.num_slots // 2)
+        for start in range(0, len(ids), max(block, 1)):
             part = slice(start, start + block)
             lease = self.pipeline.stage([(table, ids[part])])
-            self.ddr.scatter(lease.plan.slots, records[part])
-            lease.release(updated=True)
+            try:
+                self.ddr.scatter(lease.plan.slots, records[part])
+            finally:
+                lease.release(updated=True)
 
     def flush(self, step: int) -> None:
         """Writes dirty rows back and records the step count."""
@@ -153,9 +158,12 @@ class Pool:
             out.add(c)
         return out
 
-    def close(self) -> None:
+    def close(self, step: int) -> None:
+        """Flushes, records the step count, and lets go of threads and files."""
         try:
             self.pipeline.close()
+            if self.store is not None and not self.store.closed:
+                write_meta(self.store.path, {"step": step})
         finally:
             if self.store is not None:
                 self.store.close()

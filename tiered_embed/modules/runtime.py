@@ -8,9 +8,7 @@ Threading: a module belongs to one thread at a time.
 
 from __future__ import annotations
 
-import atexit
 import hashlib
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from .. import _native
-from ..config import TableConfig
+from ..config import TableConfig, table_hash
 from ..errors import ConfigError
 from ..kernels import Bags
 from ..pipeline import Lease
@@ -63,15 +61,17 @@ class _Step:
         self.leases = leases
         self.done = False
 
-    def release(self, *, updated: bool) -> None:
+    def release(self) -> None:
+        """The rows were updated."""
         self.done = True
         leases, self.leases = self.leases, []
         for lease in leases:
-            lease.release(updated=updated)
+            lease.release(updated=True)
 
     def __del__(self) -> None:
-        if not self.done:
-            self.release(updated=False)
+        # The graph was freed without a backward, perhaps by the garbage collector in any thread.
+        for lease in self.leases:
+            lease.drop()
 
 
 class _Lookup(torch.autograd.Function):
@@ -124,17 +124,14 @@ class Runtime:
         self._expected = False  # the loop has been given the stream's oldest batch
         self._closed = False
 
-        columns = np.cumsum([0] + [tables[t].embedding_dim for _, t in features])
+        self.widths = [tables[t].embedding_dim for _, t in features]
+        columns = np.cumsum([0, *self.widths])
         self.num_columns = int(columns[-1])
-        self.slices = {
-            name: slice(int(columns[i]), int(columns[i + 1]))
-            for i, (name, _) in enumerate(features)
-        }
         self._place: list[tuple[int, int]] = [(0, 0)] * len(tables)  # (pool, index in pool)
         self._pool_features: list[list[int]] = []
+        _refuse_colliding_names(tables)
         self.pools = self._make_pools(columns)
-        self.steps = max(pool.stored_step() for pool in self.pools)
-        _open_runtimes.add(self)
+        self.steps = max(pool.stored_step for pool in self.pools)
 
     def _make_pools(self, columns: npt.NDArray[np.int64]) -> list[Pool]:
         options = self.options
@@ -188,7 +185,7 @@ class Runtime:
                 )
         except BaseException:
             for pool in pools:
-                pool.close()
+                pool.close(0)
             raise
         return pools
 
@@ -216,7 +213,8 @@ class Runtime:
                 check_ids(table.name, feature.ids, table.num_embeddings, self.options.bounds_check)
             )
         weights = _all_weights(given)
-        flat = None if weights is None else weights.detach().contiguous().numpy()
+        # A copy: the backward reads it too, and the caller may reuse the tensor.
+        flat = None if weights is None else weights.detach().clone().numpy()
         starts = np.cumsum([0] + [len(i) for i in ids])
         pools = []
         for mine in self._pool_features:
@@ -257,9 +255,12 @@ class Runtime:
         if needs_weight_grad:
             weight_grad = self._weight_gradient(step, array)
         self.steps += 1
-        for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True):
-            pool.kernel.update(lease.plan, part.bags, array, self.steps)
-        step.release(updated=True)
+        try:
+            for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True):
+                pool.kernel.update(lease.plan, part.bags, array, self.steps)
+        finally:
+            # Whatever interrupts this, rows may have changed from here on.
+            step.release()
         return weight_grad
 
     def _weight_gradient(self, step: _Step, grad: F32) -> torch.Tensor:
@@ -276,19 +277,21 @@ class Runtime:
 
     def _acquire(self, batch: Batch) -> list[Lease]:
         """The streamed leases when the loop trains on what it prefetched, else fresh ones."""
-        if self._expected and all(
-            pool.pipeline.peek().matches(part.segments)
-            for pool, part in zip(self.pools, batch.pools, strict=True)
-        ):
-            self._expected = False
-            return [pool.pipeline.take() for pool in self.pools]
+        if self._expected:
+            # Every pool waits before any is taken.
+            plans = [pool.pipeline.peek() for pool in self.pools]
+            if all(
+                plan.matches(part.segments) for plan, part in zip(plans, batch.pools, strict=True)
+            ):
+                self._expected = False
+                return [pool.pipeline.take() for pool in self.pools]
         leases: list[Lease] = []
         try:
             for pool, part in zip(self.pools, batch.pools, strict=True):
                 leases.append(pool.pipeline.stage(part.segments))
         except BaseException:
             for lease in leases:
-                lease.release(updated=False)
+                lease.drop()
             raise
         return leases
 
@@ -459,20 +462,34 @@ class Runtime:
             pool.flush(self.steps)
 
     def close(self) -> None:
-        """Flushes and lets go of files and threads; idempotent."""
+        """Flushes and lets go of files and threads; idempotent.
+
+        Raises:
+            StoreError: rows could not be written; the other pools were.
+        """
         if self._closed:
             return
         self._closed = True
-        _open_runtimes.discard(self)
         self._expected = False
-        try:
-            for pool in self.pools:
-                if not pool.pipeline.failed:
-                    pool.pipeline.cancel()
-                    pool.flush(self.steps)
-        finally:
-            for pool in self.pools:
-                pool.close()
+        errors: list[BaseException] = []
+        for pool in self.pools:
+            try:
+                pool.close(self.steps)
+            except BaseException as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+
+def _refuse_colliding_names(tables: Sequence[TableConfig]) -> None:
+    seen: dict[bytes, str] = {}
+    for table in tables:
+        other = seen.setdefault(table_hash(table.name), table.name)
+        if other != table.name:
+            raise ConfigError(
+                f"tables {other!r} and {table.name!r} have the same 4-byte identity "
+                f"{table_hash(table.name).hex()}; rename one of them"
+            )
 
 
 def _add(total: TierStats, part: TierStats) -> None:
@@ -507,13 +524,3 @@ def _all_weights(given: Sequence[FeatureBatch]) -> torch.Tensor | None:
             for feature in given
         ]
     )
-
-
-_open_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    """What was trained reaches the store even when nobody calls close()."""
-    for runtime in list(_open_runtimes):
-        runtime.close()

@@ -29,11 +29,20 @@ class SsdTier:
         self._stats = TierStats()  # guarded by _lock
 
     def read(
-        self, tables: npt.NDArray[np.uint16], rows: npt.NDArray[np.int64]
+        self,
+        tables: npt.NDArray[np.uint16],
+        rows: npt.NDArray[np.int64],
+        *,
+        counted: bool = True,
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-        """Records (n, record_bytes) of the rows (n,), and which of them the store has held (n,)."""
+        """Records (n, record_bytes) of the rows (n,), and which of them the store has held (n,).
+
+        ``counted``: in ``stats()``, which tells what training asked for.
+        """
         records = np.empty((len(rows), self.layout.record_bytes), np.uint8)
         found = self.store.get(self._keys(tables, rows), records)
+        if not counted:
+            return records, found
         num_found = int(found.sum())
         with self._lock:
             s = self._stats
