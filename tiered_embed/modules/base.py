@@ -28,6 +28,8 @@ M = TypeVar("M", bound="TieredModule")
 
 def _ids(ids: object) -> npt.NDArray[np.int64]:
     if isinstance(ids, torch.Tensor):
+        if ids.is_meta:
+            raise ConfigError("ids are on meta, which holds no values; pass a tensor on the CPU")
         ids = ids.detach().cpu().numpy()
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
@@ -39,6 +41,8 @@ def _floats(what: str, values: object) -> npt.NDArray[np.float32]:
     if not isinstance(values, torch.Tensor) or values.dtype != torch.float32:
         kind = values.dtype if isinstance(values, torch.Tensor) else type(values).__name__
         raise ConfigError(f"{what} are {kind}; pass a torch.float32 tensor")
+    if values.is_meta:
+        raise ConfigError(f"{what} are on meta, which holds no values; pass a tensor on the CPU")
     return values.detach().cpu().contiguous().numpy()
 
 
