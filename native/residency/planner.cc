@@ -245,6 +245,7 @@ void Planner::cancel() {
 }
 
 void Planner::cancel_locked() {
+  const uint32_t first_cancelled = window_base();
   for (const Batch& b : window_) {
     for (RowHandle r : b.handles) {
       if (r & kWhole) continue;
@@ -258,6 +259,18 @@ void Planner::cancel_locked() {
     }
   }
   window_.clear();
+  // Later uses of pinned rows start from their last planned use again.
+  for (const Planned& p : planned_) {
+    if (p.base == 0) continue;
+    for (size_t u = 0; u < p.handles.size(); ++u) {
+      if (p.handles[u] & kWhole) continue;
+      const uint32_t position = p.base + static_cast<uint32_t>(u);
+      uint32_t& later = chain_[position & (chain_.size() - 1)];
+      if (later >= first_cancelled) later = 0;
+      Row& row = rows_[p.handles[u]];
+      row.mark = std::max(row.mark, position);
+    }
+  }
 }
 
 // Appends a batch that `cancel` dropped; its rows keep their order, so `inverse` still holds.
@@ -290,24 +303,20 @@ std::shared_ptr<StepPlan> Planner::plan_now(const std::vector<Segment>& segments
       keys.back().push_back(key_of(b.handles[u], b.table(u)));
     }
   }
-  if (!window_.empty()) {
-    later = window_;
-    cancel_locked();
-  }
-  const auto restore = [&] {
-    cancel_locked();  // drops the lone batch when it could not be planned
-    for (size_t i = 0; i < later.size(); ++i) push_again(std::move(later[i]), keys[i]);
+  later = window_;
+  const auto push_later = [&] {
+    for (size_t i = 0; i < later.size(); ++i) push_again(later[i], keys[i]);
   };
+  if (!later.empty()) cancel_locked();
   push_locked(segments);
-  std::shared_ptr<StepPlan> plan;
+  push_later();
   try {
-    plan = plan_locked(0);
+    return plan_locked(0);
   } catch (...) {
-    restore();
+    cancel_locked();
+    push_later();
     throw;
   }
-  restore();
-  return plan;
 }
 
 // --- plans ----------------------------------------------------------------------------------

@@ -1,0 +1,41 @@
+"""Writes ``digests.json``: what training the seeded streams must give, by the plain reference.
+
+Run by hand, only when the arithmetic of DESIGN section 6 is changed on purpose:
+
+    PYTHONPATH=. python tests/golden/make.py
+"""
+
+import json
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER.parent))
+
+import streams  # noqa: E402
+from reference import DenseTrainer  # noqa: E402
+from running import INIT, OPTIMIZERS, SEED  # noqa: E402
+
+STREAMS = {
+    "generated": streams.generated,
+    "duplicates_130": lambda: streams.duplicates(130),
+    "duplicates_1": lambda: streams.duplicates(1),
+}
+
+
+def digests() -> dict[str, dict[str, str]]:
+    out: dict[str, dict[str, str]] = {}
+    for name, make in STREAMS.items():
+        stream = make()
+        out[name] = {}
+        for kind, optimizer in OPTIMIZERS.items():
+            trainer = DenseTrainer(stream.tables, optimizer, init=INIT, seed=SEED)
+            trainer.train(stream)
+            out[name][kind] = trainer.digest()
+    return out
+
+
+if __name__ == "__main__":
+    text = json.dumps(digests(), indent=2) + "\n"
+    (FOLDER / "digests.json").write_text(text)
+    print(text, end="")

@@ -1,0 +1,94 @@
+"""Runs a ``Stream`` through the public modules."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+import tiered_embed as te
+from reference import Arrays, Bags, Batch, Stream, Table
+from tiered_embed.optim import Optimizer
+
+SEED = 2**40 + 11
+INIT = te.init.Uniform(-0.5, 0.25)
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "sgd": te.optim.SGD(lr=0.03),
+    "rowwise_adagrad": te.optim.RowWiseAdagrad(lr=0.05, eps=1e-6),
+    "adagrad": te.optim.Adagrad(lr=0.04, eps=1e-6),
+    "adam": te.optim.Adam(lr=0.02, beta1=0.8, beta2=0.95, eps=1e-5),
+}
+
+BagArgs = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+def bag_args(bags: Bags) -> BagArgs:
+    """A feature as ``TieredEmbeddingBag`` takes it."""
+    weights = None if bags.weights is None else torch.from_numpy(bags.weights)
+    return torch.from_numpy(bags.ids), torch.from_numpy(bags.offsets[:-1]), weights
+
+
+def make_module(
+    tables: Sequence[Table], tiers: te.Tiers, optimizer: Optimizer, **options: Any
+) -> te.TieredEmbeddingBag | te.TieredEmbeddingBagCollection:
+    """A bag for one table, a collection for more."""
+    options = {"seed": SEED, "init": INIT, "num_threads": 1, **options}
+    if len(tables) == 1 and len(tables[0].feature_names) == 1:
+        (t,) = tables
+        return te.TieredEmbeddingBag(
+            t.num_embeddings,
+            t.dim,
+            t.mode,
+            tiers=tiers,
+            optimizer=optimizer,
+            name=t.name,
+            **options,
+        )
+    configs = [te.TableConfig(t.name, t.num_embeddings, t.dim, t.features, t.mode) for t in tables]
+    return te.TieredEmbeddingBagCollection(configs, tiers=tiers, optimizer=optimizer, **options)
+
+
+def record_bytes(table: Table, optimizer: Optimizer) -> int:
+    return 4 * (table.dim + optimizer.state_floats(table.dim))
+
+
+class Prepared:
+    """A stream's batches as torch takes them, made once for many runs."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.single = len(stream.tables) == 1 and len(stream.tables[0].feature_names) == 1
+        self.args = [self._args(batch) for batch in stream.batches]
+        self.gradients = [
+            {name: torch.from_numpy(g) for name, g in grads.items()} for grads in stream.gradients
+        ]
+
+    def _args(self, batch: Batch) -> Any:
+        args = {name: bag_args(bags) for name, bags in batch.items()}
+        return next(iter(args.values())) if self.single else args
+
+    def call(self, module: torch.nn.Module, args: Any) -> dict[str, torch.Tensor]:
+        if not self.single:
+            return module(args)
+        return {self.stream.tables[0].feature_names[0]: module(*args)}
+
+    def batches(self, module: Any, *, prefetch: bool) -> Iterator[int]:
+        numbers = range(len(self.args))
+        if not prefetch:
+            yield from numbers
+            return
+        yield from te.prefetch(numbers, module, ids=lambda i: {module: self.args[i]})
+
+    def train(
+        self, module: Any, outputs: Sequence[Arrays] | None = None, *, prefetch: bool = True
+    ) -> None:
+        """Trains on all batches; every forward must give ``outputs`` bit for bit."""
+        for i in self.batches(module, prefetch=prefetch):
+            out = self.call(module, self.args[i])
+            for name, expected in (outputs[i] if outputs else {}).items():
+                got = out[name].detach().numpy()
+                assert np.array_equal(got.view(np.int32), expected.view(np.int32)), (
+                    f"batch {i}, feature {name!r}: the forward differs"
+                )
+            torch.autograd.backward(list(out.values()), [self.gradients[i][f] for f in out])

@@ -1,0 +1,628 @@
+"""The pipeline: order of its steps, errors of background jobs, and how it stops.
+
+Jobs are stepped by hand through an executor of the test's own; nothing sleeps.
+"""
+
+import subprocess
+import sys
+import textwrap
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tiered_embed as te
+from reference import Bags, DenseTrainer, Table
+from tiered_embed.pipeline import Pipeline
+from tiered_embed.residency import Planner, PoolSlots
+from tiered_embed.store import open_store
+from tiered_embed.tiers import DdrTier, PoolLayout, SsdTier
+
+DIM = 4
+SGD = te.optim.SGD(lr=0.5)
+TABLE = Table("table", DIM)
+
+
+class Stepped(Future):
+    """A wait for it runs the jobs up to it, as a thread would have."""
+
+    def __init__(self, steps: "Steps") -> None:
+        super().__init__()
+        self._steps = steps
+
+    def result(self, timeout: float | None = None) -> Any:
+        self._steps.run_until(self)
+        return super().result(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._steps.run_until(self)
+        return super().exception(0)
+
+
+class Steps(Executor):
+    """Runs jobs one after another, when told or waited for."""
+
+    def __init__(self) -> None:
+        self.jobs: deque[tuple[Stepped, Callable[[], Any]]] = deque()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Stepped:
+        future = Stepped(self)
+        self.jobs.append((future, lambda: fn(*args, **kwargs)))
+        return future
+
+    def step(self) -> None:
+        future, job = self.jobs.popleft()
+        try:
+            future.set_result(job())
+        except BaseException as error:
+            future.set_exception(error)
+
+    def run(self) -> None:
+        while self.jobs:
+            self.step()
+
+    def run_until(self, future: Future) -> None:
+        while not future.done():
+            self.step()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self.run()
+
+
+class RecordedDdr(DdrTier):
+    def __init__(self, layout: PoolLayout, num_slots: int, log: list[str]) -> None:
+        super().__init__(layout, num_slots, 1)
+        self.log = log
+
+    def gather(self, slots):
+        self.log.append(f"evict {sorted(slots.tolist())}")
+        return super().gather(slots)
+
+    def scatter(self, slots, records, keep=None):
+        kept = slots if keep is None else slots[keep]
+        if len(kept):
+            self.log.append(f"fill {sorted(kept.tolist())}")
+        super().scatter(slots, records, keep)
+
+    def initialise(self, slots, tables, rows, skip=None):
+        self.log.append(f"initialise {sorted(rows[~skip].tolist() if skip is not None else rows)}")
+        super().initialise(slots, tables, rows, skip)
+
+
+class RecordedSsd(SsdTier):
+    def __init__(self, layout: PoolLayout, store: Any, log: list[str]) -> None:
+        super().__init__(layout, store)
+        self.log = log
+
+    def read(self, tables, rows):
+        self.log.append(f"read {sorted(rows.tolist())}")
+        return super().read(tables, rows)
+
+    def write(self, tables, rows, records):
+        self.log.append(f"write {sorted(rows.tolist())}")
+        super().write(tables, rows, records)
+
+
+class Rig:
+    """A pipeline over ``slots`` slots and a store in memory, its jobs in our hands."""
+
+    def __init__(self, folder: Path, slots: int, *, lookahead: int, depth: int) -> None:
+        self.log: list[str] = []
+        layout = PoolLayout((("table", None),), DIM, SGD, te.init.Uniform(), 0)
+        self.store = open_store("memory", folder / "store", layout.record_bytes, layout.describe())
+        self.planner = Planner(
+            layout.tables, PoolSlots((-1,), 0, slots, 50), policy="lru", backed=True, tier="DDR"
+        )
+        self.ddr = RecordedDdr(layout, slots + 50, self.log)
+        self.staging, self.writing = Steps(), Steps()
+        self.pipeline = Pipeline(
+            self.planner,
+            self.ddr,
+            RecordedSsd(layout, self.store, self.log),
+            lookahead=lookahead,
+            depth=depth,
+            staging=self.staging,
+            writing=self.writing,
+        )
+
+    def push(self, *rows: int) -> None:
+        self.pipeline.push([(0, np.array(rows, np.int64))])
+
+    def train(self, value: float) -> None:
+        """Takes the next batch, sets its rows to ``value``, and lets it go."""
+        lease = self.pipeline.take()
+        records = np.full((len(lease.plan.slots), DIM), value, np.float32)
+        DdrTier.scatter(self.ddr, lease.plan.slots, records.view(np.uint8))
+        lease.release(updated=True)
+
+    def take_log(self) -> list[str]:
+        log, self.log[:] = list(self.log), []
+        return log
+
+
+@pytest.fixture
+def rig(tmp_path):
+    made = []
+
+    def make(slots: int, *, lookahead: int, depth: int) -> Rig:
+        made.append(Rig(tmp_path / str(len(made)), slots, lookahead=lookahead, depth=depth))
+        return made[-1]
+
+    yield make
+    for rig in made:
+        rig.pipeline.close()
+        rig.store.close()
+
+
+# --- order ----------------------------------------------------------------------------------------
+
+
+def test_a_plan_evicts_then_reads_then_fills(rig):
+    r = rig(2, lookahead=0, depth=0)
+    for batch in ([1, 2], [3, 4], [1, 2], [3, 5]):
+        r.push(*batch)
+    r.train(1.0)
+    r.staging.run()
+    # Victims are copied out before anything overwrites their slots; their write may come later.
+    assert r.take_log() == [
+        *("read [1, 2]", "initialise [1, 2]"),
+        *("evict [0, 1]", "read [3, 4]", "initialise [3, 4]"),
+    ]
+    assert len(r.writing.jobs) == 1
+    r.train(2.0)
+    r.staging.run()
+    # Rows that may still be on their way down are not read before they have arrived.
+    assert r.take_log() == ["write [1, 2]", "evict [0, 1]", "read [1, 2]", "fill [0, 1]"]
+    assert len(r.writing.jobs) == 1
+    r.train(3.0)
+    r.staging.run()
+    # Found rows are filled in, the others start at their initial values.
+    log = r.take_log()
+    assert log[:3] == ["write [3, 4]", "evict [0, 1]", "read [3, 5]"]
+    assert log[3] in ("fill [0]", "fill [1]")
+    assert log[4:] == ["initialise [5]"]
+
+
+def test_records_that_were_on_their_way_down_come_back_as_they_left(rig):
+    r = rig(2, lookahead=0, depth=0)
+    for batch in ([1, 2], [3, 4], [1, 2]):
+        r.push(*batch)
+    r.train(1.5)
+    r.train(2.5)
+    lease = r.pipeline.take()
+    got = DdrTier.gather(r.ddr, lease.plan.slots).view(np.float32)
+    assert (got == 1.5).all()
+    lease.release(updated=False)
+
+
+def test_clean_rows_are_dropped_without_a_write(rig):
+    r = rig(2, lookahead=0, depth=0)
+    r.push(1, 2)
+    r.push(3, 4)
+    r.pipeline.take().release(updated=False)
+    r.pipeline.take().release(updated=False)
+    assert not [entry for entry in r.take_log() if entry.startswith(("evict", "write"))]
+    assert list(r.store.scan()) == []
+
+
+def test_plans_wait_for_their_window_and_for_the_batch_behind_the_depth(rig):
+    r = rig(50, lookahead=1, depth=1)
+
+    def planned() -> list[str]:
+        r.staging.run()
+        return [entry for entry in r.take_log() if entry.startswith("read")]
+
+    r.push(10)
+    assert planned() == []  # its window is not known
+    r.push(11)
+    assert planned() == ["read [10]"]
+    r.push(12)
+    assert planned() == ["read [11]"]  # one batch ahead of the trainer
+    r.push(13)
+    assert planned() == []  # two ahead would be deeper than 1
+    first = r.pipeline.take()
+    assert planned() == []
+    first.release(updated=True)
+    assert planned() == ["read [12]"]
+    r.pipeline.end()
+    assert planned() == []
+    r.pipeline.take().release(updated=True)
+    assert planned() == ["read [13]"]  # the stream has ended: no window is awaited
+
+
+def test_jobs_never_wait_for_the_trainer(rig):
+    """Whatever was posted can run to its end without another call."""
+    r = rig(4, lookahead=3, depth=2)
+    held = []
+    for n in range(12):
+        r.push(n, n + 1, n + 2)
+        r.staging.run()
+        if n >= 5:
+            held.append(r.pipeline.take())
+        if n >= 8:
+            held.pop(0).release(updated=True)
+        r.writing.run()
+    assert r.planner.num_resident <= 4 + 9
+    for lease in held:
+        lease.release(updated=False)
+
+
+def test_cancel_drops_the_window_and_what_was_staged_for_it(rig):
+    r = rig(10, lookahead=2, depth=1)
+    for n in range(6):
+        r.push(n)
+    r.train(1.0)
+    r.pipeline.cancel()
+    assert r.planner.window_size == 0
+    r.pipeline.flush()
+    stored = np.concatenate([keys for keys, _ in r.store.scan()])
+    assert stored[:, -1].tolist() == [0]
+    for n in range(6, 9):
+        r.push(n)
+    r.pipeline.end()
+    for _ in range(3):
+        r.train(2.0)
+    with pytest.raises(IndexError):
+        r.pipeline.take()
+
+
+# --- modules --------------------------------------------------------------------------------------
+
+
+def make_bag(folder: Path | None, *, rows: int = 6, **options: Any) -> te.TieredEmbeddingBag:
+    tiers = te.Tiers(ddr=rows * 4 * DIM, ssd=folder, store="memory")
+    options = {"lookahead": 2, "depth": 1, "num_threads": 1, **options}
+    return te.TieredEmbeddingBag(None, DIM, tiers=tiers, optimizer=SGD, **options)
+
+
+def step_jobs(module: te.TieredEmbeddingBag) -> tuple[Steps, Steps]:
+    """Takes the module's jobs into our hands."""
+    pipeline = module._runtime.pools[0].pipeline
+    pipeline._staging.shutdown()
+    pipeline._writing.shutdown()
+    pipeline._staging, pipeline._writing = Steps(), Steps()
+    return pipeline._staging, pipeline._writing
+
+
+def ids_of(n: int) -> torch.Tensor:
+    return torch.arange(4 * n, 4 * n + 4).reshape(2, 2)
+
+
+def train_one(module: te.TieredEmbeddingBag, ids: torch.Tensor) -> None:
+    module(ids).sum().backward()
+
+
+def train_loop(
+    module: te.TieredEmbeddingBag, batches: Iterable[torch.Tensor], trained: list[torch.Tensor]
+) -> None:
+    """Prefetches and trains; ``trained`` tells how far it came."""
+    for ids in te.prefetch(batches, module, ids=lambda ids: {module: ids}):
+        train_one(module, ids)
+        trained.append(ids)
+
+
+def dense_digest(batches: list[torch.Tensor]) -> str:
+    dense = DenseTrainer([TABLE], SGD, init=te.init.Uniform(), seed=0)
+    for ids in batches:
+        offsets = np.arange(ids.shape[0] + 1, dtype=np.int64) * ids.shape[1]
+        grad = np.ones((ids.shape[0], DIM), np.float32)
+        dense.backward({"table": Bags(ids.reshape(-1).numpy(), offsets)}, {"table": grad})
+    return dense.digest()
+
+
+@pytest.mark.parametrize(("lookahead", "depth"), [(1, 0), (1, 1), (3, 1), (4, 3), (4, 4)])
+def test_prefetch_stages_depth_batches_ahead(lookahead, depth, tmp_path):
+    num_batches = 20
+    with make_bag(tmp_path, rows=100, lookahead=lookahead, depth=depth) as module:
+        batches = [ids_of(n) for n in range(num_batches)]
+        loop = te.prefetch(range(num_batches), module, ids=lambda n: {module: batches[n]})
+        for n in loop:
+            # Reading waits for all jobs that were posted; every batch has 4 ids.
+            module.rows([0])
+            planned = module.stats().tiers["DDR"].lookups // 4
+            assert planned == min(n + 1 + depth, num_batches), f"batch {n}"
+            train_one(module, batches[n])
+
+
+def fail_with(error: BaseException) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("call", ["_put", "_get"])
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_a_failing_store_surfaces_in_the_next_forward(call, prefetch, tmp_path):
+    module = make_bag(tmp_path)
+    step_jobs(module)
+    store = module._runtime.pools[0].store
+    batches = [ids_of(n) for n in range(9)]
+    trained = []
+
+    def loop() -> None:
+        source = range(9)
+        if prefetch:
+            source = te.prefetch(source, module, ids=lambda n: {module: batches[n]})
+        for n in source:
+            if n == 2:
+                setattr(store, call, fail_with(te.StoreError("the disk is on fire")))
+            train_one(module, batches[n])
+            trained.append(n)
+
+    with pytest.raises(te.StoreError, match="the disk is on fire") as raised:
+        loop()
+    causes = [raised.value, raised.value.__cause__]
+    assert any(str(cause) == "the disk is on fire" for cause in causes)
+    # Three batches make the memory overflow and the store work; it may show one batch later.
+    assert 2 <= len(trained) <= 4
+    for again in (
+        lambda: train_one(module, batches[0]),
+        module.digest,
+        module.flush,
+        lambda: module.rows([1]),
+        lambda: module.load_rows([1], torch.zeros(1, DIM)),
+    ):
+        with pytest.raises(te.StoreError):
+            again()
+    try:
+        module.close()
+    except te.StoreError:
+        assert call == "_put", "nothing was lost by a failing read"
+    with pytest.raises(te.ClosedError):
+        module(batches[0])
+    # Its files are free again, and a failing read has lost nothing.
+    with make_bag(tmp_path) as again:
+        if call == "_get":
+            assert again.digest() == dense_digest([batches[n] for n in trained])
+
+
+def test_an_unforeseen_error_in_a_job_is_wrapped_with_its_cause(tmp_path):
+    module = make_bag(tmp_path)
+    module._runtime.pools[0].ddr.initialise = fail_with(ZeroDivisionError("a bug"))
+    with pytest.raises(te.TieredEmbedError, match="a bug") as raised:
+        train_loop(module, [ids_of(n) for n in range(5)], [])
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+    with pytest.raises(te.TieredEmbedError, match="a bug"):
+        train_one(module, ids_of(0))
+    module.close()
+
+
+def test_after_close_everything_is_refused(tmp_path):
+    module = make_bag(tmp_path)
+    waiting = module(ids_of(0))
+    train_one(module, ids_of(1))
+    module.close()
+    module.close()
+    for call in (
+        lambda: module(ids_of(0)),
+        lambda: module.eval()(ids_of(0)),
+        lambda: waiting.sum().backward(),
+        lambda: module.rows([1]),
+        lambda: module.optimizer_state([1]),
+        lambda: module.load_rows([1], torch.zeros(1, DIM)),
+        module.flush,
+        module.digest,
+        lambda: list(te.prefetch([0], module, ids=lambda _: {module: ids_of(0)})),
+    ):
+        with pytest.raises(te.ClosedError):
+            call()
+    with make_bag(tmp_path) as again:
+        assert again.digest() == dense_digest([ids_of(1)])
+
+
+@pytest.mark.parametrize("consumed", range(5))
+def test_an_abandoned_loop_leaves_no_trace(consumed, tmp_path):
+    batches = [ids_of(n) for n in range(8)]
+    with make_bag(tmp_path, lookahead=4, depth=2) as module:
+        loop = iter(te.prefetch(range(8), module, ids=lambda n: {module: batches[n]}))
+        for n in range(consumed):
+            assert next(loop) == n
+            train_one(module, batches[n])
+        loop.close()
+        assert module.digest() == dense_digest(batches[:consumed])
+        assert module.stats().steps == consumed
+        # The module is free for another loop.
+        for n in te.prefetch(range(consumed, 8), module, ids=lambda n: {module: batches[n]}):
+            train_one(module, batches[n])
+        assert module.digest() == dense_digest(batches)
+
+
+def test_two_loops_at_once_are_refused(tmp_path):
+    with make_bag(tmp_path) as module:
+        first = iter(te.prefetch(range(5), module, ids=lambda n: {module: ids_of(n)}))
+        next(first)
+        with pytest.raises(te.ConfigError, match="already fed"):
+            next(iter(te.prefetch(range(5), module, ids=lambda n: {module: ids_of(n)})))
+        train_one(module, ids_of(0))
+        assert next(first) == 1
+        first.close()
+
+
+@pytest.mark.parametrize("good", [0, 1, 5])
+def test_what_the_loader_raises_arrives_at_its_place(good, tmp_path):
+    def loader() -> Iterator[torch.Tensor]:
+        yield from (ids_of(n) for n in range(good))
+        raise OSError("the reader lost its file")
+
+    trained: list[torch.Tensor] = []
+    with make_bag(tmp_path) as module:
+        with pytest.raises(OSError, match="lost its file"):
+            train_loop(module, loader(), trained)
+        assert len(trained) == good
+        assert module.digest() == dense_digest(trained)
+
+
+@pytest.mark.parametrize("good", [0, 1, 5])
+def test_a_bad_batch_arrives_after_the_good_ones(good, tmp_path):
+    bad = torch.tensor([[1, 2], [3, 10**6]])
+    batches = [ids_of(n) for n in range(good)] + [bad, ids_of(good)]
+    tiers = te.Tiers(ddr=6 * 4 * DIM, ssd=tmp_path, store="memory")
+    trained: list[torch.Tensor] = []
+    with te.TieredEmbeddingBag(1000, DIM, tiers=tiers, optimizer=SGD, lookahead=4) as module:
+        with pytest.raises(te.IdRangeError, match=r"id 1000000 at position 3 .*\[0, 1000\)"):
+            train_loop(module, batches, trained)
+        assert len(trained) == good
+        assert module.digest() == dense_digest(batches[:good])
+
+
+# --- stopping -------------------------------------------------------------------------------------
+
+PREAMBLE = """
+import faulthandler, gc, logging, os, signal, sys, threading
+logging.getLogger("tiered_embed").setLevel(logging.ERROR)  # not the overflow notice
+faulthandler.dump_traceback_later(100, exit=True)
+import torch
+import tiered_embed as te
+
+def ids_of(n):
+    return torch.arange(4 * n, 4 * n + 4).reshape(2, 2)
+
+def train_one(n):
+    module(ids_of(n)).sum().backward()
+
+module = te.TieredEmbeddingBag(
+    None, 4, tiers=te.Tiers(ddr=96, ssd=sys.argv[1], store="rocksdb_py"),
+    optimizer=te.optim.SGD(lr=0.5), lookahead=3, depth=2)
+pool = module._runtime.pools[0]
+loop = te.prefetch(range(100), module, ids=lambda n: {module: ids_of(n)})
+"""
+
+
+def run_script(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
+    script = PREAMBLE + textwrap.dedent(body)
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(te.__file__).parents[1],
+    )
+
+
+def stored_digest(folder: Path) -> str:
+    tiers = te.Tiers(ddr=96, ssd=folder, store="rocksdb_py")
+    with te.TieredEmbeddingBag(None, DIM, tiers=tiers, optimizer=SGD) as module:
+        return module.digest()
+
+
+def test_the_end_of_the_interpreter_in_a_loop_keeps_what_was_trained(tmp_path):
+    """No close, the loop suspended, a forward without backward, plans in flight."""
+    done = run_script(
+        tmp_path,
+        """
+        for n in loop:
+            train_one(n)
+            if n == 6:
+                held = module(ids_of(50))
+                sys.exit(0)
+        """,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert stored_digest(tmp_path) == dense_digest([ids_of(n) for n in range(7)])
+
+
+def test_ctrl_c_in_a_waiting_trainer_keeps_what_was_trained(tmp_path):
+    """The signal comes while the trainer waits for a read that the test holds back."""
+    done = run_script(
+        tmp_path,
+        """
+        read = pool.store._get
+        interrupted = threading.Event()
+        num_reads = [0]
+
+        def interrupt(*args):
+            interrupted.set()
+            raise KeyboardInterrupt
+
+        def interrupting(*args):
+            num_reads[0] += 1
+            if num_reads[0] == 6:
+                os.kill(os.getpid(), signal.SIGINT)
+                interrupted.wait(90)
+            return read(*args)
+
+        signal.signal(signal.SIGINT, interrupt)
+        pool.store._get = interrupting
+        trained = 0
+        try:
+            for n in loop:
+                train_one(n)
+                trained += 1
+        except KeyboardInterrupt:
+            pass
+        print(trained)
+        """,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    trained = int(done.stdout)
+    assert 0 < trained < 10
+    assert stored_digest(tmp_path) == dense_digest([ids_of(n) for n in range(trained)])
+
+
+def test_ctrl_c_in_a_job_reaches_the_trainer_and_the_process_ends(tmp_path):
+    done = run_script(
+        tmp_path,
+        """
+        read = pool.store._get
+        num_reads = [0]
+
+        def interrupting(*args):
+            num_reads[0] += 1
+            if num_reads[0] == 6:
+                raise KeyboardInterrupt
+            return read(*args)
+
+        pool.store._get = interrupting
+        trained = 0
+        try:
+            for n in loop:
+                train_one(n)
+                trained += 1
+        except (KeyboardInterrupt, te.TieredEmbedError) as error:
+            # Itself, or as the cause where an earlier batch's call finds it first.
+            assert KeyboardInterrupt in (type(error), type(error.__cause__))
+            print(trained)
+        """,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    trained = int(done.stdout)
+    assert 0 < trained < 10
+    assert stored_digest(tmp_path) == dense_digest([ids_of(n) for n in range(trained)])
+
+
+def test_a_graph_that_is_collected_while_a_job_is_posted_does_not_block(tmp_path):
+    """The collector runs where it likes, in the executor's ``submit`` too."""
+    done = run_script(
+        tmp_path,
+        """
+        gc.disable()
+        faulthandler.dump_traceback_later(20, exit=True)
+        cycle = [module(ids_of(0))]
+        cycle.append(cycle)
+        del cycle
+        pipeline = pool.pipeline
+        go_on = threading.Event()
+        pipeline._post(lambda: go_on.wait(90))
+
+        class Collecting:
+            def __init__(self, queue):
+                self.queue = queue
+
+            def put(self, item):
+                gc.collect()
+                self.queue.put(item)
+
+        pipeline._staging._work_queue = Collecting(pipeline._staging._work_queue)
+        pipeline._post(lambda: None)
+        go_on.set()
+        train_one(1)
+        print("done")
+        """,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
