@@ -32,6 +32,7 @@ from .tiers import DdrTier, SsdTier
 __all__ = ["Lease", "Pipeline"]
 
 T = TypeVar("T")
+FLUSH_BYTES = 8 << 20  # copied out at a time
 _log = logging.getLogger("tiered_embed")
 
 
@@ -340,7 +341,7 @@ class Pipeline:
         if self.ssd is None:
             return
         tables, rows, slots = self.planner.dirty_rows()
-        block = max(1, (64 << 20) // self.ddr.layout.record_bytes)
+        block = max(1, FLUSH_BYTES // self.ddr.layout.record_bytes)
         for i in range(0, len(rows), block):
             part = slice(i, i + block)
             self.ssd.write(tables[part], rows[part], self.ddr.gather(slots[part]))
