@@ -670,3 +670,11 @@ def test_a_prefetched_batch_without_room_arrives_at_its_place():
             assert dense.digest() == digest
         module(batches[0]).sum().backward()
         assert module.digest() != digest
+
+
+def test_unsigned_ids_beyond_int64_are_refused() -> None:
+    emb = te.TieredEmbeddingBag(
+        None, 4, tiers=te.Tiers(ddr="1MiB"), optimizer=te.optim.SGD(lr=0.1), name="unsigned"
+    )
+    with emb, pytest.raises(te.ConfigError, match="9223372036854775808, beyond int64"):
+        emb.rows(np.array([1, 2**63], np.uint64))

@@ -34,6 +34,8 @@ def _ids(ids: object) -> npt.NDArray[np.int64]:
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ConfigError(f"ids are {array.dtype} of shape {array.shape}; pass 1-D integers")
+    if array.dtype == np.uint64 and array.size and array.max() > np.uint64(2**63 - 1):
+        raise ConfigError(f"ids reach {array.max()}, beyond int64; view them as int64 first")
     return np.ascontiguousarray(array.astype(np.int64))
 
 
