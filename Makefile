@@ -15,7 +15,7 @@ help:
 	@echo "make test-long  the full equality matrix and other long runs"
 	@echo "make check      formatting, lint, types"
 	@echo "make format     rewrite files as 'make check' wants them"
-	@echo "make bench      benchmarks/training.py, full size (disk: 40 GB, about 20 minutes)"
+	@echo "make bench      benchmarks/training.py, full size (disk: 25 GB, about 15 minutes)"
 
 setup: $(READY)
 
