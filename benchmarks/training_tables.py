@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import tiered_embed as te
+from tiered_embed.kernels.fbgemm_pair import require_fbgemm
 from tiered_embed.traces import IdStream
 
 __all__ = [
@@ -153,6 +154,7 @@ class Fbgemm:
 
     def __init__(self, p: InMemory, rows: int, batches: list[Batch]) -> None:
         # Slow to import, and the other part does without it.
+        require_fbgemm()
         from fbgemm_gpu.split_embedding_configs import EmbOptimType
         from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
             EmbeddingLocation,

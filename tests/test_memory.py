@@ -15,7 +15,7 @@ emb = te.TieredEmbeddingBag(
     10_000_000, 128, tiers=te.Tiers(ddr=budget, ssd=sys.argv[1]),
     optimizer=te.optim.RowWiseAdagrad(lr=0.1))
 rng = np.random.default_rng(0)
-batches = [torch.from_numpy(rng.integers(0, 10_000_000, (512, 20))) for _ in range(60)]
+batches = [torch.from_numpy(rng.integers(0, 10_000_000, (128, 20))) for _ in range(260)]
 most = 0
 for batch in te.prefetch(batches, emb, ids=lambda batch: {emb: batch}):
     emb(batch).sum().backward()
@@ -38,6 +38,5 @@ def test_memory_stays_within_its_bounds(tmp_path: Path) -> None:
     seen = json.loads(run.stdout)
     assert seen["full"] > 0.99
     assert seen["evicted"] > 100_000
-    # A batch of 10 k unseen rows and a window of 34 are large for 388 k slots.
-    assert seen["overhead"] <= 0.10 + 0.07
+    assert seen["overhead"] <= 0.10
     assert seen["rss"] <= FIXED_BASE_BYTES

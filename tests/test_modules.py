@@ -564,3 +564,27 @@ def test_threads_change_no_bit(make, threads, tmp_path):
                 out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(seed)))
             digests.append(module.digest())
     assert len(set(digests)) == 1
+
+
+def test_a_module_that_fails_to_open_leaves_the_step_count_of_its_other_pools(tmp_path) -> None:
+    adam = te.optim.Adam(lr=0.1)
+    tables = [te.TableConfig("narrow", 10, 4), te.TableConfig("wide", 10, 8)]
+    batch = {name: (torch.tensor([1, 2]), torch.tensor([0])) for name in ("narrow", "wide")}
+
+    def collection() -> te.TieredEmbeddingBagCollection:
+        tiers = te.Tiers(ddr="1MiB", ssd=tmp_path)
+        return te.TieredEmbeddingBagCollection(tables, tiers=tiers, optimizer=adam)
+
+    with collection() as emb:
+        for _ in range(3):
+            sum(out.sum() for out in emb(batch).values()).backward()
+    held = te.TieredEmbedding(
+        10, 8, tiers=te.Tiers(ddr="1MiB", ssd=tmp_path), optimizer=adam, name="wide"
+    )
+    with held, pytest.raises(te.StoreError, match="already open"):
+        collection()
+    narrow = te.TieredEmbedding(
+        10, 4, tiers=te.Tiers(ddr="1MiB", ssd=tmp_path), optimizer=adam, name="narrow"
+    )
+    with narrow:
+        assert narrow.stats().steps == 3

@@ -205,25 +205,28 @@ class Pipeline:
         self.quiesce()
         self._write_dirty()
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """Flushes and stops; idempotent. Works inside a garbage collection: posts no job.
+
+        Returns whether this call flushed: not a second one, nor one in a forked child.
 
         Raises:
             StoreError: rows could not be written.
         """
         if self._closed:
-            return
+            return False
         self._closed = True
+        if self._pid != os.getpid():
+            return False
         try:
-            if self._pid == os.getpid():
-                self.cancel()
-                self._idle()
-                # A failed read leaves what was trained before it in its slots.
-                self._write_dirty()
+            self.cancel()
+            self._idle()
+            # A failed read leaves what was trained before it in its slots.
+            self._write_dirty()
         finally:
-            if self._pid == os.getpid():
-                self._staging.shutdown(wait=True)
-                self._writing.shutdown(wait=True)
+            self._staging.shutdown(wait=True)
+            self._writing.shutdown(wait=True)
+        return True
 
     def check(self) -> None:
         """Raises what a background job ran into, or ClosedError."""

@@ -161,8 +161,7 @@ class Pool:
     def close(self, step: int) -> None:
         """Flushes, records the step count, and lets go of threads and files."""
         try:
-            self.pipeline.close()
-            if self.store is not None and not self.store.closed:
+            if self.pipeline.close() and self.store is not None:
                 write_meta(self.store.path, {"step": step})
         finally:
             if self.store is not None:

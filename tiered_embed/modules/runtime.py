@@ -185,7 +185,7 @@ class Runtime:
                 )
         except BaseException:
             for pool in pools:
-                pool.close(0)
+                pool.close(pool.stored_step)
             raise
         return pools
 
