@@ -16,14 +16,6 @@ namespace te {
 namespace {
 
 constexpr int kMaxWorkers = 256;
-constexpr int kSpins = 1000;  // some tens of microseconds
-
-inline void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
 // One loop. It lives until the last worker that saw it has let go of it.
 struct Loop {
   Loop(int64_t n, const std::function<void(int64_t)>* f) : num_blocks(n), fn(f) {}
@@ -63,7 +55,6 @@ class Pool {
       ++num_workers_;
     }
     for (int i = 0; i < helpers; ++i) queue_.push_back(loop);
-    num_queued_.store(static_cast<int>(queue_.size()), std::memory_order_relaxed);
     if (helpers == 1) {
       wake_.notify_one();
     } else {
@@ -75,17 +66,11 @@ class Pool {
   void work() {
     for (;;) {
       std::shared_ptr<Loop> loop;
-      // A step is a handful of short loops in a row: waking from sleep would cost as much as some.
-      for (int spin = 0; spin < kSpins && num_queued_.load(std::memory_order_relaxed) == 0;
-           ++spin) {
-        relax();
-      }
       {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [this] { return !queue_.empty(); });
         loop = std::move(queue_.front());
         queue_.pop_front();
-        num_queued_.store(static_cast<int>(queue_.size()), std::memory_order_relaxed);
       }
       loop->run();
     }
@@ -95,7 +80,6 @@ class Pool {
   std::condition_variable wake_;
   std::deque<std::shared_ptr<Loop>> queue_;  // guarded by mutex_
   int num_workers_ = 0;                      // guarded by mutex_
-  std::atomic<int> num_queued_{0};           // queue_.size(), for a look without the lock
 };
 
 // Never destroyed: workers may still wait on it while the process exits. A child after fork has
