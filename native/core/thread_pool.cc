@@ -16,6 +16,7 @@ namespace te {
 namespace {
 
 constexpr int kMaxWorkers = 256;
+
 // One loop. It lives until the last worker that saw it has let go of it.
 struct Loop {
   Loop(int64_t n, const std::function<void(int64_t)>* f) : num_blocks(n), fn(f) {}
