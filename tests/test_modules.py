@@ -453,6 +453,7 @@ def test_evaluation_leaves_no_mark_on_residency(tiers):
 
         for seed in range(4):
             module(ids_of(3, 2, seed=seed)).sum().backward()
+        module.rows([0])  # a write may be under way, which is counted when it is done
         before = counts()
         module.eval()
         for seed in range(4, 12):
@@ -464,10 +465,11 @@ def test_evaluation_leaves_no_mark_on_residency(tiers):
         assert counts() == before
 
 
-def test_there_is_nothing_for_an_optimizer_or_a_state_dict(tiers):
+def test_there_is_nothing_for_an_optimizer_and_little_for_a_state_dict(tiers):
     with make_bag(tiers) as module:
         assert list(module.parameters()) == []
-        assert module.state_dict() == {}
+        (state,) = module.state_dict().values()
+        assert str(tiers.ssd) in bytes(state.tolist()).decode()
         assert "ddr=240 bytes" in repr(module)
 
 
@@ -507,7 +509,7 @@ def test_stats_add_up(tmp_path):
         assert 0 < ddr.slot_bytes <= 900
         assert ddr.resident == ddr.staged - ddr.evicted
         plain = stats.as_dict()
-        assert list(plain) == ["steps", "tiers", "tables"]
+        assert list(plain) == ["steps", "tiers", "tables", "skipped"]
         assert plain["tables"]["item"]["misses"] == stats.tables["item"].misses
         # What SSD was asked for is what DDR missed.
         assert stats.tiers["SSD"].lookups == ddr.misses

@@ -10,6 +10,8 @@ def test_public_names() -> None:
         "ConfigError",
         "CorruptionError",
         "IdRangeError",
+        "NonFiniteError",
+        "NotCopyableError",
         "Stats",
         "StoreError",
         "TableConfig",
@@ -18,8 +20,10 @@ def test_public_names() -> None:
         "TieredEmbeddingBag",
         "TieredEmbeddingBagCollection",
         "Tiers",
+        "accumulate",
         "errors",
         "init",
+        "lr_optimizer",
         "optim",
         "prefetch",
     ]
@@ -31,6 +35,16 @@ def test_exception_tree() -> None:
     assert issubclass(te.ConfigError, ValueError)
     assert issubclass(te.IdRangeError, IndexError)
     assert issubclass(te.CorruptionError, te.StoreError)
-    for error in (te.ConfigError, te.IdRangeError, te.CapacityError, te.StoreError, te.ClosedError):
+    assert issubclass(te.NonFiniteError, ArithmeticError)
+    assert issubclass(te.NotCopyableError, TypeError)
+    for error in (
+        te.ConfigError,
+        te.IdRangeError,
+        te.CapacityError,
+        te.StoreError,
+        te.ClosedError,
+        te.NonFiniteError,
+        te.NotCopyableError,
+    ):
         assert issubclass(error, te.TieredEmbedError)
         assert error.__doc__

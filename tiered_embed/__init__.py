@@ -12,12 +12,15 @@ from .errors import (
     ConfigError,
     CorruptionError,
     IdRangeError,
+    NonFiniteError,
+    NotCopyableError,
     StoreError,
     TieredEmbedError,
 )
 from .modules import TieredEmbedding, TieredEmbeddingBag, TieredEmbeddingBagCollection
 from .prefetch import prefetch
 from .stats import Stats
+from .training import accumulate, lr_optimizer
 
 __version__ = "0.1.0.dev0"
 
@@ -27,6 +30,8 @@ __all__ = [
     "ConfigError",
     "CorruptionError",
     "IdRangeError",
+    "NonFiniteError",
+    "NotCopyableError",
     "Stats",
     "StoreError",
     "TableConfig",
@@ -35,8 +40,10 @@ __all__ = [
     "TieredEmbeddingBag",
     "TieredEmbeddingBagCollection",
     "Tiers",
+    "accumulate",
     "errors",
     "init",
+    "lr_optimizer",
     "optim",
     "prefetch",
 ]

@@ -59,7 +59,7 @@ class Planner:
 
 class RecordArray:
     record_bytes: int
-    def __init__(self, num_slots: int, dim: int, state_floats: int) -> None: ...
+    def __init__(self, num_slots: int, dim: int, weight_type: int, state_floats: int) -> None: ...
     def gather(self, slots: I32, records: U8, num_threads: int) -> None: ...
     def scatter(self, slots: I32, records: U8, keep: Bools | None, num_threads: int) -> None: ...
     def initialise(
@@ -75,54 +75,74 @@ class RecordArray:
     ) -> None: ...
 
 class BagLayout:
-    def __init__(self, mean: list[bool], columns: list[int], row_stride: int) -> None: ...
+    def __init__(self, pooling: list[int], columns: list[int], row_stride: int) -> None: ...
+
+class BatchBags:
+    def __init__(
+        self,
+        layout: BagLayout,
+        offsets: I64 | None,
+        sample_weights: F32 | None,
+        winners: I32 | None,
+        bags_per_feature: int,
+    ) -> None: ...
+
+class StepSpec:
+    def __init__(
+        self,
+        kind: int,
+        hyper: list[float],
+        *,
+        by_frequency: bool,
+        scale: float,
+        clip_value: float,
+        clip_row_norm: float,
+        keep: float,
+        l2: float,
+        rounding_key: int | None,
+        table_words: list[int],
+    ) -> None: ...
 
 def first_bad_id(ids: I64, num_rows: int) -> int: ...
 def initial_weights(
     tables: U32, rows: I64, seed: int, lo: float, scale: float, out: F32
 ) -> None: ...
+def encode_rows(values: F32, weight_type: int, rows: U8, scale_bias: F32) -> None: ...
+def decode_rows(rows: U8, weight_type: int, scale_bias: F32, values: F32) -> None: ...
 def lookup(
-    records: RecordArray,
-    plan: StepPlan,
-    layout: BagLayout,
-    offsets: I64 | None,
-    sample_weights: F32 | None,
-    bags_per_feature: int,
-    out: Any,
-    num_threads: int,
+    records: RecordArray, plan: StepPlan, bags: BatchBags, out: Any, num_threads: int
 ) -> None: ...
 def lookup_rows(
-    weights: F32,
-    inverse: I32,
-    layout: BagLayout,
-    offsets: I64 | None,
-    sample_weights: F32 | None,
-    bags_per_feature: int,
-    out: Any,
-    num_threads: int,
+    weights: F32, inverse: I32, bags: BatchBags, out: Any, num_threads: int
 ) -> None: ...
 def update(
     records: RecordArray,
     plan: StepPlan,
-    layout: BagLayout,
-    offsets: I64 | None,
-    sample_weights: F32 | None,
-    bags_per_feature: int,
+    bags: BatchBags,
     grad: Any,
-    kind: int,
-    hyper: list[float],
+    step: StepSpec,
     num_threads: int,
+) -> None: ...
+def row_gradients(
+    plan: StepPlan, bags: BatchBags, grad: Any, rows: Any, num_threads: int
+) -> None: ...
+def condition_rows(plan: StepPlan, step: StepSpec, rows: Any, num_threads: int) -> float: ...
+def apply_rows(
+    records: RecordArray, plan: StepPlan, rows: Any, step: StepSpec, num_threads: int
 ) -> None: ...
 def sample_weight_gradient(
     records: RecordArray,
     plan: StepPlan,
-    layout: BagLayout,
-    offsets: I64 | None,
-    bags_per_feature: int,
+    bags: BatchBags,
     grad: Any,
     out: Any,
     num_threads: int,
 ) -> None: ...
+def renormalise(
+    records: RecordArray, plan: StepPlan, max_norm: float, norm_type: float, num_threads: int
+) -> None: ...
+def largest_magnitude(x: Any, num_threads: int) -> float: ...
+def optimizer_names() -> list[str]: ...
 def available_isas() -> list[str]: ...
 def current_isa() -> str: ...
 def select_isa(name: str) -> None: ...

@@ -18,9 +18,9 @@ from .errors import ConfigError
 
 __all__ = ["Mode", "TableConfig", "Tiers", "parse_bytes", "table_hash"]
 
-Mode = Literal["sum", "mean"]
+Mode = Literal["sum", "mean", "max"]
 StoreKind = Literal["auto", "rocksdb", "rocksdb_py", "memory"]
-MODES: tuple[Mode, ...] = ("sum", "mean")
+MODES: tuple[Mode, ...] = ("sum", "mean", "max")
 
 _UNITS = {"": 1, "b": 1}
 for _i, _p in enumerate("kmgtp", start=1):
@@ -109,9 +109,12 @@ class TableConfig:
         embedding_dim: columns of float32.
         feature_names: features that read this table; its own name by default.
         mode: how a bag's rows are pooled.
+        padding_idx: a row that takes no part in pooling and is not trained; negative ones count
+            from the end.
 
     Raises:
-        ConfigError: an empty name, a non-positive count, an unknown mode, no feature.
+        ConfigError: an empty name, a non-positive count, an unknown mode, no feature, a
+            padding_idx outside the table.
     """
 
     name: str
@@ -119,6 +122,7 @@ class TableConfig:
     embedding_dim: int
     feature_names: Sequence[str] = field(default=())
     mode: Mode = "sum"
+    padding_idx: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -134,13 +138,29 @@ class TableConfig:
                 f"{where}: embedding_dim is {self.embedding_dim!r}; it must be a positive integer"
             )
         if self.mode not in MODES:
-            raise ConfigError(f"{where}: mode is {self.mode!r}; choose 'sum' or 'mean'")
+            raise ConfigError(f"{where}: mode is {self.mode!r}; choose 'sum', 'mean' or 'max'")
         if isinstance(self.feature_names, str):
             raise ConfigError(f"{where}: feature_names must be a sequence of names, not one string")
         names = tuple(self.feature_names) or (self.name,)
         if len(set(names)) != len(names):
             raise ConfigError(f"{where}: feature_names has duplicates: {list(names)}")
         object.__setattr__(self, "feature_names", names)
+        object.__setattr__(self, "padding_idx", self._padding())
+
+    def _padding(self) -> int | None:
+        row, num_rows = self.padding_idx, self.num_embeddings
+        if row is None:
+            return None
+        if isinstance(row, bool) or not isinstance(row, int):
+            raise ConfigError(f"table {self.name!r}: padding_idx is {row!r}; it must be an integer")
+        if num_rows is None:
+            return row
+        if not -num_rows <= row < num_rows:
+            raise ConfigError(
+                f"table {self.name!r}: padding_idx is {row}; it must be in "
+                f"[{-num_rows}, {num_rows})"
+            )
+        return row % num_rows
 
 
 def _positive_int(value: object) -> bool:

@@ -8,6 +8,8 @@
     ├── CapacityError                 a tier has no room and nothing below it
     ├── StoreError                    the SSD store failed or cannot be opened
     │   └── CorruptionError           stored bytes do not match their checksum or format
+    ├── NonFiniteError (ArithmeticError)  a row's gradient is infinite or NaN
+    ├── NotCopyableError (TypeError)  a module that cannot be copied or pickled
     └── ClosedError                   the object was closed, or belongs to another process
 
 A message says the fact, the numbers, and the remedy. Exceptions of third parties are mapped where
@@ -20,6 +22,8 @@ __all__ = [
     "ConfigError",
     "CorruptionError",
     "IdRangeError",
+    "NonFiniteError",
+    "NotCopyableError",
     "StoreError",
     "TieredEmbedError",
 ]
@@ -51,3 +55,11 @@ class CorruptionError(StoreError):
 
 class ClosedError(TieredEmbedError):
     """The object was closed, or was opened by another process (before a fork)."""
+
+
+class NonFiniteError(TieredEmbedError, ArithmeticError):
+    """A row's gradient is infinite or NaN; no row was changed."""
+
+
+class NotCopyableError(TieredEmbedError, TypeError):
+    """A module owns files and threads: it is neither copied nor pickled."""

@@ -50,11 +50,11 @@ class Lease:
             self._open = False
             self._pipeline._release(self, updated)
 
-    def drop(self) -> None:
-        """Releases unchanged rows from any thread, at the trainer's next call."""
+    def drop(self, *, updated: bool = False) -> None:
+        """As :meth:`release`, from any thread: at the trainer's next call."""
         if self._open:
             self._open = False
-            self._pipeline._dropped.append(self)
+            self._pipeline._dropped.append((self, updated))
 
 
 class _Streamed:
@@ -109,7 +109,7 @@ class Pipeline:
         self._held: list[tuple[int, Lease]] = []  # (plan's number in the stream, taken lease)
         self._num_taken = 0
 
-        self._dropped: deque[Lease] = deque()  # any thread appends
+        self._dropped: deque[tuple[Lease, bool]] = deque()  # any thread appends
 
         # Written by the staging job that runs, read when none does.
         self._write: Future[None] | None = None
@@ -363,7 +363,7 @@ class Pipeline:
 
     def _settle_dropped(self) -> None:
         while self._dropped:
-            self._release(self._dropped.popleft(), updated=False)
+            self._release(*self._dropped.popleft())
 
     def _drop_unwanted(self, future: Future[StepPlan]) -> None:
         if future.exception() is None:

@@ -56,11 +56,15 @@ class TierStats(Counts):
 
 @dataclass(frozen=True)
 class Stats:
-    """Totals of one module: ``steps`` backward passes, counts per tier and per table."""
+    """Totals of one module: ``steps`` updates, counts per tier and per table.
+
+    skipped: backwards that updated nothing, since a gradient was infinite or NaN.
+    """
 
     steps: int
     tiers: Mapping[str, TierStats] = field(default_factory=dict)
     tables: Mapping[str, Counts] = field(default_factory=dict)
+    skipped: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

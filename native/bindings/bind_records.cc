@@ -19,57 +19,111 @@ using Slots = Array1<const int32_t>;
 using Bytes2 = Array2<uint8_t>;
 using Floats = Array1<const float>;
 
-// How occurrences make bags and where their rows lie in `out`; fixed per module, except the batch.
+// How occurrences make bags and where their rows lie in `out`; fixed per module.
 struct BagLayout {
-  std::vector<uint8_t> mean;     // (F)
+  std::vector<Pooling> pooling;  // (F)
   std::vector<int64_t> columns;  // (F)
   int64_t row_stride = 0;
 };
 
-using Offsets = std::optional<Array1<const int64_t>>;
+// One batch's bags over a layout.
+struct BatchBags {
+  const BagLayout* layout;
+  std::optional<Array1<const int64_t>> offsets;
+  std::optional<Floats> sample_weights;
+  std::optional<Array2<int32_t>> winners;
+  int64_t bags_per_feature;
 
-Bags bags_of(const int32_t* slots, const int32_t* inverse, size_t num_ids, const BagLayout& layout,
-             const Offsets& offsets, const std::optional<Floats>& sample_weights,
-             int64_t bags_per_feature) {
-  Bags b{};
-  b.slots = slots;
-  b.inverse = inverse;
-  b.offsets = offsets ? offsets->data() : nullptr;
-  b.sample_weights = sample_weights ? sample_weights->data() : nullptr;
-  b.num_ids = static_cast<int64_t>(num_ids);
-  b.num_features = static_cast<int64_t>(layout.mean.size());
-  b.bags_per_feature = bags_per_feature;
-  b.mean = layout.mean.data();
-  b.columns = layout.columns.data();
-  b.row_stride = layout.row_stride;
-  const int64_t num_bags = b.num_features * bags_per_feature;
-  const bool fits = offsets ? static_cast<int64_t>(offsets->size()) == num_bags + 1 &&
-                                  offsets->data()[num_bags] == b.num_ids
-                            : num_bags == b.num_ids;
-  if (!fits || (sample_weights && static_cast<int64_t>(sample_weights->size()) != b.num_ids)) {
-    throw std::invalid_argument("bags do not fit the plan");
+  Bags of(const int32_t* slots, const int32_t* inverse, size_t num_ids, int64_t dim) const {
+    Bags b{};
+    b.slots = slots;
+    b.inverse = inverse;
+    b.offsets = offsets ? offsets->data() : nullptr;
+    b.sample_weights = sample_weights ? sample_weights->data() : nullptr;
+    b.num_ids = static_cast<int64_t>(num_ids);
+    b.num_features = static_cast<int64_t>(layout->pooling.size());
+    b.bags_per_feature = bags_per_feature;
+    b.pooling = layout->pooling.data();
+    b.columns = layout->columns.data();
+    b.row_stride = layout->row_stride;
+    b.winners = winners ? winners->data() : nullptr;
+    const int64_t num_bags = b.num_features * bags_per_feature;
+    const bool fits = offsets ? static_cast<int64_t>(offsets->size()) == num_bags + 1 &&
+                                    offsets->data()[num_bags] == b.num_ids
+                              : num_bags == b.num_ids;
+    const bool weights_fit =
+        !sample_weights || static_cast<int64_t>(sample_weights->size()) == b.num_ids;
+    const bool winners_fit = !winners || (static_cast<int64_t>(winners->shape(0)) == num_bags &&
+                                          static_cast<int64_t>(winners->shape(1)) == dim);
+    if (!fits || !weights_fit || !winners_fit) {
+      throw std::invalid_argument("bags do not fit the plan");
+    }
+    return b;
   }
-  return b;
-}
 
-Bags bags_of(const StepPlan& plan, const BagLayout& layout, const Offsets& offsets,
-             const std::optional<Floats>& sample_weights, int64_t bags_per_feature) {
-  return bags_of(plan.slots.data(), plan.inverse.data(), plan.inverse.size(), layout, offsets,
-                 sample_weights, bags_per_feature);
+  Bags of(const StepPlan& plan, int64_t dim) const {
+    return of(plan.slots.data(), plan.inverse.data(), plan.inverse.size(), dim);
+  }
+
+  // Gradients of maxima go where the forward found them.
+  Bags for_backward(const StepPlan& plan, int64_t dim) const {
+    const auto& pooling = layout->pooling;
+    if (!winners && std::find(pooling.begin(), pooling.end(), Pooling::kMax) != pooling.end()) {
+      throw std::invalid_argument("a maximum's backward needs its winners");
+    }
+    return of(plan, dim);
+  }
+};
+
+// An optimizer's step for one pool.
+struct StepSpec {
+  Step step{};
+  std::vector<uint32_t> table_words;
+  std::optional<uint64_t> rounding_key;
+
+  // `rounding` must outlive the result.
+  Step of(const StepPlan& plan, Rounding* rounding) const {
+    Step out = step;
+    if (rounding_key) {
+      *rounding = {*rounding_key, table_words.data(), plan.tables.data(), plan.keys.data()};
+      out.rounding = rounding;
+    }
+    return out;
+  }
+};
+
+Groups groups_of(const StepPlan& plan) {
+  return {plan.group_start.data(), plan.group.data(), static_cast<int64_t>(plan.slots.size())};
 }
 
 void check_rows(size_t slots, size_t rows) {
   if (slots != rows) throw std::invalid_argument("slots and rows differ in number");
 }
 
-Records records_of(RecordArray& a) { return {a.weights(), a.state(), a.dim(), a.state_floats()}; }
+void check_dim(size_t columns, int64_t dim) {
+  if (static_cast<int64_t>(columns) != dim) throw std::invalid_argument("rows differ in dim");
+}
+
+void check_weights(const RecordArray& a) {
+  if (a.type() == WeightType::kInt8) throw std::invalid_argument("int8 rows are read-only");
+}
+
+Records records_of(RecordArray& a) {
+  return {a.weights(), a.state(), a.dim(), a.state_floats(), a.type()};
+}
 
 }  // namespace
 
 void bind_records(nb::module_& m) {
   nb::class_<RecordArray>(m, "RecordArray")
-      .def(nb::init<int64_t, int64_t, int64_t>(), nb::arg("num_slots"), nb::arg("dim"),
-           nb::arg("state_floats"))
+      .def(
+          "__init__",
+          [](RecordArray* self, int64_t num_slots, int64_t dim, int weight_type,
+             int64_t state_floats) {
+            new (self)
+                RecordArray(num_slots, dim, static_cast<WeightType>(weight_type), state_floats);
+          },
+          nb::arg("num_slots"), nb::arg("dim"), nb::arg("weight_type"), nb::arg("state_floats"))
       .def_prop_ro("record_bytes", &RecordArray::record_bytes)
       .def("gather",
            [](RecordArray& a, Slots slots, Bytes2 records, int num_threads) {
@@ -115,83 +169,184 @@ void bind_records(nb::module_& m) {
     }
   });
 
+  m.def("encode_rows", [](Array2<const float> values, int weight_type, Array2<uint8_t> rows,
+                          Array2<float> scale_bias) {
+    check_rows(values.shape(0), rows.shape(0));
+    const int64_t dim = static_cast<int64_t>(values.shape(1));
+    const WeightType type = static_cast<WeightType>(weight_type);
+    check_dim(rows.shape(1), dim * weight_bytes(type));
+    for (size_t i = 0; i < values.shape(0); ++i) {
+      encode_row(type, values.data() + i * values.shape(1), dim, rows.data() + i * rows.shape(1),
+                 scale_bias.data() + i * scale_bias.shape(1));
+    }
+  });
+
+  m.def("decode_rows", [](Array2<const uint8_t> rows, int weight_type,
+                          Array2<const float> scale_bias, Array2<float> values) {
+    check_rows(values.shape(0), rows.shape(0));
+    const int64_t dim = static_cast<int64_t>(values.shape(1));
+    const WeightType type = static_cast<WeightType>(weight_type);
+    check_dim(rows.shape(1), dim * weight_bytes(type));
+    for (size_t i = 0; i < values.shape(0); ++i) {
+      decode_row(type, rows.data() + i * rows.shape(1), scale_bias.data() + i * scale_bias.shape(1),
+                 dim, values.data() + i * values.shape(1));
+    }
+  });
+
   nb::class_<BagLayout>(m, "BagLayout")
       .def(
           "__init__",
-          [](BagLayout* self, const std::vector<bool>& mean, const std::vector<int64_t>& columns,
+          [](BagLayout* self, const std::vector<int>& pooling, const std::vector<int64_t>& columns,
              int64_t row_stride) {
             new (self) BagLayout;
-            for (bool b : mean) self->mean.push_back(b ? 1 : 0);
+            for (int p : pooling) self->pooling.push_back(static_cast<Pooling>(p));
             self->columns = columns;
             self->row_stride = row_stride;
           },
-          nb::arg("mean"), nb::arg("columns"), nb::arg("row_stride"));
+          nb::arg("pooling"), nb::arg("columns"), nb::arg("row_stride"));
+
+  nb::class_<BatchBags>(m, "BatchBags")
+      .def(
+          "__init__",
+          [](BatchBags* self, const BagLayout& layout, std::optional<Array1<const int64_t>> offsets,
+             std::optional<Floats> sample_weights, std::optional<Array2<int32_t>> winners,
+             int64_t bags_per_feature) {
+            new (self) BatchBags{&layout, offsets, sample_weights, winners, bags_per_feature};
+          },
+          nb::keep_alive<1, 2>(), nb::arg("layout"), nb::arg("offsets").none(),
+          nb::arg("sample_weights").none(), nb::arg("winners").none(), nb::arg("bags_per_feature"));
+
+  nb::class_<StepSpec>(m, "StepSpec")
+      .def(
+          "__init__",
+          [](StepSpec* self, int kind, const std::vector<float>& hyper, bool by_frequency,
+             float scale, float clip_value, float clip_row_norm, float keep, float l2,
+             std::optional<uint64_t> rounding_key, const std::vector<uint32_t>& table_words) {
+            new (self) StepSpec;
+            Step& s = self->step;
+            s.kind = static_cast<OptimizerKind>(kind);
+            if (hyper.size() > 12 || kind < 0 || kind >= static_cast<int>(OptimizerKind::kCount)) {
+              throw std::invalid_argument("unknown optimizer");
+            }
+            std::copy(hyper.begin(), hyper.end(), s.v);
+            s.conditioning = {by_frequency, scale, clip_value, clip_row_norm, keep, l2};
+            self->rounding_key = rounding_key;
+            self->table_words = table_words;
+          },
+          nb::arg("kind"), nb::arg("hyper"), nb::kw_only(), nb::arg("by_frequency"),
+          nb::arg("scale"), nb::arg("clip_value"), nb::arg("clip_row_norm"), nb::arg("keep"),
+          nb::arg("l2"), nb::arg("rounding_key").none(), nb::arg("table_words"));
 
   m.def(
       "lookup",
-      [](RecordArray& a, const StepPlan& plan, const BagLayout& layout, Offsets offsets,
-         std::optional<Floats> sample_weights, int64_t bags_per_feature, Array2<float> out,
+      [](RecordArray& a, const StepPlan& plan, const BatchBags& batch, Array2<float> out,
          int num_threads) {
-        const Bags bags = bags_of(plan, layout, offsets, sample_weights, bags_per_feature);
+        const Bags bags = batch.of(plan, a.dim());
         nb::gil_scoped_release nogil;
         lookup(records_of(a), bags, out.data(), num_threads);
       },
-      nb::arg("records"), nb::arg("plan"), nb::arg("layout"), nb::arg("offsets").none(),
-      nb::arg("sample_weights").none(), nb::arg("bags_per_feature"), nb::arg("out"),
-      nb::arg("num_threads"));
+      nb::arg("records"), nb::arg("plan"), nb::arg("bags"), nb::arg("out"), nb::arg("num_threads"));
 
   m.def(
       "lookup_rows",
-      [](Array2<const float> weights, Slots inverse, const BagLayout& layout, Offsets offsets,
-         std::optional<Floats> sample_weights, int64_t bags_per_feature, Array2<float> out,
+      [](Array2<const float> weights, Slots inverse, const BatchBags& batch, Array2<float> out,
          int num_threads) {
         std::vector<int32_t> slots(weights.shape(0));
         std::iota(slots.begin(), slots.end(), 0);
-        const Bags bags = bags_of(slots.data(), inverse.data(), inverse.size(), layout, offsets,
-                                  sample_weights, bags_per_feature);
+        const int64_t dim = static_cast<int64_t>(weights.shape(1));
+        const Bags bags = batch.of(slots.data(), inverse.data(), inverse.size(), dim);
         // The kernel reads weights only.
-        const Records records{const_cast<float*>(weights.data()), nullptr,
-                              static_cast<int64_t>(weights.shape(1)), 0};
+        const Records records{
+            const_cast<uint8_t*>(reinterpret_cast<const uint8_t*>(weights.data())), nullptr, dim, 0,
+            WeightType::kFloat32};
         nb::gil_scoped_release nogil;
         lookup(records, bags, out.data(), num_threads);
       },
-      nb::arg("weights"), nb::arg("inverse"), nb::arg("layout"), nb::arg("offsets").none(),
-      nb::arg("sample_weights").none(), nb::arg("bags_per_feature"), nb::arg("out"),
+      nb::arg("weights"), nb::arg("inverse"), nb::arg("bags"), nb::arg("out"),
       nb::arg("num_threads"));
 
   m.def(
       "update",
-      [](RecordArray& a, const StepPlan& plan, const BagLayout& layout, Offsets offsets,
-         std::optional<Floats> sample_weights, int64_t bags_per_feature, Array2<const float> grad,
-         int kind, const std::vector<float>& hyper, int num_threads) {
-        const Bags bags = bags_of(plan, layout, offsets, sample_weights, bags_per_feature);
-        Hyper h{};
-        h.kind = static_cast<OptimizerKind>(kind);
-        if (hyper.size() > 8 || kind < 0 || kind > static_cast<int>(OptimizerKind::kAdam)) {
-          throw std::invalid_argument("unknown optimizer");
-        }
-        std::copy(hyper.begin(), hyper.end(), h.v);
-        const Groups groups{plan.group_start.data(), plan.group.data(),
-                            static_cast<int64_t>(plan.slots.size())};
+      [](RecordArray& a, const StepPlan& plan, const BatchBags& batch, Array2<const float> grad,
+         const StepSpec& spec, int num_threads) {
+        check_weights(a);
+        const Bags bags = batch.for_backward(plan, a.dim());
+        Rounding rounding;
+        const Step step = spec.of(plan, &rounding);
         nb::gil_scoped_release nogil;
-        update(records_of(a), bags, groups, grad.data(), h, num_threads);
+        update(records_of(a), bags, groups_of(plan), grad.data(), step, num_threads);
       },
-      nb::arg("records"), nb::arg("plan"), nb::arg("layout"), nb::arg("offsets").none(),
-      nb::arg("sample_weights").none(), nb::arg("bags_per_feature"), nb::arg("grad"),
-      nb::arg("kind"), nb::arg("hyper"), nb::arg("num_threads"));
+      nb::arg("records"), nb::arg("plan"), nb::arg("bags"), nb::arg("grad"), nb::arg("step"),
+      nb::arg("num_threads"));
+
+  m.def(
+      "row_gradients",
+      [](const StepPlan& plan, const BatchBags& batch, Array2<const float> grad, Array2<float> rows,
+         int num_threads) {
+        const int64_t dim = static_cast<int64_t>(rows.shape(1));
+        const Bags bags = batch.for_backward(plan, dim);
+        check_rows(rows.shape(0), plan.slots.size());
+        nb::gil_scoped_release nogil;
+        row_gradients(bags, groups_of(plan), grad.data(), dim, rows.data(), num_threads);
+      },
+      nb::arg("plan"), nb::arg("bags"), nb::arg("grad"), nb::arg("rows"), nb::arg("num_threads"));
+
+  m.def(
+      "condition_rows",
+      [](const StepPlan& plan, const StepSpec& spec, Array2<float> rows, int num_threads) {
+        check_rows(rows.shape(0), plan.slots.size());
+        nb::gil_scoped_release nogil;
+        return condition_rows(groups_of(plan), static_cast<int64_t>(rows.shape(1)),
+                              spec.step.conditioning, rows.data(), num_threads);
+      },
+      nb::arg("plan"), nb::arg("step"), nb::arg("rows"), nb::arg("num_threads"));
+
+  m.def(
+      "apply_rows",
+      [](RecordArray& a, const StepPlan& plan, Array2<float> rows, const StepSpec& spec,
+         int num_threads) {
+        check_weights(a);
+        check_rows(rows.shape(0), plan.slots.size());
+        check_dim(rows.shape(1), a.dim());
+        Rounding rounding;
+        const Step step = spec.of(plan, &rounding);
+        Bags bags{};
+        bags.slots = plan.slots.data();
+        nb::gil_scoped_release nogil;
+        apply_rows(records_of(a), bags, groups_of(plan), rows.data(), step, num_threads);
+      },
+      nb::arg("records"), nb::arg("plan"), nb::arg("rows"), nb::arg("step"),
+      nb::arg("num_threads"));
 
   m.def(
       "sample_weight_gradient",
-      [](RecordArray& a, const StepPlan& plan, const BagLayout& layout, Offsets offsets,
-         int64_t bags_per_feature, Array2<const float> grad, Array1<float> out, int num_threads) {
-        const Bags bags = bags_of(plan, layout, offsets, std::nullopt, bags_per_feature);
+      [](RecordArray& a, const StepPlan& plan, const BatchBags& batch, Array2<const float> grad,
+         Array1<float> out, int num_threads) {
+        const Bags bags = batch.for_backward(plan, a.dim());
         check_rows(out.size(), static_cast<size_t>(bags.num_ids));
         nb::gil_scoped_release nogil;
         sample_weight_gradient(records_of(a), bags, grad.data(), out.data(), num_threads);
       },
-      nb::arg("records"), nb::arg("plan"), nb::arg("layout"), nb::arg("offsets").none(),
-      nb::arg("bags_per_feature"), nb::arg("grad"), nb::arg("out"), nb::arg("num_threads"));
+      nb::arg("records"), nb::arg("plan"), nb::arg("bags"), nb::arg("grad"), nb::arg("out"),
+      nb::arg("num_threads"));
 
+  m.def(
+      "renormalise",
+      [](RecordArray& a, const StepPlan& plan, float max_norm, double norm_type, int num_threads) {
+        check_weights(a);
+        nb::gil_scoped_release nogil;
+        renormalise(records_of(a), plan.slots.data(), static_cast<int64_t>(plan.slots.size()),
+                    max_norm, norm_type, num_threads);
+      },
+      nb::arg("records"), nb::arg("plan"), nb::arg("max_norm"), nb::arg("norm_type"),
+      nb::arg("num_threads"));
+
+  m.def("largest_magnitude", [](Array2<const float> x, int num_threads) {
+    nb::gil_scoped_release nogil;
+    return largest_magnitude(x.data(), static_cast<int64_t>(x.size()), num_threads);
+  });
+
+  m.def("optimizer_names", &optimizer_names);
   m.def("available_isas", &available_isas);
   m.def("current_isa", &current_isa);
   m.def("select_isa", &select_isa);

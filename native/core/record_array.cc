@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "core/philox.h"
 #include "core/thread_pool.h"
@@ -36,19 +37,20 @@ void initial_weights(const UniformInit& init, uint32_t table, int64_t row, int64
   }
 }
 
-RecordArray::RecordArray(int64_t num_slots, int64_t dim, int64_t state_floats)
+RecordArray::RecordArray(int64_t num_slots, int64_t dim, WeightType type, int64_t state_floats)
     : num_slots_(num_slots),
       dim_(dim),
+      type_(type),
       state_floats_(state_floats),
-      weights_(static_cast<size_t>(num_slots * dim)),
+      weights_(static_cast<size_t>(num_slots * dim * te::weight_bytes(type))),
       state_(static_cast<size_t>(num_slots * state_floats)) {}
 
 void RecordArray::gather(const int32_t* slots, int64_t n, uint8_t* records, int num_threads) const {
-  const size_t weight_bytes = static_cast<size_t>(dim_) * 4;
+  const size_t weight_bytes = static_cast<size_t>(row_bytes());
   const size_t state_bytes = static_cast<size_t>(state_floats_) * 4;
   for_rows(n, num_threads, [&](int64_t i) {
     uint8_t* out = records + i * record_bytes();
-    std::memcpy(out, weights_.data() + slots[i] * dim_, weight_bytes);
+    std::memcpy(out, weights_.data() + slots[i] * row_bytes(), weight_bytes);
     if (state_bytes != 0) {
       std::memcpy(out + weight_bytes, state_.data() + slots[i] * state_floats_, state_bytes);
     }
@@ -57,12 +59,12 @@ void RecordArray::gather(const int32_t* slots, int64_t n, uint8_t* records, int 
 
 void RecordArray::scatter(const int32_t* slots, int64_t n, const uint8_t* records, const bool* keep,
                           int num_threads) {
-  const size_t weight_bytes = static_cast<size_t>(dim_) * 4;
+  const size_t weight_bytes = static_cast<size_t>(row_bytes());
   const size_t state_bytes = static_cast<size_t>(state_floats_) * 4;
   for_rows(n, num_threads, [&](int64_t i) {
     if (keep != nullptr && !keep[i]) return;
     const uint8_t* in = records + i * record_bytes();
-    std::memcpy(weights_.data() + slots[i] * dim_, in, weight_bytes);
+    std::memcpy(weights_.data() + slots[i] * row_bytes(), in, weight_bytes);
     if (state_bytes != 0) {
       std::memcpy(state_.data() + slots[i] * state_floats_, in + weight_bytes, state_bytes);
     }
@@ -72,10 +74,16 @@ void RecordArray::scatter(const int32_t* slots, int64_t n, const uint8_t* record
 void RecordArray::initialise(const int32_t* slots, int64_t n, const uint32_t* tables,
                              const int64_t* rows, const bool* skip, const UniformInit& init,
                              int num_threads) {
-  for_rows(n, num_threads, [&](int64_t i) {
-    if (skip != nullptr && skip[i]) return;
-    initial_weights(init, tables[i], rows[i], dim_, weights_.data() + slots[i] * dim_);
-    std::fill_n(state_.data() + slots[i] * state_floats_, state_floats_, 0.0f);
+  parallel_for((n + kBlock - 1) / kBlock, num_threads, [&](int64_t block) {
+    std::vector<float> values(static_cast<size_t>(dim_));
+    const int64_t end = std::min(n, (block + 1) * kBlock);
+    for (int64_t i = block * kBlock; i < end; ++i) {
+      if (skip != nullptr && skip[i]) continue;
+      float* state = state_.data() + slots[i] * state_floats_;
+      initial_weights(init, tables[i], rows[i], dim_, values.data());
+      std::fill_n(state, state_floats_, 0.0f);
+      encode_row(type_, values.data(), dim_, weights_.data() + slots[i] * row_bytes(), state);
+    }
   });
 }
 

@@ -47,26 +47,30 @@ std::atomic<const Isa*>& chosen() {
 const KernelTable& kernels() { return *chosen().load()->table; }
 
 // Gradient rows as the update reads them: where each occurrence's row starts, in floats from
-// `base`. Bags of mean features are divided by their length once, into rows of their own.
+// `base`. Bags that are not sums get rows of their own: a mean's divided by its length, one per
+// bag; a maximum's with the columns that its occurrence won, one per occurrence.
 struct GradientRows {
   std::unique_ptr<int64_t[]> bag_of;  // (N)
-  std::unique_ptr<float[]> divided;   // rows of mean features
+  std::unique_ptr<float[]> own;
   const float* base = nullptr;
 };
 
-GradientRows gradient_rows(const Records& records, const Bags& bags, const float* grad,
-                           int num_threads) {
+GradientRows gradient_rows(const Bags& bags, const float* grad, int64_t dim, int num_threads) {
   const KernelTable& k = kernels();
   GradientRows out;
   out.base = grad;
   out.bag_of.reset(new int64_t[static_cast<size_t>(std::max<int64_t>(bags.num_ids, 1))]);
-  const bool any_mean =
-      std::any_of(bags.mean, bags.mean + bags.num_features, [](uint8_t m) { return m != 0; });
+  const auto any = [&](Pooling p) {
+    return std::find(bags.pooling, bags.pooling + bags.num_features, p) !=
+           bags.pooling + bags.num_features;
+  };
+  const bool any_max = any(Pooling::kMax);
+  const bool any_own = any_max || any(Pooling::kMean);
   const int64_t num_bags = bags.num_features * bags.bags_per_feature;
-  const int64_t dim = records.dim;
-  if (any_mean) {
-    out.divided.reset(new float[static_cast<size_t>(std::max<int64_t>(num_bags * dim, 1))]);
-    out.base = out.divided.get();
+  if (any_own) {
+    const int64_t rows = num_bags + (any_max ? bags.num_ids : 0);
+    out.own.reset(new float[static_cast<size_t>(std::max<int64_t>(rows * dim, 1))]);
+    out.base = out.own.get();
   }
   const int64_t block = 512;
   parallel_for((num_bags + block - 1) / block, num_threads, [&](int64_t n) {
@@ -75,9 +79,18 @@ GradientRows gradient_rows(const Records& records, const Bags& bags, const float
       const int64_t first = bags.offsets ? bags.offsets[bag] : bag;
       const int64_t last = bags.offsets ? bags.offsets[bag + 1] : bag + 1;
       int64_t at = (bag % bags.bags_per_feature) * bags.row_stride + bags.columns[feature];
-      if (any_mean) {
-        const float length = bags.mean[feature] ? static_cast<float>(last - first) : 1.0f;
-        if (last > first) k.divide(grad + at, length, dim, out.divided.get() + bag * dim);
+      if (bags.pooling[feature] == Pooling::kMax) {
+        for (int64_t i = first; i < last; ++i) {
+          out.bag_of[i] = (num_bags + i) * dim;
+          k.select(grad + at, bags.winners + bag * dim, static_cast<int32_t>(i), dim,
+                   out.own.get() + out.bag_of[i]);
+        }
+        continue;
+      }
+      if (any_own) {
+        const bool mean = bags.pooling[feature] == Pooling::kMean;
+        const float length = mean ? static_cast<float>(last - first) : 1.0f;
+        if (last > first) k.divide(grad + at, length, dim, out.own.get() + bag * dim);
         at = bag * dim;
       }
       for (int64_t i = first; i < last; ++i) out.bag_of[i] = at;
@@ -86,23 +99,62 @@ GradientRows gradient_rows(const Records& records, const Bags& bags, const float
   return out;
 }
 
-// A row with very many occurrences would keep one thread busy: its chunks are summed by all
-// threads and added in order, which gives the bits that one thread gives.
-void update_hot_row(const Records& records, const Bags& bags, const Groups& groups,
-                    const GradientRows& rows, const Hyper& hyper, int64_t u, int num_threads) {
+// Calls block(begin, end) over ranges of unique rows of about equal work, on all threads, then
+// hot(u, sum) for each row that has so many occurrences that it would keep one thread busy: its
+// chunks are summed by all threads and added in order, which gives the bits that one thread gives.
+template <typename Block, typename Hot>
+void for_groups(const Bags& bags, const Groups& groups, const GradientRows& rows, int64_t dim,
+                int num_threads, const Block& block, const Hot& hot) {
   const KernelTable& k = kernels();
-  const int64_t first = groups.start[u], last = groups.start[u + 1];
-  const int64_t num_chunks = (last - first + kChunk - 1) / kChunk;
-  std::vector<float> sums(static_cast<size_t>(num_chunks * records.dim));
-  parallel_for(num_chunks, num_threads, [&](int64_t c) {
-    const int64_t begin = first + c * kChunk;
-    k.chunk_sum(bags, groups.group, rows.bag_of.get(), rows.base, records.dim, begin,
-                std::min(begin + kChunk, last), sums.data() + c * records.dim);
-  });
-  for (int64_t c = 1; c < num_chunks; ++c) {
-    k.add(sums.data(), sums.data() + c * records.dim, records.dim);
+  const int64_t limit = num_threads > 1
+                            ? std::max<int64_t>(16 * kChunk, bags.num_ids / (8 * num_threads))
+                            : INT64_MAX;
+  const int64_t work_per_block = 2048;
+  struct Range {
+    int64_t begin, end;
+  };
+  std::vector<Range> ranges;
+  std::vector<int64_t> hot_rows;
+  int64_t begin = 0, work = 0;
+  const auto cut = [&](int64_t end) {
+    if (begin < end) ranges.push_back({begin, end});
+    begin = end;
+    work = 0;
+  };
+  for (int64_t u = 0; u < groups.num_unique; ++u) {
+    const int64_t occurrences = groups.start[u + 1] - groups.start[u];
+    if (occurrences > limit) {
+      cut(u);
+      begin = u + 1;
+      hot_rows.push_back(u);
+      continue;
+    }
+    work += occurrences + 1;
+    if (work >= work_per_block) cut(u + 1);
   }
-  k.apply(records, bags.slots[u], sums.data(), hyper);
+  cut(groups.num_unique);
+  parallel_for(static_cast<int64_t>(ranges.size()), num_threads,
+               [&](int64_t n) { block(ranges[n].begin, ranges[n].end); });
+  for (int64_t u : hot_rows) {
+    const int64_t first = groups.start[u], last = groups.start[u + 1];
+    const int64_t num_chunks = (last - first + kChunk - 1) / kChunk;
+    std::vector<float> sums(static_cast<size_t>(num_chunks * dim));
+    parallel_for(num_chunks, num_threads, [&](int64_t c) {
+      const int64_t start = first + c * kChunk;
+      k.chunk_sum(bags, groups.group, rows.bag_of.get(), rows.base, dim, start,
+                  std::min(start + kChunk, last), sums.data() + c * dim);
+    });
+    for (int64_t c = 1; c < num_chunks; ++c) k.add(sums.data(), sums.data() + c * dim, dim);
+    hot(u, sums.data());
+  }
+}
+
+// Calls fn(u) for every unique row, in blocks on all threads.
+template <typename Fn>
+void for_rows(int64_t num_unique, int num_threads, const Fn& fn) {
+  const int64_t block = 256;
+  parallel_for((num_unique + block - 1) / block, num_threads,
+               [&](int64_t n) { fn(n * block, std::min(num_unique, (n + 1) * block)); });
 }
 
 }  // namespace
@@ -118,59 +170,113 @@ void lookup(const Records& records, const Bags& bags, float* out, int num_thread
 }
 
 void update(const Records& records, const Bags& bags, const Groups& groups, const float* grad,
-            const Hyper& hyper, int num_threads) {
+            const Step& step, int num_threads) {
   const KernelTable& k = kernels();
-  const GradientRows rows = gradient_rows(records, bags, grad, num_threads);
+  const int64_t dim = records.dim;
+  const GradientRows rows = gradient_rows(bags, grad, dim, num_threads);
+  for_groups(
+      bags, groups, rows, dim, num_threads,
+      [&](int64_t begin, int64_t end) {
+        std::vector<float> scratch(static_cast<size_t>(3 * dim));
+        k.update(records, bags, groups, rows.bag_of.get(), rows.base, step, begin, end,
+                 scratch.data());
+      },
+      [&](int64_t u, float* sum) {
+        std::vector<float> scratch(static_cast<size_t>(dim));
+        k.apply(records, u, bags.slots[u], groups.start[u + 1] - groups.start[u], sum, step,
+                scratch.data());
+      });
+}
 
-  // Blocks of about equal work, cut where a hot row stands.
-  const int64_t hot = num_threads > 1
-                          ? std::max<int64_t>(16 * kChunk, bags.num_ids / (8 * num_threads))
-                          : INT64_MAX;
-  const int64_t work_per_block = 2048;
-  std::vector<int64_t> cuts = {0};
-  std::vector<int64_t> hot_rows;
-  int64_t work = 0;
-  for (int64_t u = 0; u < groups.num_unique; ++u) {
-    const int64_t occurrences = groups.start[u + 1] - groups.start[u];
-    if (occurrences > hot) {
-      hot_rows.push_back(u);
-      cuts.push_back(u);
-      cuts.push_back(u + 1);
-      work = 0;
-      continue;
+void row_gradients(const Bags& bags, const Groups& groups, const float* grad, int64_t dim,
+                   float* out, int num_threads) {
+  const KernelTable& k = kernels();
+  const GradientRows rows = gradient_rows(bags, grad, dim, num_threads);
+  for_groups(
+      bags, groups, rows, dim, num_threads,
+      [&](int64_t begin, int64_t end) {
+        std::vector<float> chunk(static_cast<size_t>(dim));
+        for (int64_t u = begin; u < end; ++u) {
+          k.row_sum(bags, groups, rows.bag_of.get(), rows.base, dim, u, out + u * dim,
+                    chunk.data());
+        }
+      },
+      [&](int64_t u, const float* sum) { std::copy_n(sum, dim, out + u * dim); });
+}
+
+double condition_rows(const Groups& groups, int64_t dim, const Conditioning& conditioning,
+                      float* rows, int num_threads) {
+  const KernelTable& k = kernels();
+  std::vector<float> squares(static_cast<size_t>(groups.num_unique));
+  for_rows(groups.num_unique, num_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t u = begin; u < end; ++u) {
+      float* g = rows + u * dim;
+      k.condition(conditioning, groups.start[u + 1] - groups.start[u], dim, g);
+      squares[static_cast<size_t>(u)] = k.dot(g, g, dim);
     }
-    work += occurrences + 1;
-    if (work >= work_per_block) {
-      cuts.push_back(u + 1);
-      work = 0;
-    }
-  }
-  cuts.push_back(groups.num_unique);
-  const auto is_hot = [&](int64_t u) {
-    return std::binary_search(hot_rows.begin(), hot_rows.end(), u);
-  };
-  parallel_for(static_cast<int64_t>(cuts.size()) - 1, num_threads, [&](int64_t n) {
-    if (cuts[n] == cuts[n + 1] || (cuts[n + 1] == cuts[n] + 1 && is_hot(cuts[n]))) return;
-    std::vector<float> scratch(static_cast<size_t>(2 * records.dim));
-    k.update(records, bags, groups, rows.bag_of.get(), rows.base, hyper, cuts[n], cuts[n + 1],
-             scratch.data());
   });
-  for (int64_t u : hot_rows) {
-    update_hot_row(records, bags, groups, rows, hyper, u, num_threads);
-  }
+  double sum = 0.0;
+  for (float x : squares) sum += x;
+  return sum;
+}
+
+void apply_rows(const Records& records, const Bags& bags, const Groups& groups, float* rows,
+                const Step& step, int num_threads) {
+  const KernelTable& k = kernels();
+  for_rows(groups.num_unique, num_threads, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(static_cast<size_t>(records.dim));
+    for (int64_t u = begin; u < end; ++u) {
+      k.apply(records, u, bags.slots[u], groups.start[u + 1] - groups.start[u],
+              rows + u * records.dim, step, scratch.data());
+    }
+  });
 }
 
 void sample_weight_gradient(const Records& records, const Bags& bags, const float* grad,
                             float* sample_grad, int num_threads) {
   const KernelTable& k = kernels();
-  const GradientRows rows = gradient_rows(records, bags, grad, num_threads);
+  const GradientRows rows = gradient_rows(bags, grad, records.dim, num_threads);
   const int64_t block = 1024;
   parallel_for((bags.num_ids + block - 1) / block, num_threads, [&](int64_t n) {
+    std::vector<float> row(static_cast<size_t>(records.dim));
     for (int64_t i = n * block; i < std::min(bags.num_ids, (n + 1) * block); ++i) {
-      const float* row = records.weights + bags.slots[bags.inverse[i]] * records.dim;
-      sample_grad[i] = k.dot(rows.base + rows.bag_of[i], row, records.dim);
+      k.decode(records, bags.slots[bags.inverse[i]], row.data());
+      sample_grad[i] = k.dot(rows.base + rows.bag_of[i], row.data(), records.dim);
     }
   });
+}
+
+void renormalise(const Records& records, const int32_t* slots, int64_t num_unique, float max_norm,
+                 double p, int num_threads) {
+  const KernelTable& k = kernels();
+  for_rows(num_unique, num_threads, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(static_cast<size_t>(records.dim));
+    for (int64_t u = begin; u < end; ++u) {
+      k.renormalise(records, slots[u], max_norm, p, scratch.data());
+    }
+  });
+}
+
+float largest_magnitude(const float* x, int64_t n, int num_threads) {
+  const KernelTable& k = kernels();
+  const int64_t block = int64_t{1} << 16;
+  const int64_t num_blocks = (n + block - 1) / block;
+  std::vector<uint32_t> most(static_cast<size_t>(num_blocks));
+  parallel_for(num_blocks, num_threads, [&](int64_t i) {
+    most[static_cast<size_t>(i)] = k.largest(x + i * block, std::min(block, n - i * block));
+  });
+  uint32_t bits = 0;
+  for (uint32_t m : most) bits = std::max(bits, m);
+  return float_of(std::min(bits, bits_of(std::numeric_limits<float>::infinity())));
+}
+
+const std::vector<std::string>& optimizer_names() {
+  static const std::vector<std::string> names = {
+#define TE_NAME(name) #name,
+      TE_OPTIMIZERS(TE_NAME)
+#undef TE_NAME
+  };
+  return names;
 }
 
 std::vector<std::string> available_isas() {

@@ -6,10 +6,21 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
+#include "core/weight_type.h"
+
+// The copies of the kernels for each instruction set must not leave an out-of-line function that
+// the linker could pick for the whole program.
+#define TE_ALWAYS_INLINE inline __attribute__((always_inline))
+
 namespace te {
+
+constexpr float kNoClip = std::numeric_limits<float>::infinity();
+
+enum class Pooling : uint8_t { kSum = 0, kMean = 1, kMax = 2 };
 
 // The step: which slot every occurrence reads, and how occurrences make bags.
 struct Bags {
@@ -20,16 +31,24 @@ struct Bags {
   int64_t num_ids;              // N
   int64_t num_features;         // F
   int64_t bags_per_feature;     // B
-  const uint8_t* mean;          // (F) 1: divide by the bag's length
+  const Pooling* pooling;       // (F)
   const int64_t* columns;       // (F) first column of each feature in a row of `out` / `grad`
   int64_t row_stride;           // floats from one row of `out` / `grad` to the next
+  int32_t* winners;             // (F * B, D) occurrence that gave a maximum, -1 in empty bags; or
+                                // nullptr where no feature takes one or no backward follows
 };
 
 struct Records {
-  float* weights;  // (slots, D)
-  float* state;    // (slots, S)
+  uint8_t* weights;  // (slots, D) of `type`
+  float* state;      // (slots, S)
   int64_t dim;
   int64_t state_floats;
+  WeightType type;
+
+  TE_ALWAYS_INLINE uint8_t* row(int64_t slot) const {
+    return weights + slot * dim * weight_bytes(type);
+  }
+  TE_ALWAYS_INLINE float* row_state(int64_t slot) const { return state + slot * state_floats; }
 };
 
 struct Groups {
@@ -38,11 +57,57 @@ struct Groups {
   int64_t num_unique;
 };
 
-enum class OptimizerKind : int { kSgd = 0, kRowWiseAdagrad = 1, kAdagrad = 2, kAdam = 3 };
+// Every optimizer's functor in optimizers.inc; its place here is its number.
+#define TE_OPTIMIZERS(X) \
+  X(SGD)                 \
+  X(MomentumSGD)         \
+  X(RowWiseAdagrad)      \
+  X(Adagrad)             \
+  X(RowWiseRMSProp)      \
+  X(Adam)                \
+  X(PartialRowWiseAdam)  \
+  X(LAMB)                \
+  X(PartialRowWiseLAMB)  \
+  X(LARSSGD)             \
+  X(FTRL)
 
-struct Hyper {
+enum class OptimizerKind : int {
+#define TE_KIND(name) k##name,
+  TE_OPTIMIZERS(TE_KIND)
+#undef TE_KIND
+      kCount
+};
+
+const std::vector<std::string>& optimizer_names();
+
+// Stochastic rounding's randomness: Philox keyed by seed and step, counted by table and row.
+struct Rounding {
+  uint64_t key;
+  const uint32_t* table_words;  // per table of the pool
+  const uint16_t* tables;       // (U)
+  const int64_t* rows;          // (U)
+};
+
+// What an update does to a row's gradient g and its weights w before the optimizer's formula, in
+// this order; the defaults do nothing.
+struct Conditioning {
+  bool by_frequency = false;  // g /= occurrences of the row
+  float scale = 1.0f;         // g *= scale
+  float clip_value = kNoClip;
+  float clip_row_norm = kNoClip;
+  float keep = 1.0f;  // w *= keep, decoupled weight decay
+  float l2 = 0.0f;    // g += l2 * w
+
+  TE_ALWAYS_INLINE bool of_gradient() const {
+    return by_frequency || scale != 1.0f || clip_value != kNoClip || clip_row_norm != kNoClip;
+  }
+};
+
+struct Step {
   OptimizerKind kind;
-  float v[8];  // as listed by the optimizer's `hyper` in optim.py
+  float v[12];  // as listed by the optimizer's `hyper` in optim.py
+  Conditioning conditioning;
+  const Rounding* rounding;  // nullptr: to nearest
 };
 
 // out[b, columns[f] : columns[f] + D] = pooled rows of bag (f, b); empty bags give zeros.
@@ -50,11 +115,28 @@ void lookup(const Records& records, const Bags& bags, float* out, int num_thread
 
 // One optimizer step per unique row with its full gradient; `grad` is shaped like `out`.
 void update(const Records& records, const Bags& bags, const Groups& groups, const float* grad,
-            const Hyper& hyper, int num_threads);
+            const Step& step, int num_threads);
+
+// The two halves of `update`, for who must see all gradients first. `rows` is (U, D).
+void row_gradients(const Bags& bags, const Groups& groups, const float* grad, int64_t dim,
+                   float* rows, int num_threads);
+void apply_rows(const Records& records, const Bags& bags, const Groups& groups, float* rows,
+                const Step& step, int num_threads);
+
+// Conditions `rows` (U, D) in place and returns the sum of squares, row after row in float64.
+double condition_rows(const Groups& groups, int64_t dim, const Conditioning& conditioning,
+                      float* rows, int num_threads);
 
 // sample_grad[i] = dot(gradient of occurrence i's bag, its row).
 void sample_weight_gradient(const Records& records, const Bags& bags, const float* grad,
                             float* sample_grad, int num_threads);
+
+// Rows whose p-norm exceeds max_norm are scaled down to it.
+void renormalise(const Records& records, const int32_t* slots, int64_t num_unique, float max_norm,
+                 double p, int num_threads);
+
+// The largest magnitude of x (n); infinity when a value is infinite or NaN.
+float largest_magnitude(const float* x, int64_t n, int num_threads);
 
 // The instruction sets that this machine can run, best first, and the one in use.
 std::vector<std::string> available_isas();

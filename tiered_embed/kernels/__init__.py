@@ -1,5 +1,5 @@
 """Lookup and fused update over slots. One module per implementation, one interface."""
 
-from .cpu import Bags, CpuKernel
+from .cpu import POOLINGS, Bags, CpuKernel, UpdateOptions
 
-__all__ = ["Bags", "CpuKernel"]
+__all__ = ["POOLINGS", "Bags", "CpuKernel", "UpdateOptions"]

@@ -1,6 +1,8 @@
-"""The native CPU kernels, behind the two calls that a training step makes.
+"""The native CPU kernels, behind the calls that a training step makes.
 
-Bits do not depend on threads or on the instruction set; ``optim.py`` holds the definition.
+Bits do not depend on threads or on the instruction set; ``optim/`` and ``weights.py`` hold the
+definitions. Legend: ``N`` occurrences, ``U`` unique rows, ``F`` features, ``B`` bags of each,
+``D`` dim.
 """
 
 from __future__ import annotations
@@ -11,99 +13,158 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _native
-from ..optim import SGD, Adagrad, Adam, Optimizer, RowWiseAdagrad
+from ..optim import Optimizer
+from ..weights import rounding_key
 
-__all__ = ["Bags", "CpuKernel"]
+__all__ = ["POOLINGS", "Bags", "CpuKernel", "UpdateOptions"]
 
 F32 = npt.NDArray[np.float32]
 
 # As in native/kernels/kernels.h.
-_KINDS: dict[type[Optimizer], int] = {SGD: 0, RowWiseAdagrad: 1, Adagrad: 2, Adam: 3}
+POOLINGS = {"sum": 0, "mean": 1, "max": 2}
+_KINDS = {name: kind for kind, name in enumerate(_native.optimizer_names())}
 
 
 @dataclass(frozen=True)
 class Bags:
     """How a pool's occurrences make bags.
 
-    offsets: (features * B + 1,) int64 into the occurrences, feature after feature, or None for one
-    bag per occurrence. sample_weights: (N,) float32 or None. bags_per_feature: B.
+    layout: pooling and place of each feature's columns in the output. offsets: (F * B + 1,) int64
+    into the occurrences, feature after feature, or None for one bag per occurrence.
+    sample_weights: (N,) float32 or None. winners: (F * B, D) int32, which the lookup of a maximum
+    fills and its update reads, or None. bags_per_feature: B.
     """
 
+    layout: _native.BagLayout
     offsets: npt.NDArray[np.int64] | None
     sample_weights: F32 | None
     bags_per_feature: int
+    winners: npt.NDArray[np.int32] | None = None
+
+    def native(self) -> _native.BatchBags:
+        return _native.BatchBags(
+            self.layout, self.offsets, self.sample_weights, self.winners, self.bags_per_feature
+        )
+
+
+@dataclass(frozen=True)
+class UpdateOptions:
+    """What one update does beside the optimizer's formula.
+
+    step: from 1. scale: of a gradient scaler. by_frequency: rows' gradients are divided by their
+    occurrences.
+    """
+
+    step: int
+    scale: float = 1.0
+    by_frequency: bool = False
 
 
 class CpuKernel:
-    """Kernels of one pool. ``layout`` says where each feature's columns lie in the output."""
+    """Kernels over one pool's records.
+
+    Args:
+        rounding_seed: of stochastic rounding; None rounds to nearest.
+        table_words: each table's identity, as Philox counts them.
+    """
 
     def __init__(
         self,
         records: _native.RecordArray,
-        optimizer: Optimizer,
-        layout: _native.BagLayout,
+        dim: int,
         num_threads: int,
+        *,
+        rounding_seed: int | None = None,
+        table_words: npt.NDArray[np.uint32] | None = None,
     ) -> None:
         self._records = records
-        self._optimizer = optimizer
-        self._kind = _KINDS[type(optimizer)]
-        self._layout = layout
+        self._dim = dim
         self._num_threads = num_threads
+        self._rounding_seed = rounding_seed
+        self._table_words = [] if table_words is None else table_words.tolist()
 
     def lookup(self, plan: _native.StepPlan, bags: Bags, out: F32) -> None:
         """Writes the pooled rows into this pool's columns of ``out`` (B, total columns)."""
-        _native.lookup(
-            self._records,
-            plan,
-            self._layout,
-            bags.offsets,
-            bags.sample_weights,
-            bags.bags_per_feature,
-            out,
-            self._num_threads,
-        )
+        _native.lookup(self._records, plan, bags.native(), out, self._num_threads)
 
     def lookup_rows(
         self, weights: F32, inverse: npt.NDArray[np.int32], bags: Bags, out: F32
     ) -> None:
         """As :meth:`lookup`, from ``weights`` (U, D) outside the tier; ``inverse`` (N,)."""
-        _native.lookup_rows(
-            weights,
-            inverse,
-            self._layout,
-            bags.offsets,
-            bags.sample_weights,
-            bags.bags_per_feature,
-            out,
-            self._num_threads,
-        )
+        _native.lookup_rows(weights, inverse, bags.native(), out, self._num_threads)
 
-    def update(self, plan: _native.StepPlan, bags: Bags, grad: F32, step: int) -> None:
-        """One optimizer step per unique row; ``grad`` is shaped like ``out``. ``step`` from 1."""
+    def update(
+        self,
+        plan: _native.StepPlan,
+        bags: Bags,
+        grad: F32,
+        optimizer: Optimizer,
+        options: UpdateOptions,
+    ) -> None:
+        """One optimizer step per unique row; ``grad`` is shaped like ``out``."""
         _native.update(
             self._records,
             plan,
-            self._layout,
-            bags.offsets,
-            bags.sample_weights,
-            bags.bags_per_feature,
+            bags.native(),
             grad,
-            self._kind,
-            list(self._optimizer.hyper(step)),
+            self._spec(optimizer, options),
             self._num_threads,
         )
+
+    # The same in parts, for who must see every gradient before a row changes.
+
+    def row_gradients(self, plan: _native.StepPlan, bags: Bags, grad: F32) -> F32:
+        """Each unique row's summed gradient, (U, D)."""
+        rows = np.empty((len(plan.slots), self._dim), np.float32)
+        _native.row_gradients(plan, bags.native(), grad, rows, self._num_threads)
+        return rows
+
+    def condition(
+        self, plan: _native.StepPlan, rows: F32, optimizer: Optimizer, options: UpdateOptions
+    ) -> float:
+        """``Optimizer.conditioned`` on ``rows`` (U, D), in place; returns their squares' sum."""
+        return _native.condition_rows(plan, self._spec(optimizer, options), rows, self._num_threads)
+
+    def apply(
+        self, plan: _native.StepPlan, rows: F32, optimizer: Optimizer, step: int, factor: float
+    ) -> None:
+        """``Optimizer.apply`` with ``factor`` times conditioned ``rows`` (U, D), overwritten."""
+        spec = self._spec(optimizer, UpdateOptions(step, factor), clip=False)
+        _native.apply_rows(self._records, plan, rows, spec, self._num_threads)
 
     def sample_weight_gradient(self, plan: _native.StepPlan, bags: Bags, grad: F32) -> F32:
         """Gradient of every occurrence's weight, (N,)."""
         out = np.empty(len(plan.inverse), np.float32)
         _native.sample_weight_gradient(
-            self._records,
-            plan,
-            self._layout,
-            bags.offsets,
-            bags.bags_per_feature,
-            grad,
-            out,
-            self._num_threads,
+            self._records, plan, bags.native(), grad, out, self._num_threads
         )
         return out
+
+    def renormalise(self, plan: _native.StepPlan, max_norm: float, norm_type: float) -> None:
+        """Scales the plan's rows whose norm exceeds ``max_norm`` down to it."""
+        _native.renormalise(self._records, plan, max_norm, norm_type, self._num_threads)
+
+    def largest_magnitude(self, values: F32) -> float:
+        """Of ``values`` (2-D); infinity when one is infinite or NaN."""
+        return _native.largest_magnitude(values, self._num_threads)
+
+    def _spec(
+        self, optimizer: Optimizer, options: UpdateOptions, *, clip: bool = True
+    ) -> _native.StepSpec:
+        seed = self._rounding_seed
+        return _native.StepSpec(
+            _KINDS[optimizer.kernel],
+            list(optimizer.hyper(options.step)),
+            by_frequency=options.by_frequency,
+            scale=options.scale,
+            clip_value=_limit(optimizer.clip_value if clip else None),
+            clip_row_norm=_limit(optimizer.clip_row_norm if clip else None),
+            keep=optimizer.keep,
+            l2=optimizer.l2,
+            rounding_key=None if seed is None else rounding_key(seed, options.step),
+            table_words=self._table_words,
+        )
+
+
+def _limit(value: float | None) -> float:
+    return float("inf") if value is None else value

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from ..config import Mode, TableConfig, Tiers
+from ..errors import ConfigError
 from ..init import Init, Uniform
 from ..optim import Optimizer
-from .base import TieredModule
+from .base import TieredModule, filled, pretrained_shape
+from .eager import eager
 from .inputs import feature_batch
 from .options import RuntimeOptions
 from .runtime import Batch
@@ -23,19 +25,29 @@ class TieredEmbeddingBag(TieredModule):
     Args:
         num_embeddings: rows, or None when any int64 is a row id.
         embedding_dim: columns, ``D``.
-        mode: ``"sum"`` or ``"mean"``.
+        mode: ``"sum"``, ``"mean"`` or ``"max"``.
         tiers: sizes and places, ``te.Tiers``.
-        optimizer: one of ``te.optim``; applied once per row and backward, with the full gradient.
+        optimizer: one of ``te.optim``, applied once per row and backward with the full gradient;
+            None for rows that are only read.
         name: the table's identity, in the store and in initial values.
-        seed: of initial values.
+        seed: of initial values and of stochastic rounding.
         init: ``te.init.Uniform`` or ``te.init.Constant``.
-        dtype: ``torch.float32``.
+        dtype: of the rows: ``torch.float32``, ``float16``, ``bfloat16``, or ``int8`` with a scale
+            and a bias per row, which is read-only. Optimizer state is float32 always.
+        output_dtype: of what forward returns; the rows' by default, float32 for int8.
+        rounding: of updated float16 and bfloat16 rows: ``"nearest"``, or ``"stochastic"``, which
+            depends on seed, table, row and step alone.
         policy: ``"lookahead"`` or ``"lru"``: which row leaves a full tier.
         lookahead: future batches that ``te.prefetch`` shows to the policy.
         depth: batches that ``te.prefetch`` stages ahead.
         num_threads: for kernels and copies; all that the process may use by default.
-        bounds_check: ``"raise"``, or ``"clamp"`` ids into the table.
-        include_last_offset: as in ``nn.EmbeddingBag``.
+        bounds_check: what an id outside the table does: ``"raise"``, ``"clamp"`` to the nearest
+            row, or ``"ignore"``: it takes no part.
+        include_last_offset, padding_idx, scale_grad_by_freq: as in ``nn.EmbeddingBag``.
+        max_norm, norm_type: as in ``nn.EmbeddingBag``: a forward in training scales the rows that
+            it uses; one in evaluation scales copies.
+        on_nonfinite: what an infinite or NaN row gradient does, before any row has changed:
+            ``"raise"``, ``"skip"`` the update, or ``"allow"`` it.
 
     Raises:
         ConfigError: arguments that cannot work, or a store with another record layout.
@@ -49,17 +61,24 @@ class TieredEmbeddingBag(TieredModule):
         mode: Mode = "sum",
         *,
         tiers: Tiers,
-        optimizer: Optimizer,
+        optimizer: Optimizer | None,
         name: str = "table",
         seed: int = 0,
         init: Init = Uniform(-0.01, 0.01),  # noqa: B008
         dtype: torch.dtype = torch.float32,
+        output_dtype: torch.dtype | None = None,
+        rounding: str = "nearest",
         policy: str = "lookahead",
         lookahead: int = 32,
         depth: int = 2,
         num_threads: int | None = None,
         bounds_check: str = "raise",
         include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        on_nonfinite: str = "raise",
     ) -> None:
         options = RuntimeOptions(
             tiers,
@@ -67,18 +86,62 @@ class TieredEmbeddingBag(TieredModule):
             init,
             seed,
             dtype,
+            output_dtype,
+            rounding,
             policy,
             lookahead,
             depth,
             num_threads,
             bounds_check,
+            max_norm,
+            norm_type,
+            scale_grad_by_freq,
+            on_nonfinite,
         )
-        table = TableConfig(name, num_embeddings, embedding_dim, mode=mode)
+        table = TableConfig(name, num_embeddings, embedding_dim, mode=mode, padding_idx=padding_idx)
+        if scale_grad_by_freq and mode == "max":
+            raise ConfigError("scale_grad_by_freq has no meaning with mode='max'")
         super().__init__([table], [(name, 0)], options)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.mode = mode
         self.include_last_offset = include_last_offset
+        self.padding_idx = table.padding_idx
+        self.max_norm = max_norm
+        self.norm_type = norm_type
+        self.scale_grad_by_freq = scale_grad_by_freq
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        embeddings: torch.Tensor,
+        freeze: bool = True,
+        mode: Mode = "sum",
+        *,
+        tiers: Tiers,
+        optimizer: Optimizer | None = None,
+        **options: Any,
+    ) -> TieredEmbeddingBag:
+        """A module that starts with ``embeddings`` (num_embeddings, D).
+
+        Args:
+            freeze: rows are only read, and ``optimizer`` is not used.
+            options: other arguments of the class; ``dtype`` is that of ``embeddings`` by default.
+
+        Raises:
+            ConfigError: embeddings that are not 2-D, or no optimizer for rows that train.
+        """
+        options.setdefault("dtype", embeddings.dtype)
+        num_embeddings, dim = pretrained_shape(embeddings, freeze, optimizer)
+        module = cls(
+            num_embeddings,
+            dim,
+            mode,
+            tiers=tiers,
+            optimizer=None if freeze else optimizer,
+            **options,
+        )
+        return filled(module, embeddings)
 
     def prepare(self, value: Any) -> Batch:
         args = value if isinstance(value, tuple) else (value,)
@@ -99,22 +162,22 @@ class TieredEmbeddingBag(TieredModule):
             ]
         )
 
+    @eager
     def forward(
         self,
         indices: torch.Tensor,
         offsets: torch.Tensor | None = None,
         per_sample_weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Pooled rows (B, D) float32.
+        """Pooled rows (B, D) of the output dtype.
 
         Args:
             indices: (N,) with offsets or (B, n) without; int64 or int32.
             offsets: (B,) starts of the bags, or (B + 1,) with ``include_last_offset``.
-            per_sample_weights: like indices, float32; ``mode="sum"`` only.
+            per_sample_weights: like indices, floats; ``mode="sum"`` only.
 
         Raises:
             ConfigError, IdRangeError: bad arguments; nothing has changed.
             CapacityError: no room and no SSD tier.
         """
-        batch = self._batch(indices, offsets, per_sample_weights)
-        return self._runtime.forward(batch, training=self.training)
+        return self._forward(self._batch(indices, offsets, per_sample_weights))

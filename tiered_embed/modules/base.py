@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import weakref
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,8 @@ import torch
 from torch import nn
 
 from ..config import TableConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, NotCopyableError
+from ..optim import Optimizer
 from ..stats import Stats
 from .options import RuntimeOptions
 from .runtime import Batch, Runtime
@@ -24,6 +26,13 @@ from .runtime import Batch, Runtime
 __all__ = ["TieredModule"]
 
 M = TypeVar("M", bound="TieredModule")
+
+WEIGHT_LIMIT_BYTES = 256 << 20
+LOAD_ROWS = 65536  # at a time, from a state_dict
+_NOT_COPYABLE = (
+    "a {} owns files, threads and rows beyond memory: it is neither copied nor pickled; make a "
+    "second module with a directory of its own, or save the rows"
+)
 
 
 def _ids(ids: object) -> npt.NDArray[np.int64]:
@@ -39,13 +48,15 @@ def _ids(ids: object) -> npt.NDArray[np.int64]:
     return np.ascontiguousarray(array.astype(np.int64))
 
 
-def _floats(what: str, values: object) -> npt.NDArray[np.float32]:
-    if not isinstance(values, torch.Tensor) or values.dtype != torch.float32:
+def _floats(
+    what: str, values: object, allowed: tuple[torch.dtype, ...] = (torch.float32,)
+) -> npt.NDArray[np.float32]:
+    if not isinstance(values, torch.Tensor) or values.dtype not in allowed:
         kind = values.dtype if isinstance(values, torch.Tensor) else type(values).__name__
-        raise ConfigError(f"{what} are {kind}; pass a torch.float32 tensor")
+        raise ConfigError(f"{what} are {kind}; pass a {' or '.join(map(str, allowed))} tensor")
     if values.is_meta:
         raise ConfigError(f"{what} are on meta, which holds no values; pass a tensor on the CPU")
-    return values.detach().cpu().contiguous().numpy()
+    return values.detach().cpu().to(torch.float32).contiguous().numpy()
 
 
 _open_modules: weakref.WeakSet[TieredModule] = weakref.WeakSet()
@@ -93,20 +104,28 @@ class TieredModule(nn.Module):
         """A forward's arguments, checked; what ``te.prefetch`` stages."""
         raise NotImplementedError
 
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        return self._runtime.forward(batch, training=self.training)
+
     def rows(self, ids: object, table: str | None = None) -> torch.Tensor:
-        """Current weights of ``ids`` (n,) -> (n, D) float32, a copy; stages and changes nothing.
+        """Current weights of ``ids`` (n,) -> (n, D), a copy; stages and changes nothing.
+
+        Of the rows' dtype; int8 ones as float32.
 
         Raises:
             IdRangeError: an id outside its table.
             ConfigError: ids that are not 1-D integers, or an ambiguous ``table``.
         """
-        runtime = self._runtime
-        return torch.from_numpy(runtime.rows(runtime.table_index(table), _ids(ids)))
+        rows = self._runtime.rows
+        index = rows.table_index(table)
+        weights, dtype = rows.weights(index, _ids(ids))
+        flat = torch.from_numpy(weights.reshape(-1)).view(getattr(torch, dtype))
+        return flat.view(len(weights), self._runtime.tables[index].embedding_dim)
 
     def optimizer_state(self, ids: object, table: str | None = None) -> dict[str, torch.Tensor]:
         """State arrays of ``ids`` (n,), each (n, width) float32, a copy. Raises as :meth:`rows`."""
-        runtime = self._runtime
-        state = runtime.optimizer_state(runtime.table_index(table), _ids(ids))
+        rows = self._runtime.rows
+        state = rows.state(rows.table_index(table), _ids(ids))
         return {name: torch.from_numpy(array) for name, array in state.items()}
 
     def load_rows(
@@ -116,20 +135,24 @@ class TieredModule(nn.Module):
         state: Mapping[str, torch.Tensor] | None = None,
         table: str | None = None,
     ) -> None:
-        """Writes rows: ``ids`` (n,) without repeats, ``weights`` (n, D) float32.
+        """Writes rows: ``ids`` (n,) without repeats, ``weights`` (n, D) of the rows' dtype.
 
-        ``state`` maps each state array to (n, width) float32; zeros when omitted.
+        float32 weights are rounded to that dtype. ``state`` maps each state array to (n, width)
+        float32; zeros when omitted.
 
         Raises:
             IdRangeError, ConfigError: and nothing is written.
         """
-        runtime = self._runtime
+        rows = self._runtime.rows
         arrays = None
         if state is not None:
             arrays = {name: _floats(f"state {name!r}", value) for name, value in state.items()}
-        runtime.load_rows(
-            runtime.table_index(table), _ids(ids), _floats("weights", weights), arrays
-        )
+        rows.load(rows.table_index(table), _ids(ids), self._weights(weights), arrays)
+
+    def _weights(self, weights: object) -> npt.NDArray[np.float32]:
+        dtype = self._runtime.options.dtype
+        allowed = {torch.float32} if dtype == torch.int8 else {torch.float32, dtype}
+        return _floats("weights", weights, tuple(allowed))
 
     def import_rows(
         self,
@@ -146,16 +169,98 @@ class TieredModule(nn.Module):
         Raises:
             ConfigError: ids out of order, a store that holds rows, no SSD tier; nothing is kept.
         """
-        runtime = self._runtime
+        rows = self._runtime.rows
 
         def arrays() -> Iterable[Any]:
             for ids, weights, *rest in chunks:
                 state = (
                     {k: _floats(f"state {k!r}", v) for k, v in rest[0].items()} if rest else None
                 )
-                yield _ids(ids), _floats("weights", weights), state
+                yield _ids(ids), self._weights(weights), state
 
-        return runtime.import_rows(runtime.table_index(table), arrays())
+        return rows.import_sorted(rows.table_index(table), arrays())
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """All rows of the only table, (num_embeddings, D): a copy, for small tables.
+
+        Raises:
+            ConfigError: the table has no fixed size, or takes more than 256 MiB.
+        """
+        runtime = self._runtime
+        table = runtime.tables[runtime.rows.table_index(None)]
+        size = runtime.options.output.itemsize * table.embedding_dim
+        if table.num_embeddings is None or table.num_embeddings * size > WEIGHT_LIMIT_BYTES:
+            raise ConfigError(
+                f"table {table.name!r} has {table.num_embeddings or 'any number of'} rows of "
+                f"{size} bytes; .weight copies at most {WEIGHT_LIMIT_BYTES} bytes, rows(ids) any "
+                "part of them"
+            )
+        return self.rows(range(table.num_embeddings))
+
+    # --- nn.Module's protocols --------------------------------------------------------------------
+
+    def get_extra_state(self) -> torch.Tensor:
+        """Where the rows are, as JSON in a uint8 tensor: a state_dict does not hold them."""
+        runtime = self._runtime
+        tiers = runtime.options.tiers
+        text = json.dumps(
+            {
+                "rows": "in memory" if tiers.ssd is None else str(tiers.ssd),
+                "steps": runtime.steps,
+                "tables": {t.name: [t.num_embeddings, t.embedding_dim] for t in runtime.tables},
+            }
+        )
+        return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """Checks that the state is of these tables; rows come from the tiers.
+
+        Raises:
+            ConfigError: other tables.
+        """
+        given = json.loads(bytes(state.tolist()))["tables"]
+        mine = {t.name: [t.num_embeddings, t.embedding_dim] for t in self._runtime.tables}
+        if given != mine:
+            raise ConfigError(f"the state is of tables {given}; this module has {mine}")
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # A checkpoint of the module that this one replaced has whole tables.
+        tables = self._runtime.tables
+        names = {f"{prefix}embedding_bags.{t.name}.weight": t for t in tables}
+        if len(tables) == 1:
+            names[f"{prefix}weight"] = tables[0]
+        dense = {name: table for name, table in names.items() if name in state_dict}
+        for name, table in dense.items():
+            weights = state_dict[name]
+            shape = (table.num_embeddings, table.embedding_dim)
+            if tuple(weights.shape) != shape:
+                error_msgs.append(f"{name} has shape {tuple(weights.shape)}, the table {shape}")
+                continue
+            for start in range(0, len(weights), LOAD_ROWS):
+                part = weights[start : start + LOAD_ROWS]
+                self.load_rows(range(start, start + len(part)), part, table=table.name)
+        rest = {name: value for name, value in state_dict.items() if name not in dense}
+        missing: list[str] = []
+        super()._load_from_state_dict(
+            rest, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
+        )
+        missing_keys.extend(name for name in missing if not dense)
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise NotCopyableError(_NOT_COPYABLE.format(type(self).__name__))
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise NotCopyableError(_NOT_COPYABLE.format(type(self).__name__))
 
     def stats(self) -> Stats:
         """Running counts per tier and table."""
@@ -191,9 +296,38 @@ class TieredModule(nn.Module):
 
     def extra_repr(self) -> str:
         runtime = self._runtime
+        options = runtime.options
         tables = ", ".join(
             f"{t.name}: {t.num_embeddings} x {t.embedding_dim}" for t in runtime.tables
         )
-        tiers = runtime.options.tiers
-        ssd = "none" if tiers.ssd is None else tiers.store
-        return f"{tables}; ddr={tiers.ddr} bytes, ssd={ssd}, optimizer={runtime.options.optimizer}"
+        ssd = "none" if options.tiers.ssd is None else options.tiers.store
+        dtype = "" if options.dtype == torch.float32 else f"dtype={options.dtype}, "
+        optimizer = "none" if options.optimizer is None else options.optimizer.brief()
+        return f"{tables}; {dtype}ddr={options.tiers.ddr} bytes, ssd={ssd}, optimizer={optimizer}"
+
+
+def pretrained_shape(
+    embeddings: torch.Tensor, freeze: bool, optimizer: Optimizer | None
+) -> tuple[int, int]:
+    """(rows, D) of what ``from_pretrained`` was given.
+
+    Raises:
+        ConfigError: embeddings that are not 2-D, or no optimizer for rows that train.
+    """
+    if embeddings.dim() != 2:
+        raise ConfigError(f"embeddings have shape {tuple(embeddings.shape)}; pass (rows, D)")
+    if not freeze and optimizer is None:
+        raise ConfigError("freeze=False trains the rows: pass an optimizer")
+    return embeddings.shape[0], embeddings.shape[1]
+
+
+def filled(module: M, weights: torch.Tensor) -> M:
+    """``module`` with its only table's rows set to ``weights``; closed if that fails."""
+    try:
+        for start in range(0, len(weights), LOAD_ROWS):
+            part = weights[start : start + LOAD_ROWS]
+            module.load_rows(range(start, start + len(part)), part)
+    except BaseException:
+        module.close()
+        raise
+    return module

@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..init import Init, Uniform
 from ..optim import Optimizer
 from .base import TieredModule
+from .eager import eager
 from .inputs import FeatureBatch, feature_batch
 from .options import RuntimeOptions
 from .runtime import Batch
@@ -41,18 +42,26 @@ class TieredEmbeddingBagCollection(TieredModule):
         tables: Sequence[TableConfig],
         *,
         tiers: Tiers,
-        optimizer: Optimizer,
+        optimizer: Optimizer | None,
         seed: int = 0,
         init: Init = Uniform(-0.01, 0.01),  # noqa: B008
         dtype: torch.dtype = torch.float32,
+        output_dtype: torch.dtype | None = None,
+        rounding: str = "nearest",
         policy: str = "lookahead",
         lookahead: int = 32,
         depth: int = 2,
         num_threads: int | None = None,
         bounds_check: str = "raise",
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        on_nonfinite: str = "raise",
     ) -> None:
         if not tables:
             raise ConfigError("a collection needs at least one table")
+        if scale_grad_by_freq and any(table.mode == "max" for table in tables):
+            raise ConfigError("scale_grad_by_freq has no meaning with mode='max'")
         names = [table.name for table in tables]
         features = [(name, t) for t, table in enumerate(tables) for name in table.feature_names]
         for what, given in (("table", names), ("feature", [name for name, _ in features])):
@@ -65,11 +74,17 @@ class TieredEmbeddingBagCollection(TieredModule):
             init,
             seed,
             dtype,
+            output_dtype,
+            rounding,
             policy,
             lookahead,
             depth,
             num_threads,
             bounds_check,
+            max_norm,
+            norm_type,
+            scale_grad_by_freq,
+            on_nonfinite,
         )
         super().__init__(list(tables), features, options)
 
@@ -122,6 +137,7 @@ class TieredEmbeddingBagCollection(TieredModule):
             )
         return out
 
+    @eager
     def forward(self, value: Any) -> Any:
         """Pooled rows of every feature.
 
@@ -136,7 +152,7 @@ class TieredEmbeddingBagCollection(TieredModule):
             ConfigError, IdRangeError: bad arguments; nothing has changed.
         """
         runtime = self._runtime
-        out = runtime.forward(self.prepare(value), training=self.training)
+        out = self._forward(self.prepare(value))
         names = [name for name, _ in runtime.features]
         if isinstance(value, Mapping):
             return dict(zip(names, torch.split(out, runtime.widths, dim=1), strict=True))

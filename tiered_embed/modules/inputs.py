@@ -5,7 +5,7 @@ Legend: ``N`` ids of a feature, ``B`` bags.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,14 @@ import torch
 from .. import _native
 from ..errors import ConfigError, IdRangeError
 
-__all__ = ["BOUNDS_CHECKS", "FeatureBatch", "check_ids", "feature_batch"]
+__all__ = ["BOUNDS_CHECKS", "FeatureBatch", "check_ids", "drop_ids", "feature_batch"]
 
-BOUNDS_CHECKS = ("raise", "clamp")
+BOUNDS_CHECKS = ("raise", "clamp", "ignore")
 
 I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class FeatureBatch:
     ids: I64
     offsets: I64 | None
     sample_weights: torch.Tensor | None
+    kept: Bools | None = None  # (ids as given,): which are left, where some take no part
 
     @property
     def num_bags(self) -> int:
@@ -51,19 +55,40 @@ def _array(tensor: torch.Tensor) -> I64:
 def check_ids(table: str, ids: I64, num_rows: int | None, bounds_check: str) -> I64:
     """The ids, inside ``[0, num_rows)``; any int64 when ``num_rows`` is None.
 
+    ``"ignore"`` leaves them as they are, for :func:`drop_ids`.
+
     Raises:
         IdRangeError: one is outside and ``bounds_check`` is ``"raise"``.
     """
     if num_rows is None:
         return ids
     bad = _native.first_bad_id(ids, num_rows)
-    if bad < 0:
+    if bad < 0 or bounds_check == "ignore":
         return ids
     if bounds_check == "clamp":
         return ids.clip(0, num_rows - 1)
     raise IdRangeError(
         f"table {table!r}: id {ids[bad]} at position {bad} is outside [0, {num_rows}); "
         "pass bounds_check='clamp' or raise num_embeddings"
+    )
+
+
+def drop_ids(feature: FeatureBatch, num_rows: int | None, padding_idx: int | None) -> FeatureBatch:
+    """The feature without ids outside ``[0, num_rows)`` and without ``padding_idx``."""
+    kept = np.ones(len(feature.ids), np.bool_)
+    if num_rows is not None:
+        kept &= (feature.ids >= 0) & (feature.ids < num_rows)
+    if padding_idx is not None:
+        kept &= feature.ids != padding_idx
+    if kept.all():
+        return feature
+    offsets, weights = feature.offsets, feature.sample_weights
+    if offsets is not None:
+        offsets = np.concatenate([[0], np.cumsum(kept)])[offsets]
+    if weights is not None:
+        weights = weights[torch.from_numpy(kept)]
+    return replace(
+        feature, ids=feature.ids[kept], offsets=offsets, sample_weights=weights, kept=kept
     )
 
 
@@ -81,7 +106,7 @@ def feature_batch(
         where: names the feature in messages.
         indices: (N,) with offsets, or (B, n) without.
         offsets: (B,), or (B + 1,) with ``include_last_offset``; starts at 0, never falls.
-        sample_weights: shaped like indices, float32, or None.
+        sample_weights: shaped like indices, float32, float16 or bfloat16, or None.
 
     Raises:
         ConfigError: a wrong type, dtype, device or shape, or offsets that make no bags.
@@ -135,7 +160,7 @@ def _offsets(where: str, offsets: object, num_ids: int, include_last: bool) -> I
 def _weights(where: str, weights: object, ids: torch.Tensor) -> torch.Tensor | None:
     if weights is None:
         return None
-    if not isinstance(weights, torch.Tensor) or weights.dtype != torch.float32:
+    if not isinstance(weights, torch.Tensor) or weights.dtype not in WEIGHT_DTYPES:
         kind = weights.dtype if isinstance(weights, torch.Tensor) else type(weights).__name__
         raise ConfigError(f"{where}: per_sample_weights are {kind}; pass a torch.float32 tensor")
     if weights.shape != ids.shape:
@@ -145,4 +170,4 @@ def _weights(where: str, weights: object, ids: torch.Tensor) -> torch.Tensor | N
         )
     if weights.device.type != "cpu":
         raise ConfigError(f"{where}: per_sample_weights are on {weights.device}; move to the CPU")
-    return weights.reshape(-1)
+    return weights.reshape(-1).to(torch.float32)

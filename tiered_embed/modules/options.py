@@ -11,9 +11,20 @@ from ..config import Tiers
 from ..errors import ConfigError
 from ..init import Constant, Init, Uniform
 from ..optim import Optimizer
+from ..weights import ROUNDINGS
 from .inputs import BOUNDS_CHECKS
+from .updates import ON_NONFINITE
 
-__all__ = ["RuntimeOptions"]
+__all__ = ["DTYPES", "RuntimeOptions"]
+
+# Of the rows; the names are those of weights.py.
+DTYPES = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.int8: "int8",
+}
+OUTPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -21,15 +32,21 @@ class RuntimeOptions:
     """What all modules take. See :class:`~tiered_embed.TieredEmbeddingBag` for the meanings."""
 
     tiers: Tiers
-    optimizer: Optimizer
+    optimizer: Optimizer | None
     init: Init
     seed: int = 0
     dtype: torch.dtype = torch.float32
+    output_dtype: torch.dtype | None = None
+    rounding: str = "nearest"
     policy: str = "lookahead"
     lookahead: int = 32
     depth: int = 2
     num_threads: int | None = None
     bounds_check: str = "raise"
+    max_norm: float | None = None
+    norm_type: float = 2.0
+    scale_grad_by_freq: bool = False
+    on_nonfinite: str = "raise"
 
     def __post_init__(self) -> None:
         if not isinstance(self.tiers, Tiers):
@@ -38,12 +55,14 @@ class RuntimeOptions:
             raise ConfigError("this version computes on the CPU: leave hbm out of te.Tiers")
         if self.tiers.ddr is None:
             raise ConfigError("on the CPU the topmost tier is DDR: pass te.Tiers(ddr=...)")
-        if not isinstance(self.optimizer, Optimizer):
-            raise ConfigError(f"optimizer is {self.optimizer!r}; pass one of te.optim")
+        if self.optimizer is not None and not isinstance(self.optimizer, Optimizer):
+            raise ConfigError(
+                f"optimizer is {self.optimizer!r}; pass one of te.optim, or None for rows that "
+                "are only read"
+            )
         if not isinstance(self.init, (Uniform, Constant)):
             raise ConfigError(f"init is {self.init!r}; pass te.init.Uniform or te.init.Constant")
-        if self.dtype != torch.float32:
-            raise ConfigError(f"dtype is {self.dtype}; rows are torch.float32")
+        self._check_dtypes()
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigError(f"seed is {self.seed!r}; it must be an integer")
         if not 0 <= self.seed < 2**64:
@@ -62,10 +81,53 @@ class RuntimeOptions:
             isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
         ):
             raise ConfigError(f"num_threads is {threads!r}; it must be a positive integer or None")
-        if self.bounds_check not in BOUNDS_CHECKS:
+        for name, choices in (
+            ("bounds_check", BOUNDS_CHECKS),
+            ("rounding", ROUNDINGS),
+            ("on_nonfinite", ON_NONFINITE),
+        ):
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}"
+                )
+        for name, value in (("max_norm", self.max_norm), ("norm_type", self.norm_type)):
+            if value is None and name == "max_norm":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ConfigError(f"{name} is {value!r}; it must be a number above 0")
+        if not isinstance(self.scale_grad_by_freq, bool):
             raise ConfigError(
-                f"bounds_check is {self.bounds_check!r}; choose one of {', '.join(BOUNDS_CHECKS)}"
+                f"scale_grad_by_freq is {self.scale_grad_by_freq!r}; pass True or False"
             )
+
+    def _check_dtypes(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(
+                f"dtype is {self.dtype}; rows are torch.float32, float16, bfloat16 or int8"
+            )
+        if self.output_dtype is not None and self.output_dtype not in OUTPUT_DTYPES:
+            raise ConfigError(
+                f"output_dtype is {self.output_dtype}; it must be torch.float32, float16 or "
+                "bfloat16"
+            )
+        if self.dtype != torch.int8:
+            return
+        if self.optimizer is not None:
+            raise ConfigError("int8 rows are read-only: pass optimizer=None, or another dtype")
+        if self.max_norm is not None:
+            raise ConfigError("int8 rows are read-only: max_norm would change them")
+
+    @property
+    def row_type(self) -> str:
+        """The rows' dtype as ``weights.py`` names it."""
+        return DTYPES[self.dtype]
+
+    @property
+    def output(self) -> torch.dtype:
+        """What forward returns."""
+        if self.output_dtype is not None:
+            return self.output_dtype
+        return torch.float32 if self.dtype == torch.int8 else self.dtype
 
     @property
     def threads(self) -> int:

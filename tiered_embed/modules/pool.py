@@ -13,13 +13,14 @@ import numpy.typing as npt
 from .. import _native
 from ..config import Tiers
 from ..errors import ConfigError
-from ..kernels import Bags, CpuKernel
+from ..kernels import POOLINGS, Bags, CpuKernel
 from ..pipeline import Pipeline
 from ..residency import Planner, PoolSlots, Segment
 from ..stats import Counts, TierStats
 from ..store import RowStore, open_store, read_meta, write_meta
 from ..store.directory import StoreDirectory
 from ..tiers import DdrTier, PoolLayout, SsdTier
+from ..weights import renormalised
 
 __all__ = ["Pool"]
 
@@ -38,8 +39,9 @@ class Pool:
         layout: PoolLayout,
         slots: PoolSlots,
         tiers: Tiers,
-        bags: _native.BagLayout,
+        bag_layout: _native.BagLayout,
         *,
+        rounding: str,
         policy: str,
         lookahead: int,
         depth: int,
@@ -51,7 +53,15 @@ class Pool:
             layout.tables, slots, policy=policy, backed=tiers.ssd is not None, tier="DDR"
         )
         self.ddr = DdrTier(layout, slots.whole + slots.cached + slots.overflow, num_threads)
-        self.kernel = CpuKernel(self.ddr.records, layout.optimizer, bags, num_threads)
+        self.bag_layout = bag_layout
+        self.row_layout = _native.BagLayout([POOLINGS["sum"]], [0], layout.dim)  # one row a bag
+        self.kernel = CpuKernel(
+            self.ddr.records,
+            layout.dim,
+            num_threads,
+            rounding_seed=layout.seed if rounding == "stochastic" else None,
+            table_words=layout.table_words,
+        )
         self.store: RowStore | None = None
         self.stored_step = 0  # the step count that the store was left with
         if tiers.ssd is not None:
@@ -88,7 +98,14 @@ class Pool:
         records[~resident] = below
         return records
 
-    def evaluate(self, segments: Sequence[Segment], bags: Bags, out: F32) -> None:
+    def evaluate(
+        self,
+        segments: Sequence[Segment],
+        bags: Bags,
+        out: F32,
+        max_norm: float | None,
+        norm_type: float,
+    ) -> None:
         """Looks rows up as training would, from copies: nothing is staged, pinned or changed."""
         inverse, records = [], []
         start = 0
@@ -97,8 +114,10 @@ class Pool:
             records.append(self.read(table, unique))
             inverse.append(where.reshape(-1).astype(np.int32) + np.int32(start))
             start += len(unique)
-        weights = np.concatenate(records).view(np.float32)[:, : self.layout.dim]
-        self.kernel.lookup_rows(np.ascontiguousarray(weights), np.concatenate(inverse), bags, out)
+        weights = self.layout.values(np.concatenate(records))
+        if max_norm is not None:
+            weights = renormalised(weights, max_norm, norm_type, self.layout.dtype)
+        self.kernel.lookup_rows(weights, np.concatenate(inverse), bags, out)
 
     def write(self, table: int, ids: I64, records: U8) -> None:
         """Materialises rows: ``ids`` (n,) without repeats, ``records`` (n, record_bytes)."""

@@ -9,8 +9,8 @@ Threading: a module belongs to one thread at a time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +18,18 @@ import torch
 
 from .. import _native
 from ..config import TableConfig, table_hash
-from ..errors import ConfigError
-from ..kernels import Bags
+from ..errors import ConfigError, NonFiniteError
+from ..kernels import POOLINGS, Bags
 from ..pipeline import Lease
 from ..residency import Segment, allocate
 from ..stats import Stats, TierStats
 from ..store import encode_keys
 from ..tiers import PoolLayout
-from .inputs import FeatureBatch, check_ids
+from .inputs import FeatureBatch, check_ids, drop_ids
 from .options import RuntimeOptions
 from .pool import Pool
+from .rows import Rows
+from .updates import PoolGradient, Updates
 
 __all__ = ["Batch", "Runtime"]
 
@@ -45,33 +47,40 @@ class PoolBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """A checked batch: per pool its ids and bags; weights of all occurrences, for autograd."""
+    """A checked batch: per pool its ids and bags; weights of all occurrences, for autograd.
+
+    kept: of a lone feature without bags, which ids as given have a row in the output, or None.
+    """
 
     pools: list[PoolBatch]
     rows: int  # of the output
     sample_weights: torch.Tensor | None
+    kept: npt.NDArray[np.bool_] | None
 
 
 class _Step:
-    """The leases of one forward, until its backward or its end."""
+    """The leases of one forward, until its backward or its end.
+
+    changed: the forward itself changed rows (``max_norm``).
+    """
 
     def __init__(self, runtime: Runtime, batch: Batch, leases: list[Lease]) -> None:
         self.runtime = runtime
         self.batch = batch
         self.leases = leases
+        self.changed = False
         self.done = False
 
-    def release(self) -> None:
-        """The rows were updated."""
+    def release(self, *, updated: bool) -> None:
         self.done = True
         leases, self.leases = self.leases, []
         for lease in leases:
-            lease.release(updated=True)
+            lease.release(updated=updated or self.changed)
 
     def __del__(self) -> None:
         # The graph was freed without a backward, perhaps by the garbage collector in any thread.
         for lease in self.leases:
-            lease.drop()
+            lease.drop(updated=self.changed)
 
 
 class _Lookup(torch.autograd.Function):
@@ -93,7 +102,7 @@ class _Lookup(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         step: _Step = ctx.step  # type: ignore[attr-defined]
-        weight_grad = step.runtime.update(step, grad, ctx.needs_input_grad[1])  # type: ignore[attr-defined]
+        weight_grad = step.runtime.backward(step, grad, ctx.needs_input_grad[1])  # type: ignore[attr-defined]
         return None, weight_grad, None
 
 
@@ -117,9 +126,7 @@ class Runtime:
         self.tables = list(tables)
         self.features = list(features)
         self.options = options
-        self.steps = 0
         self._pooled = pooled
-        self._anchor = torch.zeros(0, requires_grad=True)
         self._streaming = False
         self._expected = False  # the loop has been given the stream's oldest batch
         self._closed = False
@@ -131,7 +138,21 @@ class Runtime:
         self._pool_features: list[list[int]] = []
         _refuse_colliding_names(tables)
         self.pools = self._make_pools(columns)
-        self.steps = max(pool.stored_step for pool in self.pools)
+        self.rows = Rows(self.tables, self.pools, self._place)
+        self.updates: Updates | None = None  # None: rows are only read
+        self._stored_step = max(pool.stored_step for pool in self.pools)
+        if options.optimizer is not None:
+            self.updates = Updates(
+                options.optimizer,
+                by_frequency=options.scale_grad_by_freq,
+                on_nonfinite=options.on_nonfinite,
+            )
+            self.updates.steps = self._stored_step
+
+    @property
+    def steps(self) -> int:
+        """Updates so far, with those before the store was opened."""
+        return self._stored_step if self.updates is None else self.updates.steps
 
     def _make_pools(self, columns: npt.NDArray[np.int64]) -> list[Pool]:
         options = self.options
@@ -146,6 +167,8 @@ class Runtime:
                 options.optimizer,
                 options.init,
                 options.seed,
+                options.row_type,
+                tuple(self.tables[t].padding_idx for t in members),
             )
             for dim, members in groups.items()
         ]
@@ -164,10 +187,7 @@ class Runtime:
                 mine = [f for f, (_, t) in enumerate(self.features) if t in members]
                 self._pool_features.append(mine)
                 bags = _native.BagLayout(
-                    [
-                        self._pooled and self.tables[self.features[f][1]].mode == "mean"
-                        for f in mine
-                    ],
+                    [POOLINGS[self._pooling(f)] for f in mine],
                     [int(columns[f]) for f in mine],
                     self.num_columns,
                 )
@@ -177,6 +197,7 @@ class Runtime:
                         slots[p],
                         options.tiers,
                         bags,
+                        rounding=options.rounding,
                         policy=options.policy,
                         lookahead=options.lookahead,
                         depth=options.depth,
@@ -188,6 +209,9 @@ class Runtime:
                 pool.close(pool.stored_step)
             raise
         return pools
+
+    def _pooling(self, feature: int) -> str:
+        return self.tables[self.features[feature][1]].mode if self._pooled else "sum"
 
     # --- batches --------------------------------------------------------------------------------
 
@@ -202,47 +226,81 @@ class Runtime:
         if any(feature.num_bags != num_bags for feature in given):
             sizes = {n: f.num_bags for (n, _), f in zip(self.features, given, strict=True)}
             raise ConfigError(f"features differ in their number of bags: {sizes}")
-        ids = []
-        for (_, t), feature in zip(self.features, given, strict=True):
-            table = self.tables[t]
-            if feature.sample_weights is not None and self._pooled and table.mode != "sum":
-                raise ConfigError(
-                    f"table {table.name!r}: per_sample_weights need mode='sum', not {table.mode!r}"
-                )
-            ids.append(
-                check_ids(table.name, feature.ids, table.num_embeddings, self.options.bounds_check)
-            )
-        weights = _all_weights(given)
+        checked = [
+            self._checked(t, feature) for (_, t), feature in zip(self.features, given, strict=True)
+        ]
+        weights = _all_weights(checked)
         # A copy: the backward reads it too, and the caller may reuse the tensor.
         flat = None if weights is None else weights.detach().clone().numpy()
-        starts = np.cumsum([0] + [len(i) for i in ids])
+        starts = np.cumsum([0] + [len(feature.ids) for feature in checked])
         pools = []
-        for mine in self._pool_features:
-            segments = [(self._place[self.features[f][1]][1], ids[f]) for f in mine]
+        for pool, mine in zip(self.pools, self._pool_features, strict=True):
+            segments = [(self._place[self.features[f][1]][1], checked[f].ids) for f in mine]
             part = None
             if flat is not None:
                 part = np.concatenate([flat[starts[f] : starts[f + 1]] for f in mine])
-            bags = Bags(_join_offsets([given[f].offsets for f in mine]), part, num_bags)
-            pools.append(PoolBatch(segments, bags))
-        return Batch(pools, num_bags, weights)
+            rows = num_bags if self._pooled else len(checked[0].ids)
+            winners = None
+            if any(self._pooling(f) == "max" for f in mine):
+                winners = np.empty((len(mine) * rows, pool.layout.dim), np.int32)
+            offsets = _join_offsets([checked[f].offsets for f in mine])
+            pools.append(PoolBatch(segments, Bags(pool.bag_layout, offsets, part, rows, winners)))
+        if self._pooled:
+            return Batch(pools, num_bags, weights, None)
+        return Batch(pools, len(checked[0].ids), weights, checked[0].kept)
+
+    def _checked(self, t: int, feature: FeatureBatch) -> FeatureBatch:
+        table, bounds_check = self.tables[t], self.options.bounds_check
+        if feature.sample_weights is not None and self._pooled and table.mode != "sum":
+            raise ConfigError(
+                f"table {table.name!r}: per_sample_weights need mode='sum', not {table.mode!r}"
+            )
+        ids = check_ids(table.name, feature.ids, table.num_embeddings, bounds_check)
+        feature = replace(feature, ids=ids)
+        if bounds_check != "ignore" and table.padding_idx is None:
+            return feature
+        return drop_ids(feature, table.num_embeddings, table.padding_idx)
 
     def forward(self, batch: Batch, *, training: bool) -> torch.Tensor:
-        """(rows, num_columns) float32; rows are updated when the result is differentiated."""
-        if not (training and torch.is_grad_enabled()):
-            return self._evaluate(batch)
+        """(rows, num_columns) of the output dtype; rows are updated when it is differentiated."""
+        training = training and torch.is_grad_enabled()
+        if self.updates is None:
+            out = self._read(batch, differentiable=torch.is_grad_enabled())
+        elif training:
+            step = _Step(self, batch, self._acquire(batch))
+            out = _Lookup.apply(self.updates.anchor, batch.sample_weights, step)  # type: ignore[no-untyped-call]
+        else:
+            out = self._evaluate(batch)
+        return out.to(self.options.output)
+
+    def _read(self, batch: Batch, *, differentiable: bool) -> torch.Tensor:
+        """Of rows that are never trained: staged as in training, released at once."""
         step = _Step(self, batch, self._acquire(batch))
-        return _Lookup.apply(self._anchor, batch.sample_weights, step)  # type: ignore[no-any-return,no-untyped-call]
+        weights = batch.sample_weights
+        if differentiable and weights is not None and weights.requires_grad:
+            return _Lookup.apply(None, weights, step)  # type: ignore[no-any-return,no-untyped-call]
+        out = self.lookup(step)
+        step.release(updated=False)
+        return out
 
     def lookup(self, step: _Step) -> torch.Tensor:
         out = torch.empty(step.batch.rows, self.num_columns)
+        max_norm = self.options.max_norm
         for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True):
+            if max_norm is not None:
+                step.changed = True
+                pool.kernel.renormalise(lease.plan, max_norm, self.options.norm_type)
             pool.kernel.lookup(lease.plan, part.bags, out.numpy())
         return out
 
-    def update(
+    def backward(
         self, step: _Step, grad: torch.Tensor, needs_weight_grad: bool
     ) -> torch.Tensor | None:
-        """One optimizer step for the rows of ``step``; returns the weights' gradient if asked."""
+        """Updates the rows of ``step``; returns the weights' gradient if asked.
+
+        Raises:
+            NonFiniteError: and no row has changed.
+        """
         if step.done:
             raise RuntimeError(
                 "the rows of this forward were updated already: a fused optimizer runs once per "
@@ -250,17 +308,25 @@ class Runtime:
             )
         for pool in self.pools:
             pool.pipeline.check()
-        array = grad.detach().contiguous().numpy()
+        array = grad.detach().to(torch.float32).contiguous().numpy()
         weight_grad = None
         if needs_weight_grad:
             weight_grad = self._weight_gradient(step, array)
-        self.steps += 1
+        if self.updates is None:
+            step.release(updated=False)
+            return weight_grad
+        parts = [
+            PoolGradient(pool, lease, part.bags, array)
+            for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True)
+        ]
+        updated = True  # whatever interrupts the next line, rows may have changed
         try:
-            for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True):
-                pool.kernel.update(lease.plan, part.bags, array, self.steps)
+            updated = self.updates.run(parts)
+        except (ConfigError, NonFiniteError):
+            updated = False
+            raise
         finally:
-            # Whatever interrupts this, rows may have changed from here on.
-            step.release()
+            step.release(updated=updated)
         return weight_grad
 
     def _weight_gradient(self, step: _Step, grad: F32) -> torch.Tensor:
@@ -299,7 +365,13 @@ class Runtime:
         """Looks rows up without staging: residency and trained bytes stay as they are."""
         out = torch.empty(batch.rows, self.num_columns)
         for pool, part in zip(self.pools, batch.pools, strict=True):
-            pool.evaluate(part.segments, part.bags, out.numpy())
+            pool.evaluate(
+                part.segments,
+                part.bags,
+                out.numpy(),
+                self.options.max_norm,
+                self.options.norm_type,
+            )
         return out
 
     # --- the stream: te.prefetch's calls ----------------------------------------------------------
@@ -337,92 +409,6 @@ class Runtime:
             for pool in self.pools:
                 pool.pipeline.cancel()
 
-    # --- rows -----------------------------------------------------------------------------------
-
-    def table_index(self, name: str | None) -> int:
-        if name is None:
-            if len(self.tables) == 1:
-                return 0
-            names = [t.name for t in self.tables]
-            raise ConfigError(f"there are several tables, {names}; pass table=")
-        for t, table in enumerate(self.tables):
-            if table.name == name:
-                return t
-        raise ConfigError(f"no table {name!r}; there are {[t.name for t in self.tables]}")
-
-    def read_records(self, table: int, ids: I64) -> npt.NDArray[np.uint8]:
-        checked = check_ids(
-            self.tables[table].name, ids, self.tables[table].num_embeddings, "raise"
-        )
-        p, i = self._place[table]
-        return self.pools[p].read(i, checked)
-
-    def rows(self, table: int, ids: I64) -> F32:
-        dim = self.tables[table].embedding_dim
-        return np.ascontiguousarray(self.read_records(table, ids).view(np.float32)[:, :dim])
-
-    def optimizer_state(self, table: int, ids: I64) -> dict[str, F32]:
-        dim = self.tables[table].embedding_dim
-        records = self.read_records(table, ids).view(np.float32)
-        out = {}
-        start = dim
-        for name, width in self.options.optimizer.state_layout(dim).items():
-            out[name] = np.ascontiguousarray(records[:, start : start + width])
-            start += width
-        return out
-
-    def load_rows(
-        self, table: int, ids: I64, weights: F32, state: Mapping[str, F32] | None
-    ) -> None:
-        check_ids(self.tables[table].name, ids, self.tables[table].num_embeddings, "raise")
-        if len(np.unique(ids)) != len(ids):
-            raise ConfigError(f"load_rows: {len(ids) - len(np.unique(ids))} ids are repeated")
-        p, i = self._place[table]
-        self.pools[p].write(i, ids, self._records(table, len(ids), weights, state))
-
-    def import_rows(
-        self, table: int, chunks: Iterable[tuple[I64, F32, Mapping[str, F32] | None]]
-    ) -> int:
-        """Bulk import of rows in ascending id order into an empty store; returns their number."""
-        p, i = self._place[table]
-        pool = self.pools[p]
-        pool.pipeline.quiesce()
-        if pool.store is None:
-            raise ConfigError("import_rows writes to the SSD tier: pass te.Tiers(ssd=...)")
-        if pool.planner.num_resident:
-            raise ConfigError("import_rows needs a module that has not trained; use load_rows")
-        name = self.tables[table].name
-        num_rows = self.tables[table].num_embeddings
-        key = pool.layout.table_hashes[i].tobytes()
-
-        def encoded() -> Iterable[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
-            for ids, weights, state in chunks:
-                check_ids(name, ids, num_rows, "raise")
-                yield encode_keys(key, ids), self._records(table, len(ids), weights, state)
-
-        return pool.store.import_sorted(encoded())
-
-    def _records(
-        self, table: int, num_rows: int, weights: F32, state: Mapping[str, F32] | None
-    ) -> npt.NDArray[np.uint8]:
-        dim = self.tables[table].embedding_dim
-        layout = self.options.optimizer.state_layout(dim)
-        if weights.shape != (num_rows, dim) or weights.dtype != np.float32:
-            raise ConfigError(
-                f"weights are {weights.dtype} {weights.shape}; pass float32 {(num_rows, dim)}"
-            )
-        parts = [weights]
-        if state is not None and set(state) != set(layout):
-            raise ConfigError(f"state has {sorted(state)}; the optimizer keeps {sorted(layout)}")
-        for name, width in layout.items():
-            part = np.zeros((num_rows, width), np.float32) if state is None else state[name]
-            if part.shape != (num_rows, width) or part.dtype != np.float32:
-                raise ConfigError(
-                    f"state {name!r} is {part.dtype} {part.shape}; pass float32 {(num_rows, width)}"
-                )
-            parts.append(part)
-        return np.concatenate(parts, axis=1).view(np.uint8)
-
     # --- the whole ------------------------------------------------------------------------------
 
     def digest(self) -> str:
@@ -455,7 +441,8 @@ class Runtime:
             table.name: per_table[p][i]
             for table, (p, i) in zip(self.tables, self._place, strict=True)
         }
-        return Stats(self.steps, tiers, tables)
+        skipped = 0 if self.updates is None else self.updates.skipped
+        return Stats(self.steps, tiers, tables, skipped)
 
     def flush(self) -> None:
         for pool in self.pools:

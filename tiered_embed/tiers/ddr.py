@@ -26,7 +26,9 @@ class DdrTier:
         self.layout = layout
         self.num_threads = num_threads
         try:
-            self.records = _native.RecordArray(num_slots, layout.dim, layout.state_floats)
+            self.records = _native.RecordArray(
+                num_slots, layout.dim, layout.type_number, layout.state_floats
+            )
         except MemoryError:
             raise CapacityError(
                 f"cannot reserve address space for {num_slots} records of {layout.record_bytes} "

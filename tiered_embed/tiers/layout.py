@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,30 +14,56 @@ from .. import _native
 from ..config import table_hash
 from ..init import Init
 from ..optim import Optimizer
+from ..weights import ITEM_BYTES, TYPE_NUMBERS
 
 __all__ = ["PoolLayout"]
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class PoolLayout:
-    """A pool: tables whose records have one layout, weights (D) float32 then state (S) float32."""
+    """A pool: tables whose records have one layout, weights (D) then state (S) float32.
+
+    optimizer: None when rows are read-only. dtype: of the weights, as in ``weights.py``.
+    padding: per table, the row that starts as zeros, or None.
+    """
 
     tables: tuple[tuple[str, int | None], ...]  # (name, rows or None)
     dim: int
-    optimizer: Optimizer
+    optimizer: Optimizer | None
     init: Init
     seed: int
+    dtype: str = "float32"
+    padding: tuple[int | None, ...] = ()
+
+    @cached_property
+    def state_layout(self) -> Mapping[str, int]:
+        """Name of each state array -> floats per row, in record order."""
+        if self.dtype == "int8":
+            return {"scale": 1, "bias": 1}
+        return {} if self.optimizer is None else self.optimizer.state_layout(self.dim)
 
     @cached_property
     def state_floats(self) -> int:
-        return self.optimizer.state_floats(self.dim)
+        return sum(self.state_layout.values())
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Of the weights."""
+        return self.dim * ITEM_BYTES[self.dtype]
 
     @cached_property
     def record_bytes(self) -> int:
-        return 4 * (self.dim + self.state_floats)
+        return self.row_bytes + 4 * self.state_floats
+
+    @property
+    def type_number(self) -> int:
+        return TYPE_NUMBERS[self.dtype]
 
     @cached_property
-    def table_hashes(self) -> npt.NDArray[np.uint8]:
+    def table_hashes(self) -> U8:
         """(tables, 4): each table's identity, as in the store's keys."""
         return np.frombuffer(b"".join(table_hash(n) for n, _ in self.tables), np.uint8).reshape(
             -1, 4
@@ -51,25 +78,44 @@ class PoolLayout:
     def init_scale(self) -> float:
         return float(np.float32(self.init.hi) - np.float32(self.init.lo))
 
-    def initial_records(
-        self, tables: npt.NDArray[np.uint16], rows: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.uint8]:
+    def initial_records(self, tables: npt.NDArray[np.uint16], rows: npt.NDArray[np.int64]) -> U8:
         """Records of rows that were never stored, (n, record_bytes)."""
-        weights = np.empty((len(rows), self.dim), np.float32)
+        values = np.empty((len(rows), self.dim), np.float32)
         _native.initial_weights(
-            self.table_words[tables], rows, self.seed, self.init.lo, self.init_scale, weights
+            self.table_words[tables], rows, self.seed, self.init.lo, self.init_scale, values
         )
-        state = np.zeros((len(rows), self.state_floats), np.float32)
-        return np.concatenate([weights, state], axis=1).view(np.uint8)
+        for t, row in enumerate(self.padding):
+            if row is not None:
+                values[(tables == t) & (rows == row)] = 0.0
+        return self.records(values, np.zeros((len(rows), self.state_floats), np.float32))
+
+    def records(self, values: F32, state: F32) -> U8:
+        """Records (n, record_bytes) of float32 ``values`` (n, D), rounded to nearest, and ``state``
+        (n, S); an int8 row's state is what its values give."""
+        rows = np.empty((len(values), self.row_bytes), np.uint8)
+        _native.encode_rows(np.ascontiguousarray(values), self.type_number, rows, state)
+        return np.concatenate([rows, np.ascontiguousarray(state).view(np.uint8)], axis=1)
+
+    def values(self, records: U8) -> F32:
+        """The float32 weights (n, D) of ``records`` (n, record_bytes)."""
+        rows = np.ascontiguousarray(records[:, : self.row_bytes])
+        out = np.empty((len(records), self.dim), np.float32)
+        _native.decode_rows(rows, self.type_number, self.state(records), out)
+        return out
+
+    def state(self, records: U8) -> F32:
+        """The state (n, S) of ``records`` (n, record_bytes)."""
+        part = np.ascontiguousarray(records[:, self.row_bytes :])
+        return part.view(np.float32).reshape(len(records), self.state_floats)
 
     def describe(self) -> dict[str, Any]:
         """What a store must agree with to be opened again."""
         return {
             "tables": sorted(name for name, _ in self.tables),
             "dim": self.dim,
-            "dtype": "float32",
-            "optimizer": self.optimizer.kernel,
-            "state": self.optimizer.state_layout(self.dim),
+            "dtype": self.dtype,
+            "optimizer": None if self.optimizer is None else type(self.optimizer).__name__,
+            "state": dict(self.state_layout),
             "seed": self.seed,
             "init": [float(np.float32(self.init.lo)), float(np.float32(self.init.hi))],
         }

@@ -1,0 +1,124 @@
+"""Rows of a module by id: reading, writing, bulk import. Nothing here trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import TableConfig
+from ..errors import ConfigError
+from ..store import encode_keys
+from .inputs import check_ids
+from .pool import Pool
+
+__all__ = ["Rows"]
+
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+
+class Rows:
+    """The tables of one module; ``place`` has (pool, index in pool) of each."""
+
+    def __init__(
+        self,
+        tables: Sequence[TableConfig],
+        pools: Sequence[Pool],
+        place: Sequence[tuple[int, int]],
+    ) -> None:
+        self._tables = tables
+        self._pools = pools
+        self._place = place
+        self.version = 0  # of what was written here
+
+    def table_index(self, name: str | None) -> int:
+        """Of the table called ``name``, or of the only one."""
+        names = [table.name for table in self._tables]
+        if name is None:
+            if len(names) == 1:
+                return 0
+            raise ConfigError(f"there are several tables, {names}; pass table=")
+        if name not in names:
+            raise ConfigError(f"no table {name!r}; there are {names}")
+        return names.index(name)
+
+    def records(self, table: int, ids: I64) -> U8:
+        checked = self._checked(table, ids)
+        p, i = self._place[table]
+        return self._pools[p].read(i, checked)
+
+    def weights(self, table: int, ids: I64) -> tuple[U8, str]:
+        """Stored weights as bytes (n, D * item) and their dtype; int8 ones as float32."""
+        layout = self._pools[self._place[table][0]].layout
+        records = self.records(table, ids)
+        if layout.dtype == "int8":
+            return layout.values(records).view(np.uint8), "float32"
+        return np.ascontiguousarray(records[:, : layout.row_bytes]), layout.dtype
+
+    def state(self, table: int, ids: I64) -> dict[str, F32]:
+        layout = self._pools[self._place[table][0]].layout
+        state = layout.state(self.records(table, ids))
+        ends = np.cumsum(list(layout.state_layout.values()), dtype=np.int64)
+        parts = np.split(state, ends[:-1], axis=1) if len(ends) else []
+        return {
+            name: np.ascontiguousarray(part)
+            for name, part in zip(layout.state_layout, parts, strict=True)
+        }
+
+    def load(self, table: int, ids: I64, weights: F32, state: Mapping[str, F32] | None) -> None:
+        self._checked(table, ids)
+        if len(np.unique(ids)) != len(ids):
+            raise ConfigError(f"load_rows: {len(ids) - len(np.unique(ids))} ids are repeated")
+        records = self._encoded(table, len(ids), weights, state)
+        p, i = self._place[table]
+        self.version += 1
+        self._pools[p].write(i, ids, records)
+
+    def import_sorted(
+        self, table: int, chunks: Iterable[tuple[I64, F32, Mapping[str, F32] | None]]
+    ) -> int:
+        """Bulk import of rows in ascending id order into an empty store; returns their number."""
+        p, i = self._place[table]
+        pool = self._pools[p]
+        pool.pipeline.quiesce()
+        if pool.store is None:
+            raise ConfigError("import_rows writes to the SSD tier: pass te.Tiers(ssd=...)")
+        if pool.planner.num_resident:
+            raise ConfigError("import_rows needs a module that has not trained; use load_rows")
+        key = pool.layout.table_hashes[i].tobytes()
+
+        def encoded() -> Iterable[tuple[U8, U8]]:
+            for ids, weights, state in chunks:
+                self._checked(table, ids)
+                yield encode_keys(key, ids), self._encoded(table, len(ids), weights, state)
+
+        self.version += 1
+        return pool.store.import_sorted(encoded())
+
+    def _checked(self, table: int, ids: I64) -> I64:
+        config = self._tables[table]
+        return check_ids(config.name, ids, config.num_embeddings, "raise")
+
+    def _encoded(
+        self, table: int, num_rows: int, weights: F32, state: Mapping[str, F32] | None
+    ) -> U8:
+        pool = self._pools[self._place[table][0]]
+        layout = pool.layout
+        if weights.shape != (num_rows, layout.dim):
+            raise ConfigError(f"weights are {weights.shape}; pass float32 {(num_rows, layout.dim)}")
+        widths = {} if layout.dtype == "int8" else layout.state_layout
+        if state is not None and set(state) != set(widths):
+            raise ConfigError(f"state has {sorted(state)}; the optimizer keeps {sorted(widths)}")
+        parts = [np.zeros((num_rows, 0), np.float32)]
+        for name, width in layout.state_layout.items():
+            given = None if state is None else state.get(name)
+            part = np.zeros((num_rows, width), np.float32) if given is None else given
+            if part.shape != (num_rows, width) or part.dtype != np.float32:
+                raise ConfigError(
+                    f"state {name!r} is {part.dtype} {part.shape}; pass float32 {(num_rows, width)}"
+                )
+            parts.append(part)
+        return layout.records(weights, np.concatenate(parts, axis=1))

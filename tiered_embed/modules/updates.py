@@ -1,0 +1,213 @@
+"""From gradients to updated rows: learning rate, gradient scaling, accumulation, and the decision
+whether a step happens at all, made before any row changes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..errors import ConfigError, NonFiniteError
+from ..kernels import Bags, UpdateOptions
+from ..optim import Optimizer
+from ..pipeline import Lease
+from .pool import Pool
+
+__all__ = ["ON_NONFINITE", "PoolGradient", "Updates"]
+
+F32 = npt.NDArray[np.float32]
+
+ON_NONFINITE = ("raise", "skip", "allow")
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+_log = logging.getLogger("tiered_embed")
+
+
+@dataclass(frozen=True)
+class PoolGradient:
+    """One pool's part of a backward: its plan's bags and their gradient, shaped like the output."""
+
+    pool: Pool
+    lease: Lease
+    bags: Bags
+    grad: F32
+
+
+class Updates:
+    """The optimizer of one module, over all its pools.
+
+    Args:
+        optimizer: the spec; ``learning_rate`` replaces its ``lr`` once a scheduler is attached.
+        by_frequency: ``scale_grad_by_freq``.
+        on_nonfinite: what an infinite or NaN row gradient does.
+    """
+
+    def __init__(self, optimizer: Optimizer, *, by_frequency: bool, on_nonfinite: str) -> None:
+        self.steps = 0
+        self.skipped = 0
+        self.learning_rate: Callable[[], float] | None = None
+        self.grad_scaler: torch.amp.GradScaler | None = None
+        # Stands for the rows where torch wants a leaf: its gradient tells a gradient scaler
+        # whether the rows' gradients were finite.
+        self.anchor = torch.zeros(1, requires_grad=True)
+        self._optimizer = optimizer
+        self._by_frequency = by_frequency
+        self._on_nonfinite = on_nonfinite
+        self._accumulated: list[list[PoolRows]] | None = None  # per backward, per pool
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The spec with the learning rate of now."""
+        if self.learning_rate is None:
+            return self._optimizer
+        lr = float(self.learning_rate())
+        return self._optimizer if lr == self._optimizer.lr else replace(self._optimizer, lr=lr)
+
+    def run(self, parts: Sequence[PoolGradient]) -> bool:
+        """One backward: updates the rows, or notes their gradients while accumulating.
+
+        Returns whether rows were changed.
+
+        Raises:
+            NonFiniteError: and no row has changed.
+        """
+        if self._accumulated is not None:
+            self._accumulated.append([self._sum(part) for part in parts])
+            return False
+        return self._update(parts, by_frequency=self._by_frequency)
+
+    # --- accumulation ---------------------------------------------------------------------------
+
+    def accumulate(self) -> None:
+        """From here on backwards only sum."""
+        if self._accumulated is not None:
+            raise ConfigError("gradients of this module are accumulated already; leave that first")
+        self._accumulated = []
+
+    def drop_accumulated(self) -> None:
+        self._accumulated = None
+
+    def apply_accumulated(self, pools: Sequence[Pool]) -> None:
+        """One update with what the backwards since :meth:`accumulate` summed to."""
+        backwards, self._accumulated = self._accumulated or [], None
+        if not backwards:
+            return
+        leases: list[Lease] = []
+        changed = False
+        try:
+            parts = []
+            for p, pool in enumerate(pools):
+                segments, grad = _join([backward[p] for backward in backwards])
+                leases.append(pool.pipeline.stage(segments))
+                bags = Bags(pool.row_layout, None, None, len(grad))
+                parts.append(PoolGradient(pool, leases[-1], bags, grad))
+            changed = True
+            changed = self._update(parts, by_frequency=False)
+        finally:
+            for lease in leases:
+                lease.release(updated=changed)
+
+    def _sum(self, part: PoolGradient) -> PoolRows:
+        plan = part.lease.plan
+        rows = part.pool.kernel.row_gradients(plan, part.bags, part.grad)
+        if self._by_frequency:
+            rows /= np.diff(plan.group_start).astype(np.float32)[:, None]
+        return PoolRows(plan.tables.copy(), plan.keys.copy(), rows)
+
+    # --- one step -------------------------------------------------------------------------------
+
+    def _update(self, parts: Sequence[PoolGradient], *, by_frequency: bool) -> bool:
+        scaler = self.grad_scaler
+        scale = 1.0 if scaler is None else 1.0 / float(scaler.get_scale())
+        optimizer = self.optimizer
+        rows: list[F32] | None = None
+        if optimizer.clip_global_norm is not None or not self._surely_finite(parts):
+            rows = [p.pool.kernel.row_gradients(p.lease.plan, p.bags, p.grad) for p in parts]
+            finite = self._finite(parts, rows)
+            if scaler is not None:
+                self._tell_scaler(finite)
+            if not finite and not self._goes_on():
+                self.skipped += 1
+                return False
+        elif scaler is not None:
+            self._tell_scaler(True)
+        self.steps += 1
+        options = UpdateOptions(self.steps, scale, by_frequency)
+        if rows is None:
+            for p in parts:
+                p.pool.kernel.update(p.lease.plan, p.bags, p.grad, optimizer, options)
+            return True
+        squares = 0.0
+        for p, part in zip(parts, rows, strict=True):
+            squares += p.pool.kernel.condition(p.lease.plan, part, optimizer, options)
+        factor = optimizer.global_factor(squares)
+        for p, part in zip(parts, rows, strict=True):
+            p.pool.kernel.apply(p.lease.plan, part, optimizer, self.steps, factor)
+        return True
+
+    def _surely_finite(self, parts: Sequence[PoolGradient]) -> bool:
+        """Whether no row's sum can overflow, told from the output's gradient alone."""
+        if self._on_nonfinite == "allow" and self.grad_scaler is None:
+            return True
+        for p in parts:
+            bound = p.pool.kernel.largest_magnitude(p.grad) * len(p.lease.plan.inverse)
+            if p.bags.sample_weights is not None:
+                bound *= p.pool.kernel.largest_magnitude(p.bags.sample_weights[None, :])
+            if not bound < FLOAT32_MAX:
+                return False
+        return True
+
+    def _finite(self, parts: Sequence[PoolGradient], rows: Sequence[F32]) -> bool:
+        if self._on_nonfinite == "allow" and self.grad_scaler is None:
+            return True
+        return all(
+            p.pool.kernel.largest_magnitude(part) <= FLOAT32_MAX
+            for p, part in zip(parts, rows, strict=True)
+        )
+
+    def _goes_on(self) -> bool:
+        if self.grad_scaler is not None:
+            return False
+        if self._on_nonfinite == "raise":
+            raise NonFiniteError(
+                f"a row's gradient of step {self.steps + 1} is infinite or NaN; no row was "
+                "changed. Pass on_nonfinite='skip' to leave such steps out, or 'allow'"
+            )
+        if self.skipped == 0:
+            _log.warning(
+                "step %d: a row's gradient is infinite or NaN; the step is skipped", self.steps + 1
+            )
+        return False
+
+    def _tell_scaler(self, finite: bool) -> None:
+        self.anchor.grad = torch.tensor([0.0 if finite else float("inf")])
+
+
+@dataclass(frozen=True)
+class PoolRows:
+    """Summed gradients: ``tables`` (U,), ``keys`` (U,), ``rows`` (U, D)."""
+
+    tables: npt.NDArray[np.uint16]
+    keys: npt.NDArray[np.int64]
+    rows: F32
+
+
+def _join(backwards: Sequence[PoolRows]) -> tuple[list[Any], F32]:
+    """Rows of several backwards as one batch of single rows, table after table, in order."""
+    tables = np.concatenate([b.tables for b in backwards])
+    order = np.argsort(tables, kind="stable")
+    tables = tables[order]
+    keys = np.concatenate([b.keys for b in backwards])[order]
+    grad = np.ascontiguousarray(np.concatenate([b.rows for b in backwards])[order])
+    bounds = np.flatnonzero(np.diff(tables)) + 1
+    starts = [0, *bounds.tolist()] if len(tables) else []
+    segments = [
+        (int(tables[start]), np.ascontiguousarray(part))
+        for start, part in zip(starts, np.split(keys, bounds), strict=False)
+    ]
+    return segments, grad
