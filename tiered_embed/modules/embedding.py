@@ -112,7 +112,10 @@ class TieredEmbedding(TieredModule):
             kept = torch.from_numpy(batch.kept)
             whole = torch.zeros(len(kept), self.embedding_dim, dtype=out.dtype)
             if self.padding_idx is not None:
-                whole[input.reshape(-1) == self.padding_idx] = self._padding().to(out.dtype)
+                padded = ~kept
+                if self._runtime.options.bounds_check == "ignore":
+                    padded = input.reshape(-1) == self.padding_idx
+                whole[padded] = self._padding().to(out.dtype)
             out = whole.index_put((kept,), out)
         return out.view(*input.shape, self.embedding_dim)
 
