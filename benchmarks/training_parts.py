@@ -13,7 +13,7 @@ import numpy as np
 import tiered_embed as te
 from common import copy_bandwidth, spread
 from tiered_embed import _native
-from tiered_embed.kernels import Bags, CpuKernel
+from tiered_embed.kernels import POOLINGS, Bags, CpuKernel, UpdateOptions
 from tiered_embed.residency import Planner, PoolSlots, Segment, allocate
 from tiered_embed.tiers import DdrTier, PoolLayout
 from training_tables import EPS, LR, Batch, InMemory, gradient
@@ -93,7 +93,9 @@ def _kernels(
     plans = [planner.plan_now([(0, batch.ids.numpy())]) for batch in batches]
     grad = gradient(p).numpy()
     out = np.empty((p.batch_size, p.dim), np.float32)
-    bags = Bags(batches[0].bounds.numpy(), None, p.batch_size)
+    columns = _native.BagLayout([POOLINGS["sum"]], [0], p.dim)
+    bags = Bags(columns, batches[0].bounds.numpy(), None, p.batch_size)
+    options = UpdateOptions(step=1)
     times: dict[str, Any] = {}
     buffer = np.zeros((max(len(plan.slots) for plan in plans), layout.record_bytes), np.uint8)
 
@@ -103,11 +105,12 @@ def _kernels(
     ddr = DdrTier(layout, p.rows, p.threads)
     ddr.initialise(all_rows.astype(np.int32), np.zeros(p.rows, np.uint16), all_rows)
     for threads in range(1, p.threads + 1):
-        columns = _native.BagLayout([False], [0], p.dim)
-        kernel = CpuKernel(ddr.records, optimizer, columns, threads)
+        kernel = CpuKernel(ddr.records, p.dim, threads)
         calls: dict[str, Callable[[Any], None]] = {
             "lookup": lambda plan, kernel=kernel: kernel.lookup(plan, bags, out),
-            "update": lambda plan, kernel=kernel: kernel.update(plan, bags, grad, 1),
+            "update": lambda plan, kernel=kernel: kernel.update(
+                plan, bags, grad, optimizer, options
+            ),
             # What moving the same records costs, with no arithmetic.
             "copy out": lambda plan, n=threads: ddr.records.gather(plan.slots, moved(plan), n),
             "copy in": lambda plan, n=threads: ddr.records.scatter(

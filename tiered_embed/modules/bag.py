@@ -11,10 +11,10 @@ from ..errors import ConfigError
 from ..init import Init, Uniform
 from ..optim import Optimizer
 from .base import TieredModule, filled, pretrained_shape
+from .batch import Batch
 from .eager import eager
 from .inputs import feature_batch
 from .options import RuntimeOptions
-from .runtime import Batch
 
 __all__ = ["TieredEmbeddingBag"]
 

@@ -20,8 +20,9 @@ from ..config import TableConfig
 from ..errors import ConfigError, NotCopyableError
 from ..optim import Optimizer
 from ..stats import Stats
+from .batch import Batch
 from .options import RuntimeOptions
-from .runtime import Batch, Runtime
+from .runtime import Runtime
 
 __all__ = ["TieredModule"]
 

@@ -12,10 +12,10 @@ from ..errors import ConfigError
 from ..init import Init, Uniform
 from ..optim import Optimizer
 from .base import TieredModule
+from .batch import Batch
 from .eager import eager
 from .inputs import FeatureBatch, feature_batch
 from .options import RuntimeOptions
-from .runtime import Batch
 
 __all__ = ["TieredEmbeddingBagCollection", "is_keyed_jagged"]
 

@@ -10,10 +10,10 @@ from ..config import TableConfig, Tiers
 from ..init import Init, Uniform
 from ..optim import Optimizer
 from .base import TieredModule, filled, pretrained_shape
+from .batch import Batch
 from .eager import eager
 from .inputs import FeatureBatch, feature_batch
 from .options import RuntimeOptions
-from .runtime import Batch
 
 __all__ = ["TieredEmbedding"]
 

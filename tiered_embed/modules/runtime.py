@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,41 +21,21 @@ from ..config import TableConfig, table_hash
 from ..errors import ConfigError, NonFiniteError
 from ..kernels import POOLINGS, Bags
 from ..pipeline import Lease
-from ..residency import Segment, allocate
+from ..residency import allocate
 from ..stats import Stats, TierStats
 from ..store import encode_keys
 from ..tiers import PoolLayout
+from .batch import Batch, PoolBatch, all_weights, join_offsets
 from .inputs import FeatureBatch, check_ids, drop_ids
 from .options import RuntimeOptions
 from .pool import Pool
 from .rows import Rows
 from .updates import PoolGradient, Updates
 
-__all__ = ["Batch", "Runtime"]
+__all__ = ["Runtime"]
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class PoolBatch:
-    """One pool's part of a batch."""
-
-    segments: list[Segment]
-    bags: Bags
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A checked batch: per pool its ids and bags; weights of all occurrences, for autograd.
-
-    kept: of a lone feature without bags, which ids as given have a row in the output, or None.
-    """
-
-    pools: list[PoolBatch]
-    rows: int  # of the output
-    sample_weights: torch.Tensor | None
-    kept: npt.NDArray[np.bool_] | None
 
 
 class _Step:
@@ -229,7 +209,7 @@ class Runtime:
         checked = [
             self._checked(t, feature) for (_, t), feature in zip(self.features, given, strict=True)
         ]
-        weights = _all_weights(checked)
+        weights = all_weights(checked)
         # A copy: the backward reads it too, and the caller may reuse the tensor.
         flat = None if weights is None else weights.detach().clone().numpy()
         starts = np.cumsum([0] + [len(feature.ids) for feature in checked])
@@ -243,7 +223,7 @@ class Runtime:
             winners = None
             if any(self._pooling(f) == "max" for f in mine):
                 winners = np.empty((len(mine) * rows, pool.layout.dim), np.int32)
-            offsets = _join_offsets([checked[f].offsets for f in mine])
+            offsets = join_offsets([checked[f].offsets for f in mine])
             pools.append(PoolBatch(segments, Bags(pool.bag_layout, offsets, part, rows, winners)))
         if self._pooled:
             return Batch(pools, num_bags, weights, None)
@@ -484,30 +464,3 @@ def _add(total: TierStats, part: TierStats) -> None:
     total.slot_bytes += part.slot_bytes
     total.overhead_bytes += part.overhead_bytes
     total.resident += part.resident
-
-
-def _join_offsets(offsets: Sequence[I64 | None]) -> I64 | None:
-    """Offsets of several features as one array over their joined ids; None stays None."""
-    if len(offsets) == 1:
-        return offsets[0]
-    parts = []
-    start = 0
-    for part in offsets:
-        assert part is not None  # only one feature can go unpooled
-        parts.append(part[:-1] + start)
-        start += int(part[-1])
-    return np.concatenate([*parts, [start]])
-
-
-def _all_weights(given: Sequence[FeatureBatch]) -> torch.Tensor | None:
-    """Weights of all occurrences, feature after feature; ones where a feature has none."""
-    if all(feature.sample_weights is None for feature in given):
-        return None
-    return torch.cat(
-        [
-            torch.ones(len(feature.ids))
-            if feature.sample_weights is None
-            else feature.sample_weights
-            for feature in given
-        ]
-    )

@@ -1,0 +1,66 @@
+"""A checked batch as the pools take it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..kernels import Bags
+from ..residency import Segment
+from .inputs import FeatureBatch
+
+__all__ = ["Batch", "PoolBatch", "all_weights", "join_offsets"]
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PoolBatch:
+    """One pool's part of a batch."""
+
+    segments: list[Segment]
+    bags: Bags
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A checked batch: per pool its ids and bags; weights of all occurrences, for autograd.
+
+    kept: of a lone feature without bags, which ids as given have a row in the output, or None.
+    """
+
+    pools: list[PoolBatch]
+    rows: int  # of the output
+    sample_weights: torch.Tensor | None
+    kept: npt.NDArray[np.bool_] | None
+
+
+def join_offsets(offsets: Sequence[I64 | None]) -> I64 | None:
+    """Offsets of several features as one array over their joined ids; None stays None."""
+    if len(offsets) == 1:
+        return offsets[0]
+    parts = []
+    start = 0
+    for part in offsets:
+        assert part is not None  # only one feature can go unpooled
+        parts.append(part[:-1] + start)
+        start += int(part[-1])
+    return np.concatenate([*parts, [start]])
+
+
+def all_weights(given: Sequence[FeatureBatch]) -> torch.Tensor | None:
+    """Weights of all occurrences, feature after feature; ones where a feature has none."""
+    if all(feature.sample_weights is None for feature in given):
+        return None
+    return torch.cat(
+        [
+            torch.ones(len(feature.ids))
+            if feature.sample_weights is None
+            else feature.sample_weights
+            for feature in given
+        ]
+    )
