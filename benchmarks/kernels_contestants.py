@@ -15,6 +15,7 @@ from torch import nn
 
 import tiered_embed as te
 from kernels_optimizers import Entry
+from tiered_embed.kernels import UpdateOptions
 from tiered_embed.kernels.fbgemm_pair import require_fbgemm
 
 __all__ = [
@@ -81,11 +82,12 @@ class Ours:
     def __init__(self, entry: Entry, rows: int, dim: int, threads: int) -> None:
         self.name = BARE
         self.threads = threads
+        self.spec = entry.spec
         self.module = te.TieredEmbeddingBag(
             rows,
             dim,
             tiers=te.Tiers(ddr=rows * (dim + sum(entry.widths(dim))) * 4),
-            optimizer=entry.spec,
+            optimizer=self.spec,
             num_threads=threads,
             include_last_offset=True,
         )
@@ -137,7 +139,7 @@ class OursKernels:
         plan, bags = next(self._plans)
         kernel = self._runtime.pools[0].kernel
         kernel.lookup(plan, bags, self._out)
-        kernel.update(plan, bags, self._grad, self._steps)
+        kernel.update(plan, bags, self._grad, self._ours.spec, UpdateOptions(self._steps))
 
     def load(self, start: int, weights: torch.Tensor) -> None:
         self._ours.load(start, weights)
