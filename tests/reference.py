@@ -1,8 +1,8 @@
 """An independent dense trainer: what training must give, by DESIGN sections 5 to 7, in NumPy.
 
 It knows no tier, slot, window or thread: a dict of records, and the plain definitions of
-``optim.py`` and ``init.py``. In float32 it is the bits that every run must reproduce; in float64 it
-is the truth that both are held against.
+``optim/``, ``weights.py`` and ``init.py``. In float32 it is the bits that every run must reproduce;
+in float64 it is the truth that both are held against.
 
 Legend: ``N`` ids of a feature, ``B`` bags, ``D`` dim, ``S`` state floats.
 """
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tiered_embed import init as te_init
-from tiered_embed.optim import Optimizer, row_gradient
+from tiered_embed.optim import Optimizer, lane_sum, row_gradient
+from tiered_embed.weights import encode, round_nearest, round_stochastic
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,24 @@ class Stream:
         }
 
 
+@dataclass(frozen=True)
+class RowGradients:
+    """What one backward gives a table: rows (U,) in the order of their first use, their summed
+    gradients (U, D), and how often each was used."""
+
+    rows: np.ndarray
+    sums: np.ndarray
+    occurrences: np.ndarray
+
+
 class DenseTrainer:
-    """Trains ``tables`` with everything in one dict of records."""
+    """Trains ``tables`` with everything in one dict of records.
+
+    Args:
+        storage: of the rows, as in ``weights.py``; a record holds what they read as.
+        by_frequency: ``scale_grad_by_freq``.
+        dtype: that it computes in; float64 rounds nothing.
+    """
 
     def __init__(
         self,
@@ -75,12 +92,18 @@ class DenseTrainer:
         *,
         init: te_init.Init,
         seed: int,
+        storage: str = "float32",
+        rounding: str = "nearest",
+        by_frequency: bool = False,
         dtype: type[np.floating] = np.float32,
     ) -> None:
         self.tables = tuple(tables)
         self.optimizer = optimizer
         self.init = init
         self.seed = seed
+        self.storage = storage
+        self.rounding = rounding
+        self.by_frequency = by_frequency
         self.dtype = np.dtype(dtype)
         self.steps = 0
         self._records: dict[str, dict[int, np.ndarray]] = {t.name: {} for t in tables}
@@ -96,6 +119,8 @@ class DenseTrainer:
             weights = te_init.reference(
                 self.init, self.seed, table.name, np.array([row], np.int64), table.dim
             )
+            if self._rounds:
+                weights = round_nearest(weights, self.storage)
             known = np.zeros(table.dim + self.optimizer.state_floats(table.dim), self.dtype)
             known[: table.dim] = weights[0]
             self._initial[table.name][row] = known
@@ -126,6 +151,11 @@ class DenseTrainer:
                 pooled = np.zeros((bags.num_bags, table.dim), self.dtype)
                 for b in range(bags.num_bags):
                     first, last = bags.offsets[b], bags.offsets[b + 1]
+                    if table.mode == "max":
+                        if last > first:
+                            winners = rows[first:last].argmax(axis=0)
+                            pooled[b] = rows[first + winners, np.arange(table.dim)]
+                        continue
                     total = np.zeros(table.dim, self.dtype)
                     for row in rows[first:last]:
                         total = total + row
@@ -136,8 +166,24 @@ class DenseTrainer:
         return out
 
     def backward(self, batch: Batch, gradients: Arrays) -> None:
-        """One step of the optimizer: once per row, with its full gradient."""
-        self.steps += 1
+        """One step of the optimizer: once per row, with its full gradient. The rows are as they
+        were at the batch's forward."""
+        self._step(self._row_gradients(batch, gradients))
+
+    def accumulated(self, batches: Sequence[Batch], gradients: Sequence[Arrays]) -> None:
+        """One step with what the backwards of ``batches`` sum to, added in their order."""
+        several = [self._row_gradients(b, g) for b, g in zip(batches, gradients, strict=True)]
+        joined = {}
+        for table in self.tables:
+            parts = [found[table.name] for found in several if table.name in found]
+            if parts:
+                rows = np.concatenate([p.rows for p in parts])
+                joined[table.name] = _grouped(rows, np.concatenate([p.sums for p in parts]))
+        self._step(joined)
+
+    def _row_gradients(self, batch: Batch, gradients: Arrays) -> dict[str, RowGradients]:
+        """By table, of those with ids."""
+        out = {}
         for table in self.tables:
             ids = np.concatenate([batch[f].ids for f in table.feature_names])
             if len(ids) == 0:
@@ -148,30 +194,76 @@ class DenseTrainer:
                     for f in table.feature_names
                 ]
             )
-            unique, inverse = np.unique(ids, return_inverse=True)
-            order = np.argsort(inverse, kind="stable")
-            bounds = np.searchsorted(inverse[order], np.arange(len(unique) + 1))
-            total = np.stack(
-                [
-                    row_gradient(occurrences[order[bounds[u] : bounds[u + 1]]])
-                    for u in range(len(unique))
-                ]
-            )
-            records = self.records(table, unique)
+            found = _grouped(ids, occurrences)
+            if self.by_frequency:
+                divisor = found.occurrences.astype(self.dtype)[:, None]
+                found = RowGradients(found.rows, found.sums / divisor, found.occurrences)
+            out[table.name] = found
+        return out
+
+    def _step(self, found: Mapping[str, RowGradients]) -> None:
+        self.steps += 1
+        sums = {name: self.optimizer.conditioned(g.sums) for name, g in found.items()}
+        factor = self.dtype.type(self.optimizer.global_factor(self._squares(sums)))
+        for table in self.tables:
+            if table.name not in found:
+                continue
+            rows = found[table.name].rows
+            records = self.records(table, rows)
             weights, state = records[:, : table.dim].copy(), records[:, table.dim :].copy()
-            self.optimizer.update(weights, state, total, self.steps)
-            self.write(table, unique, np.concatenate([weights, state], axis=1))
+            self.optimizer.apply(weights, state, sums[table.name] * factor, self.steps)
+            if self._rounds:
+                weights = self._rounded(table, rows, weights)
+            self.write(table, rows, np.concatenate([weights, state], axis=1))
+
+    def _squares(self, sums: Arrays) -> float:
+        """Of all gradients: each row's in their own type, rows one by one in float64, tables of
+        one dim before those of the next."""
+        total = 0.0
+        for dim in dict.fromkeys(t.dim for t in self.tables):
+            of_dim = 0.0
+            for table in self.tables:
+                if table.dim == dim and table.name in sums:
+                    g = sums[table.name]
+                    for x in lane_sum(g * g).astype(np.float64).tolist():
+                        of_dim += x
+            total += of_dim
+        return total
+
+    @property
+    def _rounds(self) -> bool:
+        return self.storage != "float32" and self.dtype == np.float32
+
+    def _rounded(self, table: Table, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        if self.rounding == "nearest":
+            return round_nearest(weights, self.storage)
+        return round_stochastic(
+            weights, self.storage, seed=self.seed, step=self.steps, table=table.name, rows=rows
+        )
 
     def _occurrence_gradients(self, table: Table, bags: Bags, gradient: np.ndarray) -> np.ndarray:
         """(N, D): what each occurrence adds to its row's gradient."""
         lengths = np.diff(bags.offsets)
         per_bag = gradient.astype(self.dtype)
+        if table.mode == "max":
+            return self._winners_gradients(table, bags, per_bag)
         if table.mode == "mean":
             per_bag = per_bag / np.maximum(lengths, 1).astype(self.dtype)[:, None]
         per_id = np.repeat(per_bag, lengths, axis=0)
         if bags.weights is not None:
             per_id = bags.weights.astype(self.dtype)[:, None] * per_id
         return per_id
+
+    def _winners_gradients(self, table: Table, bags: Bags, per_bag: np.ndarray) -> np.ndarray:
+        """Every column's gradient goes to the first of its bag that has the maximum."""
+        rows = self.records(table, bags.ids)[:, : table.dim]
+        out = np.zeros_like(rows)
+        for b in range(bags.num_bags):
+            first, last = bags.offsets[b], bags.offsets[b + 1]
+            if last > first:
+                winners = rows[first:last].argmax(axis=0)  # the first of equals
+                out[first + winners, np.arange(table.dim)] = per_bag[b]
+        return out
 
     def train(self, stream: Stream) -> None:
         for batch, gradients in zip(stream.batches, stream.gradients, strict=True):
@@ -190,8 +282,24 @@ class DenseTrainer:
             prefix = hashlib.sha256(table.name.encode()).digest()[:4]
             for row, record in self._records[table.name].items():
                 key = prefix + (row % 2**64).to_bytes(8, "big")
-                lines.append((key, record.astype("<f4").tobytes()))
+                lines.append((key, self._bytes(table, record)))
         sha = hashlib.sha256()
         for key, record in sorted(lines):
             sha.update(key + record)
         return sha.hexdigest()
+
+    def _bytes(self, table: Table, record: np.ndarray) -> bytes:
+        weights, state = record[: table.dim], record[table.dim :]
+        return encode(weights[None], self.storage)[0].tobytes() + state.astype("<f4").tobytes()
+
+
+def _grouped(ids: np.ndarray, gradients: np.ndarray) -> RowGradients:
+    """Occurrences (N,) and their gradients (N, D), summed by row."""
+    unique, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+    by_row = np.argsort(inverse, kind="stable")
+    bounds = np.searchsorted(inverse[by_row], np.arange(len(unique) + 1))
+    sums = [
+        row_gradient(gradients[by_row[bounds[u] : bounds[u + 1]]]) for u in range(len(unique))
+    ]
+    order = np.argsort(first)
+    return RowGradients(unique[order], np.stack(sums)[order], np.diff(bounds)[order])

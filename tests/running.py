@@ -1,14 +1,16 @@
 """Runs a ``Stream`` through the public modules."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 import tiered_embed as te
-from reference import Arrays, Bags, Batch, Stream, Table
+from reference import Arrays, Bags, Batch, DenseTrainer, Stream, Table
 from tiered_embed.optim import Optimizer
+from tiered_embed.weights import ITEM_BYTES
 
 SEED = 2**40 + 11
 INIT = te.init.Uniform(-0.5, 0.25)
@@ -18,6 +20,73 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "rowwise_adagrad": te.optim.RowWiseAdagrad(lr=0.05, eps=1e-6),
     "adagrad": te.optim.Adagrad(lr=0.04, eps=1e-6),
     "adam": te.optim.Adam(lr=0.02, beta1=0.8, beta2=0.95, eps=1e-5),
+}
+
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An optimizer, and how the rows that it trains are stored."""
+
+    optimizer: Optimizer
+    storage: str = "float32"
+    rounding: str = "nearest"
+    by_frequency: bool = False
+
+    def trainer(
+        self, tables: Sequence[Table], dtype: type[np.floating] = np.float32
+    ) -> DenseTrainer:
+        return DenseTrainer(
+            tables,
+            self.optimizer,
+            init=INIT,
+            seed=SEED,
+            storage=self.storage,
+            rounding=self.rounding,
+            by_frequency=self.by_frequency,
+            dtype=dtype,
+        )
+
+    def options(self) -> dict[str, Any]:
+        """A module's. Outputs are float32 whatever the rows are, so that no bit hides."""
+        return {
+            "dtype": getattr(torch, self.storage),
+            "output_dtype": torch.float32,
+            "rounding": self.rounding,
+            "scale_grad_by_freq": self.by_frequency,
+        }
+
+    def record_bytes(self, table: Table) -> int:
+        return record_bytes(table, self.optimizer, self.storage)
+
+
+RECIPES: dict[str, Recipe] = {
+    **{kind: Recipe(optimizer) for kind, optimizer in OPTIMIZERS.items()},
+    "momentum_sgd": Recipe(te.optim.MomentumSGD(lr=0.03, momentum=0.8, weight_decay=0.02)),
+    "rowwise_rmsprop": Recipe(te.optim.RowWiseRMSProp(lr=0.02, alpha=0.9, clip_value=1.5)),
+    "adamw": Recipe(te.optim.AdamW(lr=0.02, weight_decay=0.3), by_frequency=True),
+    "partial_rowwise_adam": Recipe(
+        te.optim.PartialRowWiseAdam(lr=0.02, weight_decay=0.1, clip_row_norm=2.0)
+    ),
+    "lamb": Recipe(te.optim.LAMB(lr=0.02, weight_decay=0.1, clip_global_norm=6.0)),
+    "partial_rowwise_lamb": Recipe(te.optim.PartialRowWiseLAMB(lr=0.02)),
+    "lars_sgd": Recipe(te.optim.LARSSGD(lr=1.0, eta=0.02, weight_decay=0.1)),
+    "ftrl": Recipe(te.optim.FTRL(lr=0.1, beta=1.0, l1=0.1, l2_penalty=0.1, clip_global_norm=9.0)),
+    "sgd_float16": Recipe(
+        te.optim.SGD(lr=0.03, weight_decay=0.2, weight_decay_mode="decoupled"),
+        "float16",
+        "stochastic",
+    ),
+    "rowwise_adagrad_bfloat16": Recipe(
+        te.optim.RowWiseAdagrad(lr=0.05, clip_global_norm=8.0), "bfloat16", "stochastic"
+    ),
+    "adam_bfloat16": Recipe(te.optim.Adam(lr=0.02, clip_value=1.0), "bfloat16", by_frequency=True),
+    "adagrad_float16": Recipe(
+        te.optim.Adagrad(
+            lr=0.04, weight_decay=0.05, clip_value=2.0, clip_row_norm=3.0, clip_global_norm=9.0
+        ),
+        "float16",
+    ),
 }
 
 BagArgs = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
@@ -49,8 +118,8 @@ def make_module(
     return te.TieredEmbeddingBagCollection(configs, tiers=tiers, optimizer=optimizer, **options)
 
 
-def record_bytes(table: Table, optimizer: Optimizer) -> int:
-    return 4 * (table.dim + optimizer.state_floats(table.dim))
+def record_bytes(table: Table, optimizer: Optimizer, storage: str = "float32") -> int:
+    return ITEM_BYTES[storage] * table.dim + 4 * optimizer.state_floats(table.dim)
 
 
 class Prepared:
@@ -85,10 +154,14 @@ class Prepared:
     ) -> None:
         """Trains on all batches; every forward must give ``outputs`` bit for bit."""
         for i in self.batches(module, prefetch=prefetch):
-            out = self.call(module, self.args[i])
-            for name, expected in (outputs[i] if outputs else {}).items():
-                got = out[name].detach().numpy()
-                assert np.array_equal(got.view(np.int32), expected.view(np.int32)), (
-                    f"batch {i}, feature {name!r}: the forward differs"
-                )
-            torch.autograd.backward(list(out.values()), [self.gradients[i][f] for f in out])
+            self.step(module, i, outputs[i] if outputs else {})
+
+    def step(self, module: Any, i: int, outputs: Arrays) -> None:
+        """Forward and backward of batch ``i``."""
+        out = self.call(module, self.args[i])
+        for name, expected in outputs.items():
+            got = out[name].detach().numpy()
+            assert np.array_equal(got.view(np.int32), expected.view(np.int32)), (
+                f"batch {i}, feature {name!r}: the forward differs"
+            )
+        torch.autograd.backward(list(out.values()), [self.gradients[i][f] for f in out])

@@ -124,3 +124,22 @@ def generated(*, num_batches: int = 40) -> Stream:
                 batch[f] = Bags(ids, offsets, weights)
         batches.append(batch)
     return _stream(tables, batches, draw)
+
+
+def maxima(*, num_batches: int = 24) -> Stream:
+    """Maximum pooling beside sums of the same dim; the same row several times in a bag."""
+    draw = Draw(5)
+    tables = (
+        Table("best", 24, num_embeddings=400, mode="max", features=("left", "right")),
+        Table("sum", 24, num_embeddings=400),
+        Table("top", 7, mode="max"),
+    )
+    batches: list[Batch] = []
+    for b in range(num_batches):
+        batch: dict[str, Bags] = {}
+        for table in tables:
+            for f in table.feature_names:
+                n = 12 + b % 7
+                batch[f] = Bags(draw.skewed(400, n), draw.offsets(5, n))
+        batches.append(batch)
+    return _stream(tables, batches, draw)

@@ -8,25 +8,31 @@ import functools
 import itertools
 import json
 import math
-import random
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import streams
 import tiered_embed as te
+from covering import Choice, covering, parts, possible
+from golden.make import KINDS as GOLDEN_KINDS
 from golden.make import STREAMS as GOLDEN_STREAMS
 from reference import Arrays, Bags, DenseTrainer, Stream
-from running import INIT, OPTIMIZERS, SEED, Prepared, make_module, record_bytes
+from running import INIT, OPTIMIZERS, RECIPES, SEED, Prepared, Recipe, make_module
 from tiered_embed import _native
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "digests.json").read_text())
+GOLDEN_CASES = [(name, kind) for name, kinds in GOLDEN_KINDS.items() for kind in kinds]
 
-# Dims differ per optimizer, so that whole and partial vectors and one column occur with each.
-DIMS = {"sgd": 130, "rowwise_adagrad": 24, "adagrad": 1, "adam": 7}
-DUPLICATE_DIMS = {"sgd": 1, "rowwise_adagrad": 130, "adagrad": 7, "adam": 24}
+# Dims differ per recipe, so that whole and partial vectors and one column occur with each.
+DIMS = {kind: (130, 24, 1, 7)[i % 4] for i, kind in enumerate(RECIPES)}
+DUPLICATE_DIMS = {kind: (1, 130, 7, 24)[i % 4] for i, kind in enumerate(RECIPES)}
+
+# Those beyond float32 and the formula alone.
+OTHERS = [kind for kind in RECIPES if kind not in OPTIMIZERS]
 
 
 @dataclass(frozen=True)
@@ -52,37 +58,37 @@ VALUES = (
 )
 
 
+def can_be(choice: Choice) -> bool:
+    setting = Setting(*choice[-6:])
+    return setting.depth <= setting.lookahead
+
+
 def every_setting() -> list[Setting]:
     every = [Setting(*values) for values in itertools.product(*VALUES)]
     return [s for s in every if s.depth <= s.lookahead]
 
 
 def covering_settings(seed: int) -> list[Setting]:
-    """A greedy, seeded selection in which every possible pair of two settings' values occurs."""
-    every = every_setting()
-    random.Random(seed).shuffle(every)
-
-    def pairs(setting: Setting) -> set[tuple[tuple[int, object], ...]]:
-        return set(itertools.combinations(enumerate(astuple(setting)), 2))
-
-    pairs_of = {s: pairs(s) for s in every}
-    missing = set().union(*pairs_of.values())
-    chosen = []
-    while missing:
-        best = max(every, key=lambda s: len(pairs_of[s] & missing))
-        chosen.append(best)
-        missing -= pairs_of[best]
-    return chosen
+    return [Setting(*choice) for choice in covering(VALUES, seed, allowed=can_be)]
 
 
-def test_the_selection_covers_every_pair():
+@functools.cache
+def recipe_settings(seed: int) -> list[tuple[str, Setting]]:
+    """Every recipe with every value of every setting, and every pair of these."""
+    chosen = covering((OTHERS, *VALUES), seed, allowed=can_be)
+    return [(kind, Setting(*choice)) for kind, *choice in chosen]
+
+
+def test_the_selections_cover_every_pair():
     assert len(every_setting()) == 576
     chosen = covering_settings(7)
     assert len(chosen) < 24
-    for a, b in itertools.combinations(range(len(VALUES)), 2):
-        seen = {(astuple(s)[a], astuple(s)[b]) for s in chosen}
-        possible = {(astuple(s)[a], astuple(s)[b]) for s in every_setting()}
-        assert seen == possible
+    seen = set().union(*(parts(astuple(s), 2) for s in chosen))
+    assert seen == possible(VALUES, allowed=can_be)
+    chosen = recipe_settings(7)
+    assert len(chosen) < 5 * len(OTHERS)
+    seen = set().union(*(parts((kind, *astuple(s)), 2) for kind, s in chosen))
+    assert seen == possible((OTHERS, *VALUES), allowed=can_be)
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,8 @@ class Truth:
     trainer: DenseTrainer
 
 
-def truth_of(stream: Stream, optimizer: te.optim.Optimizer) -> Truth:
-    trainer = DenseTrainer(stream.tables, optimizer, init=INIT, seed=SEED)
+def truth_of(stream: Stream, recipe: Recipe) -> Truth:
+    trainer = recipe.trainer(stream.tables)
     outputs = []
     for batch, gradients in zip(stream.batches, stream.gradients, strict=True):
         outputs.append(trainer.forward(batch))
@@ -119,7 +125,7 @@ def stream_of(name: str, dim: int, path: Path | None) -> Stream:
 
 @functools.cache
 def cached_truth(name: str, dim: int, path: Path | None, kind: str) -> Truth:
-    return truth_of(stream_of(name, dim, path), OPTIMIZERS[kind])
+    return truth_of(stream_of(name, dim, path), RECIPES[kind])
 
 
 @pytest.fixture
@@ -132,10 +138,10 @@ def truth(request, data_file):
     return cached_truth(name, dim, path, kind)
 
 
-def ddr_bytes(stream: Stream, optimizer: te.optim.Optimizer, percent: int) -> int:
+def ddr_bytes(stream: Stream, recipe: Recipe, percent: int) -> int:
     """A share of the bytes that the stream touches, but a record for every pool at least."""
     touched = stream.touched()
-    sizes = [record_bytes(t, optimizer) for t in stream.tables]
+    sizes = [recipe.record_bytes(t) for t in stream.tables]
     total = sum(touched[t.name] * size for t, size in zip(stream.tables, sizes, strict=True))
     pools = len({t.dim for t in stream.tables})
     return max(math.ceil(total * percent / 100), pools * max(sizes))
@@ -143,19 +149,20 @@ def ddr_bytes(stream: Stream, optimizer: te.optim.Optimizer, percent: int) -> in
 
 def run(truth: Truth, kind: str, setting: Setting, folder: Path, *, prefetch: bool = True) -> None:
     """Trains under ``setting``; raises unless everything equals the truth."""
-    optimizer = OPTIMIZERS[kind]
+    recipe = RECIPES[kind]
     stream = truth.prepared.stream
     tiers = te.Tiers(
-        ddr=ddr_bytes(stream, optimizer, setting.ddr_percent), ssd=folder, store=setting.store
+        ddr=ddr_bytes(stream, recipe, setting.ddr_percent), ssd=folder, store=setting.store
     )
     with make_module(
         stream.tables,
         tiers,
-        optimizer,
+        recipe.optimizer,
         policy=setting.policy,
         lookahead=setting.lookahead,
         depth=setting.depth,
         num_threads=setting.threads,
+        **recipe.options(),
     ) as module:
         truth.prepared.train(module, truth.outputs, prefetch=prefetch)
         assert module.digest() == truth.digest, f"{setting}: another digest"
@@ -171,10 +178,47 @@ def test_every_pair_of_settings_gives_the_reference_bits(name, kind, truth, stor
     print(f"{name}, {kind}: {len(chosen)} settings, one digest {truth.digest[:16]}")
 
 
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("name", ["scarab", "checkins", "duplicates"])
+def test_every_recipe_gives_the_reference_bits(name, kind, truth, stores, tmp_path):
+    chosen = [s for k, s in recipe_settings(len(name)) if k == kind and s.store in stores]
+    assert {s.ddr_percent for s in chosen} >= ({2, 10, 50, 100} if len(stores) == 3 else set())
+    for setting in chosen:
+        run(truth, kind, setting, tmp_path / str(setting))
+    print(f"{name}, {kind}: {len(chosen)} settings, one digest {truth.digest[:16]}")
+
+
+@pytest.mark.parametrize("kind", GOLDEN_KINDS["maxima"])
+@pytest.mark.parametrize("name", ["maxima"])
+def test_maximum_pooling_gives_the_reference_bits(name, kind, truth, tmp_path):
+    for i, setting in enumerate(covering(VALUES[:5], 3, allowed=lambda c: c[3] <= c[2])):
+        run(truth, kind, Setting(*setting, "memory"), tmp_path / str(i))
+
+
+@pytest.mark.parametrize("kind", ["adam", "lamb", "adam_bfloat16", "sgd_float16"])
+@pytest.mark.parametrize("ddr_percent", [2, 30, 100])
+def test_accumulated_gradients_give_the_reference_bits(kind, ddr_percent, tmp_path):
+    stream, recipe = streams.generated(num_batches=12), RECIPES[kind]
+    prepared, trainer = Prepared(stream), recipe.trainer(stream.tables)
+    tiers = te.Tiers(ddr=ddr_bytes(stream, recipe, ddr_percent), ssd=tmp_path, store="memory")
+    threads = 1 + ddr_percent % 2
+    with make_module(
+        stream.tables, tiers, recipe.optimizer, num_threads=threads, **recipe.options()
+    ) as module:
+        for start in range(0, 12, 3):
+            part = slice(start, start + 3)
+            with te.accumulate(module):
+                for i in range(12)[part]:
+                    prepared.step(module, i, trainer.forward(stream.batches[i]))
+            trainer.accumulated(stream.batches[part], stream.gradients[part])
+        assert module.digest() == trainer.digest()
+        assert module.stats().steps == 4
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("store", VALUES[5])
 @pytest.mark.parametrize("ddr_percent", VALUES[0])
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("kind", RECIPES)
 @pytest.mark.parametrize("name", ["scarab", "checkins", "duplicates"])
 def test_every_setting_gives_the_reference_bits(
     name, kind, ddr_percent, store, truth, stores, tmp_path
@@ -191,10 +235,12 @@ def test_every_setting_gives_the_reference_bits(
 def test_without_prefetch_and_without_a_store(name, kind, truth, tmp_path):
     tight = Setting(2, "lookahead", 8, 1, 2, "memory")
     run(truth, kind, tight, tmp_path / "bare", prefetch=False)
-    stream, optimizer = truth.prepared.stream, OPTIMIZERS[kind]
+    stream, recipe = truth.prepared.stream, RECIPES[kind]
     # Fair shares between pools are no exact fit: room for every row in every pool.
-    tiers = te.Tiers(ddr=4 * ddr_bytes(stream, optimizer, 100))
-    with make_module(stream.tables, tiers, optimizer, lookahead=4, depth=2) as module:
+    tiers = te.Tiers(ddr=4 * ddr_bytes(stream, recipe, 100))
+    with make_module(
+        stream.tables, tiers, recipe.optimizer, lookahead=4, depth=2, **recipe.options()
+    ) as module:
         truth.prepared.train(module, truth.outputs)
         assert module.digest() == truth.digest
 
@@ -212,17 +258,17 @@ def positive(stream: Stream) -> Stream:
     return Stream(stream.tables, tuple(batches), tuple(gradients))
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("kind", [k for k, r in RECIPES.items() if r.storage == "float32"])
 @pytest.mark.parametrize("name", ["scarab", "checkins", "duplicates"])
 def test_rows_agree_with_float64(name, kind, truth, tmp_path):
-    optimizer = OPTIMIZERS[kind]
-    stream = truth.prepared.stream
+    recipe = RECIPES[kind]
+    stream, optimizer = truth.prepared.stream, recipe.optimizer
     if name == "duplicates":
         stream = positive(stream)
-    exact = DenseTrainer(stream.tables, optimizer, init=INIT, seed=SEED, dtype=np.float64)
+    exact = recipe.trainer(stream.tables, np.float64)
     exact.train(stream)
-    tiers = te.Tiers(ddr=ddr_bytes(stream, optimizer, 10), ssd=tmp_path, store="memory")
-    with make_module(stream.tables, tiers, optimizer) as module:
+    tiers = te.Tiers(ddr=ddr_bytes(stream, recipe, 10), ssd=tmp_path, store="memory")
+    with make_module(stream.tables, tiers, optimizer, **recipe.options()) as module:
         Prepared(stream).train(module)
         for table in stream.tables:
             ids = exact.rows(table)
@@ -240,15 +286,13 @@ def test_rows_agree_with_float64(name, kind, truth, tmp_path):
 # --- golden -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-@pytest.mark.parametrize("name", GOLDEN_STREAMS)
+@pytest.mark.parametrize(("name", "kind"), GOLDEN_CASES)
 def test_the_reference_gives_the_golden_digest(name, kind, truth):
     assert truth.digest == GOLDEN[name][kind]
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-@pytest.mark.parametrize("name", GOLDEN_STREAMS)
+@pytest.mark.parametrize(("name", "kind"), GOLDEN_CASES)
 def test_every_instruction_set_gives_the_golden_digest(name, kind, isa, truth, tmp_path):
     if isa not in _native.available_isas():
         pytest.skip(f"this processor has no {isa}")
@@ -256,7 +300,7 @@ def test_every_instruction_set_gives_the_golden_digest(name, kind, isa, truth, t
     _native.select_isa(isa)
     try:
         assert _native.current_isa() == isa
-        for threads in (1, 2):
+        for threads in (1, 2) if kind in OPTIMIZERS else (2,):
             setting = Setting(10, "lookahead", 8, 1, threads, "memory")
             run(truth, kind, setting, tmp_path / str(threads))
     finally:

@@ -13,13 +13,19 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
 
 import streams  # noqa: E402
-from reference import DenseTrainer  # noqa: E402
-from running import INIT, OPTIMIZERS, SEED  # noqa: E402
+from running import OPTIMIZERS, RECIPES  # noqa: E402
 
 STREAMS = {
     "generated": streams.generated,
     "duplicates_130": lambda: streams.duplicates(130),
     "duplicates_1": lambda: streams.duplicates(1),
+    "maxima": streams.maxima,
+}
+KINDS = {
+    "generated": list(RECIPES),
+    "duplicates_130": list(OPTIMIZERS),
+    "duplicates_1": list(OPTIMIZERS),
+    "maxima": ["sgd", "ftrl", "rowwise_adagrad_bfloat16"],
 }
 
 
@@ -28,8 +34,8 @@ def digests() -> dict[str, dict[str, str]]:
     for name, make in STREAMS.items():
         stream = make()
         out[name] = {}
-        for kind, optimizer in OPTIMIZERS.items():
-            trainer = DenseTrainer(stream.tables, optimizer, init=INIT, seed=SEED)
+        for kind in KINDS[name]:
+            trainer = RECIPES[kind].trainer(stream.tables)
             trainer.train(stream)
             out[name][kind] = trainer.digest()
     return out
