@@ -333,3 +333,20 @@ def test_int8_rows(dim: int, isa: str) -> None:
         for i in range(4):
             total = total + pooled[:, i]
         np.testing.assert_array_equal(emb(ids).numpy(), total)
+
+
+@pytest.mark.parametrize("dtype", [*SIXTEEN, "int8"])
+@pytest.mark.parametrize("dim", [1, 2, 3, 5, 37])
+def test_the_state_of_one_row(dtype: str, dim: int) -> None:
+    """Beside weights of any number of bytes."""
+    optimizer = None if dtype == "int8" else te.optim.Adam(lr=0.1)
+    with module(dim, dtype, optimizer=optimizer) as emb:
+        values = torch.linspace(-1, 1, 3 * dim).view(3, dim)
+        emb.load_rows([0, 1, 2], values)
+        if optimizer is not None:
+            emb(torch.arange(3)).backward(values)
+        several = emb.optimizer_state([0, 1, 2])
+        for row in range(3):
+            for name, array in emb.optimizer_state([row]).items():
+                assert torch.equal(array, several[name][row : row + 1]), name
+            assert torch.equal(emb.rows([row]), emb.rows([0, 1, 2])[row : row + 1])

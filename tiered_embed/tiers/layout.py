@@ -105,7 +105,8 @@ class PoolLayout:
 
     def state(self, records: U8) -> F32:
         """The state (n, S) of ``records`` (n, record_bytes)."""
-        part = np.ascontiguousarray(records[:, self.row_bytes :])
+        # A copy always: one row counts as contiguous, but its floats need not be aligned.
+        part = records[:, self.row_bytes :].copy()
         return part.view(np.float32).reshape(len(records), self.state_floats)
 
     def describe(self) -> dict[str, Any]:
