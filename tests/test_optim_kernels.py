@@ -225,3 +225,40 @@ def test_rounding_explains_the_steps_of_16_bits(name: str, storage: str, roundin
                 wanted = plain.array(array)
                 assert error(got, wanted, np.maximum(scale_of(wanted), 1e-12)) < 1e-5, array
         rows.module.close()
+
+
+# --- ends of the range ----------------------------------------------------------------------------
+
+
+def trained_once(optimizer: Optimizer, grad: np.ndarray, isa: str) -> np.ndarray:
+    """Rows that start at 0.5 after one step with ``grad`` (U, D), of which anything is allowed."""
+    with (
+        instruction_set(isa),
+        te.TieredEmbedding(
+            *grad.shape,
+            tiers=te.Tiers(ddr="1MiB"),
+            optimizer=optimizer,
+            init=te.init.Constant(0.5),
+            on_nonfinite="allow",
+        ) as emb,
+    ):
+        emb(torch.arange(len(grad))).backward(torch.from_numpy(grad))
+        return emb.rows(np.arange(len(grad))).numpy()
+
+
+def reference_once(optimizer: Optimizer, grad: np.ndarray) -> np.ndarray:
+    weights = np.full(grad.shape, 0.5, np.float32)
+    state = np.zeros((len(grad), optimizer.state_floats(grad.shape[1])), np.float32)
+    optimizer.update(weights, state, grad, 1)
+    return weights
+
+
+@pytest.mark.parametrize("isa", VALUES[5])
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_ftrl_stays_finite_where_squares_vanish(beta: float, isa: str) -> None:
+    optimizer = te.optim.FTRL(lr=0.1, beta=beta)
+    grad = np.array([[0.0, 1e-45, -1e-30, 1e-23, -1e-22, 1e-20, 1e-10, -1.0] * 3], np.float32)
+    got = trained_once(optimizer, grad, isa)
+    assert np.isfinite(got).all()
+    assert (np.abs(got) <= 0.7).all()
+    np.testing.assert_array_equal(got, reference_once(optimizer, grad))

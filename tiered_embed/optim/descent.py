@@ -95,8 +95,9 @@ class FTRL(Optimizer):
     ``w = 0 if |z| <= l1 else -(z - sign(z) * l1) / ((beta + sqrt(n')) / lr + l2)``.
 
     State ``z`` and ``n`` (U, D) each: 8·D bytes per row. McMahan et al. 2013, "Ad click
-    prediction", algorithm 1. The first update of a row replaces its initial weights: pair it with
-    ``te.init.Constant(0.0)``.
+    prediction", algorithm 1. A weight whose gradients have all been zero, or so small that their
+    squares are zero in float32, is 0. A row's first update shrinks its initial weights, by the
+    more the larger ``beta`` is beside the gradient: pair it with ``te.init.Constant(0.0)``.
     """
 
     beta: float = 0.0
@@ -126,6 +127,7 @@ class FTRL(Optimizer):
         z += grad - sigma * weights
         squares[:] = after
         shrunk = z - np.where(z < 0, -l1, l1).astype(weights.dtype)
-        inside = np.abs(z) <= l1
-        divisor = np.where(inside, 1, (beta + root) / lr + l2).astype(weights.dtype)
+        divisor = (beta + root) / lr + l2
+        inside = (np.abs(z) <= l1) | (divisor == 0)
+        divisor = np.where(inside, 1, divisor).astype(weights.dtype)
         weights[:] = np.where(inside, 0, -shrunk / divisor)
