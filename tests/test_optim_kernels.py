@@ -262,3 +262,16 @@ def test_ftrl_stays_finite_where_squares_vanish(beta: float, isa: str) -> None:
     assert np.isfinite(got).all()
     assert (np.abs(got) <= 0.7).all()
     np.testing.assert_array_equal(got, reference_once(optimizer, grad))
+
+
+@pytest.mark.parametrize("isa", VALUES[5])
+def test_a_norm_that_is_no_number_is_the_whole_rows(isa: str) -> None:
+    optimizer = te.optim.SGD(lr=1.0, clip_row_norm=1.0)
+    grad = np.ones((3, 20), np.float32)
+    grad[0, 3], grad[1, 18] = np.nan, 1e25  # squares beyond float32 clip to nothing, as in torch
+    got = trained_once(optimizer, grad, isa)
+    assert np.isnan(got[0]).all()
+    np.testing.assert_array_equal(got[1], np.float32(0.5))
+    assert np.isfinite(got[2]).all()
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(got, reference_once(optimizer, grad))
