@@ -193,7 +193,9 @@ class Optimizer(ABC):
         """
         grad = self.conditioned(grad)
         if self.clip_global_norm is not None:
-            squares = float(lane_sum(grad * grad).astype(np.float64).sum())
+            squares = 0.0
+            for row in lane_sum(grad * grad).tolist():  # in float64, row after row
+                squares += row
             grad = grad * grad.dtype.type(self.global_factor(squares))
         self.apply(weights, state, grad, step)
 
