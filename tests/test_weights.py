@@ -335,6 +335,17 @@ def test_int8_rows(dim: int, isa: str) -> None:
         np.testing.assert_array_equal(emb(ids).numpy(), total)
 
 
+@pytest.mark.parametrize(
+    "bad", [[1, np.nan, 3], [np.nan, 1, 3], [1, np.inf, 3], [1, -np.inf, 3], [-3e38, 0, 3e38]]
+)
+def test_int8_rows_have_a_finite_range(bad: list[float]) -> None:
+    with module(3, "int8", optimizer=None) as emb:
+        rows = torch.tensor([[1.0, 2.0, 3.0], bad])
+        with pytest.raises(te.ConfigError, match=r"position 1 reach from .* finite weights"):
+            emb.load_rows([4, 5], rows)
+        assert torch.equal(emb.rows([4, 5]), torch.zeros(2, 3))
+
+
 @pytest.mark.parametrize("dtype", [*SIXTEEN, "int8"])
 @pytest.mark.parametrize("dim", [1, 2, 3, 5, 37])
 def test_the_state_of_one_row(dtype: str, dim: int) -> None:

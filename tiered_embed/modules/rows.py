@@ -109,6 +109,8 @@ class Rows:
         layout = pool.layout
         if weights.shape != (num_rows, layout.dim):
             raise ConfigError(f"weights are {weights.shape}; pass float32 {(num_rows, layout.dim)}")
+        if layout.dtype == "int8":
+            _check_ranges(weights)
         widths = {} if layout.dtype == "int8" else layout.state_layout
         if state is not None and set(state) != set(widths):
             raise ConfigError(f"state has {sorted(state)}; the optimizer keeps {sorted(widths)}")
@@ -122,3 +124,16 @@ class Rows:
                 )
             parts.append(part)
         return layout.records(weights, np.concatenate(parts, axis=1))
+
+
+def _check_ranges(weights: F32) -> None:
+    """An int8 row is its least value and 255 equal steps to its largest: both must be numbers."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        finite = np.isfinite(weights.max(axis=1) - weights.min(axis=1))
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise ConfigError(
+            f"the weights at position {row} reach from {weights[row].min()} to "
+            f"{weights[row].max()}: int8 rows need finite weights whose range float32 holds; "
+            "repair them, or choose another dtype"
+        )
