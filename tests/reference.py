@@ -298,8 +298,6 @@ def _grouped(ids: np.ndarray, gradients: np.ndarray) -> RowGradients:
     unique, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
     by_row = np.argsort(inverse, kind="stable")
     bounds = np.searchsorted(inverse[by_row], np.arange(len(unique) + 1))
-    sums = [
-        row_gradient(gradients[by_row[bounds[u] : bounds[u + 1]]]) for u in range(len(unique))
-    ]
+    sums = [row_gradient(gradients[by_row[bounds[u] : bounds[u + 1]]]) for u in range(len(unique))]
     order = np.argsort(first)
     return RowGradients(unique[order], np.stack(sums)[order], np.diff(bounds)[order])

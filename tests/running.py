@@ -23,7 +23,6 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }
 
 
-
 @dataclass(frozen=True)
 class Recipe:
     """An optimizer, and how the rows that it trains are stored."""

@@ -213,7 +213,9 @@ def test_rounding_explains_the_steps_of_16_bits(name: str, storage: str, roundin
         for _ in range(25):
             before = rows.state()
             plain.rows = list(rows.weights())
-            plain.state = [{n: a[u].astype(np.float64) for n, a in before.items()} for u in range(6)]
+            plain.state = [
+                {n: a[u].astype(np.float64) for n, a in before.items()} for u in range(6)
+            ]
             grad = rows.gradient()
             rows.step(grad)
             plain.step(grad)

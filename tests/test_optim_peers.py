@@ -160,7 +160,7 @@ def test_training_agrees_with_torch(peer: str, clip: str) -> None:
 
 
 def test_adam_agrees_with_sparse_adam() -> None:
-    """Rows that are not used rest in both. Theirs adds eps before the bias correction: none here."""
+    """Rows that are not used rest in both. Theirs corrects the bias after adding eps: none here."""
     rng = np.random.default_rng(5)
     theirs = torch.nn.EmbeddingBag(20, 6, mode="sum", sparse=True).double()
     peer = torch.optim.SparseAdam(theirs.parameters(), lr=0.02, betas=(0.8, 0.98), eps=1e-300)

@@ -21,7 +21,8 @@ class Adam(Optimizer):
     """``m = b1·m + (1-b1)·g``, ``v = b2·v + (1-b2)·g²``, ``w -= lr · (m̂ / (sqrt(v̂) + eps))``.
 
     ``m̂ = m / (1 - b1^step)``, ``v̂ = v / (1 - b2^step)``. State ``exp_avg`` and ``exp_avg_sq``
-    (U, D) each: 8·D bytes per row. FBGEMM ``ADAM``, ``torch.optim.SparseAdam``; Kingma & Ba 2015.
+    (U, D) each: 8·D bytes per row. FBGEMM ``ADAM``; ``torch.optim.SparseAdam``, which adds ``eps``
+    before the bias correction; Kingma & Ba 2015.
     """
 
     beta1: float = 0.9
