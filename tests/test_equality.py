@@ -217,7 +217,7 @@ def test_accumulated_gradients_give_the_reference_bits(kind, ddr_percent, tmp_pa
 @pytest.mark.long
 @pytest.mark.parametrize("store", VALUES[5])
 @pytest.mark.parametrize("ddr_percent", VALUES[0])
-@pytest.mark.parametrize("kind", RECIPES)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("name", ["scarab", "checkins", "duplicates"])
 def test_every_setting_gives_the_reference_bits(
     name, kind, ddr_percent, store, truth, stores, tmp_path
@@ -227,6 +227,17 @@ def test_every_setting_gives_the_reference_bits(
     for setting in chosen:
         run(truth, kind, setting, tmp_path / str(setting))
     print(f"{name}, {kind}, {ddr_percent} %, {store}: {len(chosen)} settings, one digest")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("name", ["scarab", "checkins", "duplicates"])
+def test_every_triple_of_settings_gives_every_recipes_bits(name, kind, truth, stores, tmp_path):
+    chosen = [Setting(*choice) for choice in covering(VALUES, 5, 3, allowed=can_be)]
+    assert {s.store for s in chosen} <= set(stores)
+    for setting in chosen:
+        run(truth, kind, setting, tmp_path / str(setting))
+    print(f"{name}, {kind}: {len(chosen)} settings, one digest {truth.digest[:16]}")
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
