@@ -488,9 +488,6 @@ def test_two_tables_of_one_name_in_a_collection(tmp_path):
     same = [te.TableConfig("user", ROWS, DIM), te.TableConfig("user", ROWS, 8, ["other"])]
     with pytest.raises(te.ConfigError, match="table 'user' is configured twice"):
         make_collection(tmp_path / "store", tables=same)
-    feature = [te.TableConfig("a", ROWS, DIM, ["f"]), te.TableConfig("b", ROWS, DIM, ["f"])]
-    with pytest.raises(te.ConfigError, match="feature 'f' is configured twice"):
-        make_collection(tmp_path / "store", tables=feature)
     with pytest.raises(te.ConfigError, match="at least one table"):
         make_collection(tmp_path / "store", tables=[])
     assert tree(tmp_path) == []

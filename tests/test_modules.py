@@ -91,6 +91,12 @@ def test_two_dimensional_ids_are_bags_of_one_size(mode, tiers):
         assert module(torch.empty(3, 0, dtype=torch.int64)).tolist() == [[0.0] * DIM] * 3
 
 
+def test_arguments_have_torchs_names(tiers):
+    with make_bag(tiers) as module:
+        ids, offsets = ids_of(6), torch.tensor([0, 2])
+        torch.testing.assert_close(module(input=ids, offsets=offsets), module(ids, offsets))
+
+
 def test_two_dimensional_ids_need_not_be_contiguous(tiers):
     with make_bag(tiers) as module:
         weight = loaded(module)
@@ -267,6 +273,51 @@ def test_a_backward_through_one_feature_alone_is_a_step(tmp_path):
         assert not torch.equal(module.rows(np.arange(ROWS), "item"), weights["item"].detach())
 
 
+def test_a_feature_may_read_several_tables():
+    tables = [te.TableConfig("a", ROWS, DIM, ["f", "g"]), te.TableConfig("b", ROWS, 3, ["f"])]
+    tiers = te.Tiers(ddr="1MB")
+    with te.TieredEmbeddingBagCollection(tables, tiers=tiers, optimizer=SGD(lr=LR)) as module:
+        weights = {"a": loaded(module, DIM, "a"), "b": loaded(module, 3, "b")}
+        f, g = ids_of(4, 2, seed=1), ids_of(4, 3, seed=2)
+        out = module({"f": f, "g": g})
+        assert list(out) == module.embedding_names == ["f@a", "g", "f@b"]
+        wanted = {
+            name: functional.embedding_bag(ids, weights[table], mode="sum")
+            for name, ids, table in (("f@a", f, "a"), ("g", g, "a"), ("f@b", f, "b"))
+        }
+        torch.testing.assert_close(out, wanted)
+        torch.stack([value.square().sum() for value in out.values()]).sum().backward()
+        torch.stack([value.square().sum() for value in wanted.values()]).sum().backward()
+        for table, weight in weights.items():
+            assert weight.grad is not None
+            torch.testing.assert_close(
+                module.rows(range(ROWS), table), weight.detach() - LR * weight.grad
+            )
+
+
+def test_weights_are_needed_or_left_out_as_a_collection_is_told(tmp_path):
+    given = dict.fromkeys(FEATURES, ids_of(4, 2))
+    weighted = {**given, "hour": (ids_of(4, 2), None, torch.full((4, 2), 3.0))}
+    with make_collection(tmp_path / "none", is_weighted=False) as module:
+        torch.testing.assert_close(module(weighted), module(given))
+    with (
+        make_collection(tmp_path / "all", is_weighted=True) as module,
+        pytest.raises(te.ConfigError, match="feature 'viewer' has no weights, but is_weighted"),
+    ):
+        module(weighted)
+
+
+def test_the_dense_tables_of_a_replaced_collection_load(tmp_path):
+    """Its keys have the table's own name; the tiered table's may have a path before it."""
+    tables = [te.TableConfig("sparse.user", ROWS, DIM)]
+    weight = torch.randn(ROWS, DIM)
+    with te.TieredEmbeddingBagCollection(
+        tables, tiers=te.Tiers(ddr="1MB"), optimizer=SGD(lr=LR)
+    ) as module:
+        module.load_state_dict({"embedding_bags.user.weight": weight})
+        assert torch.equal(module.rows(range(ROWS)), weight)
+
+
 def test_a_keyed_jagged_tensor_gives_a_keyed_tensor(tmp_path):
     torchrec = pytest.importorskip("torchrec", reason="TorchRec is not installed")
     lengths = torch.tensor([2, 1, 0, 3, 1, 1, 2, 2])
@@ -325,6 +376,26 @@ def test_a_keyed_jagged_tensor_is_taken_apart_by_key(tmp_path):
                 assert table == wanted_table
                 assert ids.tolist() == wanted_ids.tolist()
             assert ours.bags.offsets.tolist() == wanted.bags.offsets.tolist()
+
+
+def test_keys_of_no_table_are_left_alone(tmp_path):
+    keys = ["other", "hour", "seen", "viewer", "author"]
+    jagged = Jagged(keys, ids_of(12), torch.tensor([2, 0, 2, 1, 0, 1, 1, 1, 2, 2]))
+    with make_collection(tmp_path) as module:
+        assert (
+            sum(len(ids) for pool in module.prepare(jagged).pools for _, ids in pool.segments) == 10
+        )
+
+
+@pytest.mark.parametrize("attribute", ["inverse_indices_or_none", "variable_stride_per_key"])
+def test_a_batch_size_per_key_is_refused(attribute, tmp_path):
+    jagged = Jagged(["hour", "seen", "viewer", "author"], ids_of(4), torch.ones(4, dtype=int))
+    setattr(jagged, attribute, lambda: True)
+    with (
+        make_collection(tmp_path) as module,
+        pytest.raises(te.ConfigError, match="a batch size per key"),
+    ):
+        module(jagged)
 
 
 def test_prefetch_finds_the_ids_of_a_single_collection(tmp_path):

@@ -165,19 +165,19 @@ class TieredEmbeddingBag(TieredModule):
     @eager
     def forward(
         self,
-        indices: torch.Tensor,
+        input: torch.Tensor,
         offsets: torch.Tensor | None = None,
         per_sample_weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Pooled rows (B, D) of the output dtype.
 
         Args:
-            indices: (N,) with offsets or (B, n) without; int64 or int32.
+            input: (N,) with offsets or (B, n) without; int64 or int32.
             offsets: (B,) starts of the bags, or (B + 1,) with ``include_last_offset``.
-            per_sample_weights: like indices, floats; ``mode="sum"`` only.
+            per_sample_weights: like input, floats; ``mode="sum"`` only.
 
         Raises:
             ConfigError, IdRangeError: bad arguments; nothing has changed.
             CapacityError: no room and no SSD tier.
         """
-        return self._forward(self._batch(indices, offsets, per_sample_weights))
+        return self._forward(self._batch(input, offsets, per_sample_weights))

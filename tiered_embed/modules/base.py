@@ -237,7 +237,8 @@ class TieredModule(nn.Module):
     ) -> None:
         # A checkpoint of the module that this one replaced has whole tables.
         tables = self._runtime.tables
-        names = {f"{prefix}embedding_bags.{t.name}.weight": t for t in tables}
+        # te.swap puts the module's path before a table's name; a key's last part has no dot.
+        names = {f"{prefix}embedding_bags.{t.name.split('.')[-1]}.weight": t for t in tables}
         if len(tables) == 1:
             names[f"{prefix}weight"] = tables[0]
         dense = {name: table for name, table in names.items() if name in state_dict}

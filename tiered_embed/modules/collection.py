@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,16 +26,23 @@ def is_keyed_jagged(value: object) -> bool:
     return all(hasattr(value, a) for a in ("keys", "values", "offsets", "offset_per_key"))
 
 
+def _deduplicated(value: Any) -> bool:
+    inverse = getattr(value, "inverse_indices_or_none", lambda: None)()
+    return inverse is not None or bool(getattr(value, "variable_stride_per_key", lambda: False)())
+
+
 class TieredEmbeddingBagCollection(TieredModule):
     """Pooled embeddings of several features; tables may be shared and differ in dim.
 
     Args:
-        tables: ``te.TableConfig`` each; a table serves all its ``feature_names``.
+        tables: ``te.TableConfig`` each; a table serves all its ``feature_names``, and a feature may
+            read several tables: its outputs are then called ``feature@table``.
+        is_weighted: True needs weights, False leaves given ones out, None takes what is given.
 
     Other arguments as in :class:`TieredEmbeddingBag`. Tables of one dim share the DDR slots.
 
     Raises:
-        ConfigError: also for two tables of one name or a feature in two tables.
+        ConfigError: also for two tables of one name.
     """
 
     def __init__(
@@ -57,6 +65,7 @@ class TieredEmbeddingBagCollection(TieredModule):
         norm_type: float = 2.0,
         scale_grad_by_freq: bool = False,
         on_nonfinite: str = "raise",
+        is_weighted: bool | None = None,
     ) -> None:
         if not tables:
             raise ConfigError("a collection needs at least one table")
@@ -64,10 +73,9 @@ class TieredEmbeddingBagCollection(TieredModule):
             raise ConfigError("scale_grad_by_freq has no meaning with mode='max'")
         names = [table.name for table in tables]
         features = [(name, t) for t, table in enumerate(tables) for name in table.feature_names]
-        for what, given in (("table", names), ("feature", [name for name, _ in features])):
-            repeated = sorted({name for name in given if given.count(name) > 1})
-            if repeated:
-                raise ConfigError(f"{what} {repeated[0]!r} is configured twice; names are unique")
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ConfigError(f"table {repeated[0]!r} is configured twice; names are unique")
         options = RuntimeOptions(
             tiers,
             optimizer,
@@ -87,6 +95,12 @@ class TieredEmbeddingBagCollection(TieredModule):
             on_nonfinite,
         )
         super().__init__(list(tables), features, options)
+        self._is_weighted = is_weighted
+        readers = Counter(name for name, _ in features)
+        # What the outputs are called, in their order.
+        self.embedding_names = [
+            f"{name}@{tables[t].name}" if readers[name] > 1 else name for name, t in features
+        ]
 
     def prepare(self, value: Any) -> Batch:
         if isinstance(value, Mapping):
@@ -98,25 +112,39 @@ class TieredEmbeddingBagCollection(TieredModule):
             "{feature: (ids, offsets)}"
         )
 
-    def _check_features(self, given: Sequence[str]) -> None:
+    def _check_features(self, given: Sequence[str], *, others: bool) -> None:
         wanted = [name for name, _ in self._runtime.features]
         missing = sorted(set(wanted) - set(given))
-        unknown = sorted(set(given) - set(wanted))
+        unknown = [] if others else sorted(set(given) - set(wanted))
         if missing or unknown:
             raise ConfigError(f"features missing: {missing}, unknown: {unknown}; wanted {wanted}")
 
     def _from_mapping(self, value: Mapping[str, Any]) -> list[FeatureBatch]:
-        self._check_features(list(value))
+        self._check_features(list(value), others=False)
         out = []
         for name, _ in self._runtime.features:
             args = value[name] if isinstance(value[name], tuple) else (value[name],)
             indices, offsets, weights = (*args, None, None)[:3]
+            weights = self._sample_weights(name, weights)
             out.append(feature_batch(f"feature {name!r}", indices, offsets, weights))
         return out
 
+    def _sample_weights(self, feature: str, given: Any) -> Any:
+        if self._is_weighted and given is None:
+            raise ConfigError(
+                f"feature {feature!r} has no weights, but is_weighted=True needs them"
+            )
+        return None if self._is_weighted is False else given
+
     def _from_keyed_jagged(self, value: Any) -> list[FeatureBatch]:
         keys = list(value.keys())
-        self._check_features(keys)
+        # One KeyedJaggedTensor may serve several collections.
+        self._check_features(keys, others=True)
+        if _deduplicated(value):
+            raise ConfigError(
+                "the KeyedJaggedTensor has a batch size per key (stride_per_key, inverse_indices); "
+                "pass one with the same number of bags for every key"
+            )
         starts = list(value.offset_per_key())
         offsets = value.offsets()
         num_bags = (len(offsets) - 1) // max(len(keys), 1)
@@ -131,7 +159,7 @@ class TieredEmbeddingBagCollection(TieredModule):
                     f"feature {name!r}",
                     value.values()[part],
                     bounds,
-                    None if weights is None else weights[part],
+                    self._sample_weights(name, None if weights is None else weights[part]),
                     include_last_offset=True,
                 )
             )
@@ -146,16 +174,16 @@ class TieredEmbeddingBagCollection(TieredModule):
                 {feature: ids (B, n)}.
 
         Returns:
-            A KeyedTensor for a KeyedJaggedTensor, else {feature: (B, D)} in the tables' order.
+            A KeyedTensor for a KeyedJaggedTensor, else {name: (B, D)}; in the tables' order, with
+            the names of ``embedding_names``.
 
         Raises:
             ConfigError, IdRangeError: bad arguments; nothing has changed.
         """
-        runtime = self._runtime
         out = self._forward(self.prepare(value))
-        names = [name for name, _ in runtime.features]
+        names, widths = self.embedding_names, self._runtime.widths
         if isinstance(value, Mapping):
-            return dict(zip(names, torch.split(out, runtime.widths, dim=1), strict=True))
+            return dict(zip(names, torch.split(out, widths, dim=1), strict=True))
         from torchrec.sparse.jagged_tensor import KeyedTensor  # only its users have it
 
-        return KeyedTensor(keys=names, length_per_key=runtime.widths, values=out)
+        return KeyedTensor(keys=names, length_per_key=widths, values=out)
