@@ -1,7 +1,12 @@
 """Shared by all tests; its folder is on the path, so they can import ``reference``, ``streams``."""
 
+import importlib
+import importlib.util
 import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -21,6 +26,24 @@ def data_file():
                 pytest.fail(message)
             pytest.skip(message)
         return root / name
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def imported() -> Callable[[str], ModuleType]:
+    """Import a package of the extra ``models``. Without it CI fails; elsewhere the test skips."""
+
+    def find(name: str) -> ModuleType:
+        package = name.partition(".")[0]
+        if importlib.util.find_spec(package) is None:
+            message = f"{package} is not installed; tools/setup.sh installs it"
+            if os.environ.get("CI"):
+                pytest.fail(message)
+            pytest.skip(message)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # theirs, on import
+            return importlib.import_module(name)
 
     return find
 

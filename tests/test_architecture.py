@@ -28,9 +28,11 @@ RANKS = {
     "modules": 7,
     "prefetch": 8,
     "training": 8,
-    "__init__": 9,
-    "examples": 10,
-    "cli": 11,
+    "candidates": 8,
+    "swap": 9,
+    "__init__": 10,
+    "examples": 11,
+    "cli": 12,
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -318,8 +318,9 @@ def test_the_dense_tables_of_a_replaced_collection_load(tmp_path):
         assert torch.equal(module.rows(range(ROWS)), weight)
 
 
-def test_a_keyed_jagged_tensor_gives_a_keyed_tensor(tmp_path):
-    torchrec = pytest.importorskip("torchrec", reason="TorchRec is not installed")
+@pytest.mark.filterwarnings("ignore")  # TorchRec's own
+def test_a_keyed_jagged_tensor_gives_a_keyed_tensor(imported, tmp_path):
+    torchrec = imported("torchrec")
     lengths = torch.tensor([2, 1, 0, 3, 1, 1, 2, 2])
     kjt = torchrec.KeyedJaggedTensor(
         keys=["hour", "seen", "viewer", "author"], values=ids_of(12), lengths=lengths

@@ -14,6 +14,8 @@ def test_public_names() -> None:
         "NotCopyableError",
         "Stats",
         "StoreError",
+        "SwapEntry",
+        "SwapReport",
         "TableConfig",
         "TieredEmbedError",
         "TieredEmbedding",
@@ -26,6 +28,7 @@ def test_public_names() -> None:
         "lr_optimizer",
         "optim",
         "prefetch",
+        "swap",
     ]
     for name in te.__all__:
         assert getattr(te, name) is not None

@@ -20,6 +20,7 @@ from .errors import (
 from .modules import TieredEmbedding, TieredEmbeddingBag, TieredEmbeddingBagCollection
 from .prefetch import prefetch
 from .stats import Stats
+from .swap import SwapEntry, SwapReport, swap
 from .training import accumulate, lr_optimizer
 
 __version__ = "0.1.0.dev0"
@@ -34,6 +35,8 @@ __all__ = [
     "NotCopyableError",
     "Stats",
     "StoreError",
+    "SwapEntry",
+    "SwapReport",
     "TableConfig",
     "TieredEmbedError",
     "TieredEmbedding",
@@ -46,4 +49,5 @@ __all__ = [
     "lr_optimizer",
     "optim",
     "prefetch",
+    "swap",
 ]

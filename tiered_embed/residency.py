@@ -25,7 +25,16 @@ from ._native import StepPlan
 from .errors import CapacityError, ConfigError
 from .stats import Counts
 
-__all__ = ["POLICIES", "Planner", "PoolSlots", "Segment", "StepPlan", "allocate", "plan_text"]
+__all__ = [
+    "POLICIES",
+    "Planner",
+    "PoolSlots",
+    "Segment",
+    "StepPlan",
+    "allocate",
+    "fair_shares",
+    "plan_text",
+]
 
 POLICIES = ("lru", "lookahead")
 
@@ -77,17 +86,23 @@ def allocate(
         sum(float("inf") if rows is None else float(rows) for _, rows in pool) * size
         for pool, size in zip(tables, record_bytes, strict=True)
     ]
+    shares = fair_shares(wanted, tier_bytes)
+    return [
+        _cut(pool, size, share, backed=backed, tier=tier)
+        for pool, size, share in zip(tables, record_bytes, shares, strict=True)
+    ]
+
+
+def fair_shares(wanted: Sequence[float], total: int) -> list[int]:
+    """Max-min fair shares of ``total``: what one does not want goes to the others."""
     shares = [0] * len(wanted)
-    left = tier_bytes
+    left = total
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     for taken, i in enumerate(order):
         fair = left // (len(order) - taken)
         shares[i] = int(min(wanted[i], fair))
         left -= shares[i]
-    return [
-        _cut(pool, size, share, backed=backed, tier=tier)
-        for pool, size, share in zip(tables, record_bytes, shares, strict=True)
-    ]
+    return shares
 
 
 def _cut(

@@ -1,0 +1,220 @@
+"""Finds the embedding modules of a model, and tells which can be replaced with nothing lost.
+
+It changes nothing; what :func:`~tiered_embed.swap` does with its candidates is ``swap.py``'s.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from .modules.options import DTYPES
+
+__all__ = ["CARRIED_HOOKS", "SHARED_ARGUMENTS", "Candidate", "find", "is_embedding"]
+
+ROW_DTYPES = tuple(dtype for dtype in DTYPES if dtype.is_floating_point)
+CARRIED_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+OTHER_HOOKS = (
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+# What the tables of a collection must agree in: its tiered form has one of each.
+SHARED_ARGUMENTS = ("max_norm", "norm_type", "scale_grad_by_freq")
+
+
+@dataclass
+class Candidate:
+    """A module that might be replaced.
+
+    paths: its places in the model. tables: the embedding or bag behind each table's name.
+    weight_paths: per path, the parameter
+    of each table. reason: why it stays; empty when it can go.
+    """
+
+    module: nn.Module
+    paths: list[str]
+    tables: dict[str, nn.Module]
+    weight_paths: list[list[str]]
+    reason: str = ""
+
+    @property
+    def first(self) -> Any:
+        """A table that stands for all in what they must agree in."""
+        return next(iter(self.tables.values()))
+
+    @property
+    def frozen(self) -> bool:
+        return not self.first.weight.requires_grad
+
+    def shape(self, table: str) -> tuple[int, int]:
+        """(rows, D)."""
+        module: Any = self.tables[table]
+        weight = module._parameters.get("weight")
+        if type(weight) is nn.Parameter and weight.dim() == 2:
+            return weight.shape[0], weight.shape[1]
+        return int(module.num_embeddings), int(module.embedding_dim)
+
+    def weight_bytes(self, table: str) -> int:
+        weight = self.tables[table]._parameters.get("weight")
+        rows, dim = self.shape(table)
+        return 0 if weight is None else rows * dim * weight.dtype.itemsize
+
+
+def _torchrec(name: str) -> tuple[type[Any], ...]:
+    """A TorchRec class, where the program has imported it: else no module can be one."""
+    module = sys.modules.get("torchrec.modules.embedding_modules")
+    found = getattr(module, name, None)
+    return () if found is None else (found,)
+
+
+def is_embedding(module: nn.Module) -> bool:
+    """Whether :func:`find` would take this for a candidate."""
+    kinds = (nn.Embedding, nn.EmbeddingBag, *_torchrec("EmbeddingBagCollectionInterface"))
+    return isinstance(module, kinds)
+
+
+def find(
+    modules: Mapping[str, nn.Module],
+    include: Callable[[str, nn.Module], bool] | None,
+    min_bytes: int,
+) -> list[Candidate]:
+    """Every embedding, bag and collection among ``modules``, in the model's order.
+
+    Args:
+        modules: every path of the model and its module, shared ones under each path.
+        include, min_bytes: as in :func:`~tiered_embed.swap`.
+    """
+    found: dict[int, Candidate] = {}
+    inside: tuple[str, ...] = ()  # the bags of a collection are its tables, not candidates
+    for path, module in modules.items():
+        if path.startswith(inside) or not is_embedding(module):
+            continue
+        tables, weights = {path: module}, {path: f"{path}.weight"}
+        if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            inside = (*inside, f"{path}.")
+            bags = dict(getattr(module, "embedding_bags", nn.ModuleDict()).items())
+            tables = {f"{path}.{name}": bag for name, bag in bags.items()}
+            weights = {f"{path}.{name}": f"{path}.embedding_bags.{name}.weight" for name in bags}
+        mine = found.setdefault(id(module), Candidate(module, [], tables, []))
+        mine.paths.append(path)
+        mine.weight_paths.append(list(weights.values()))
+    tensors = _tensors(modules)
+    for candidate in found.values():
+        candidate.reason = _why_left(candidate, tensors, include, min_bytes)
+    return list(found.values())
+
+
+def _tensors(modules: Mapping[str, nn.Module]) -> list[tuple[str, torch.Tensor]]:
+    """Every parameter and buffer with its path; one that is shared comes under each."""
+    return [
+        (f"{path}.{name}" if path else name, tensor)
+        for path, module in modules.items()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    ]
+
+
+def _why_left(
+    found: Candidate,
+    tensors: Sequence[tuple[str, torch.Tensor]],
+    include: Callable[[str, nn.Module], bool] | None,
+    min_bytes: int,
+) -> str:
+    if include is not None and not include(found.paths[0], found.module):
+        return "not included"
+    tables = found.tables.values()
+    reason = _not_plain(found.module, _torchrec("EmbeddingBagCollection"))
+    for table in tables:
+        reason = reason or _not_plain(table) or _unfit_weight(table)
+        # Nobody calls a collection's tables any more: not even the hooks that could move would run.
+        carried = () if table is found.module else CARRIED_HOOKS
+        reason = reason or _hooks(table, *OTHER_HOOKS, *carried)
+    reason = reason or _hooks(found.module, *OTHER_HOOKS)
+    if reason or not tables:
+        return reason or "it has no table"
+    size = sum(found.weight_bytes(table) for table in found.tables)
+    if size < min_bytes:
+        return f"{size} bytes are below min_bytes={min_bytes}"
+    for i, table in enumerate(tables):
+        mine = {paths[i] for paths in found.weight_paths}
+        for path, tensor in tensors:
+            if path not in mine and _overlap(_get(table, "weight"), tensor):
+                return f"its weight is shared with {path!r}"
+    for what in ("weight.dtype", "weight.requires_grad", *SHARED_ARGUMENTS):
+        values = {_get(table, what) for table in tables}
+        if len(values) > 1:
+            return f"its tables differ in {what}: {', '.join(sorted(map(str, values)))}"
+    return ""
+
+
+def _get(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def _not_plain(module: nn.Module, collections: tuple[type[Any], ...] = ()) -> str:
+    """Why the module may do more than its class says."""
+    if parametrize.is_parametrized(module):
+        return "it is parametrized"
+    if type(module) not in (nn.Embedding, nn.EmbeddingBag, *collections):
+        return f"{type(module).__name__} is a class of its own, whose forward may differ"
+    return "its forward was replaced" if "forward" in vars(module) else ""
+
+
+def _hooks(module: nn.Module, *kinds: str) -> str:
+    present = [kind for kind in kinds if getattr(module, kind)]
+    return f"it has {present[0].strip('_').replace('_', ' ')}" if present else ""
+
+
+def _unfit_weight(table: nn.Module) -> str:
+    """Why the table's weight cannot become rows."""
+    if set(table._parameters) != {"weight"} or table._buffers or table._modules:
+        return "it is parametrized, or holds more than its weight"
+    weight = table._parameters["weight"]
+    if type(weight) is not nn.Parameter:
+        return f"its weight is a {type(weight).__name__}"
+    if weight.device.type != "cpu":
+        return f"its weight is on {weight.device}, not on the CPU"
+    if weight.dtype not in ROW_DTYPES or weight.layout != torch.strided:
+        return f"its weight is {weight.dtype}, {weight.layout}; rows are float32, float16, bfloat16"
+    if weight.dim() != 2 or not weight.numel():
+        return f"its weight has shape {tuple(weight.shape)}"
+    if weight._backward_hooks or weight._post_accumulate_grad_hooks:
+        return "its weight has gradient hooks"
+    return ""
+
+
+def _overlap(weight: nn.Parameter, other: torch.Tensor) -> bool:
+    """Whether one's values change with the other's."""
+    if other is weight:
+        return True
+    if type(other) not in (torch.Tensor, nn.Parameter) or other.layout != torch.strided:
+        return False
+    if other.device != weight.device or not other.numel():
+        return False
+    (a, b), (c, d) = _span(weight), _span(other)
+    return a < d and c < b
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """The first byte's address and the one behind the last."""
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return start, start + (last + 1) * tensor.element_size()

@@ -1,0 +1,341 @@
+"""Replaces a model's embedding modules by tiered ones, weights and all.
+
+Finds the modules, decides which can be replaced with nothing lost, shares the DDR budget out among
+them, and puts the new ones in. How rows live and train afterwards is ``modules``' business.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .candidates import CARRIED_HOOKS, SHARED_ARGUMENTS, Candidate, find, is_embedding
+from .config import TableConfig, Tiers, parse_bytes
+from .errors import ConfigError, TieredEmbedError
+from .init import Constant
+from .modules import TieredEmbedding, TieredEmbeddingBag, TieredEmbeddingBagCollection
+from .modules.base import TieredModule
+from .modules.options import DTYPES
+from .optim import Optimizer
+from .residency import fair_shares
+from .tiers import PoolLayout
+
+__all__ = ["SwapEntry", "SwapReport", "swap"]
+
+OPTIONS = (
+    "policy",
+    "lookahead",
+    "depth",
+    "num_threads",
+    "on_nonfinite",
+    "rounding",
+    "bounds_check",
+)
+COPY_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class SwapEntry:
+    """One table that :func:`swap` looked at.
+
+    path: the module's dotted path, and its collection's table; the name of the tiered table.
+    class_name: of the module that was found.
+    weight_bytes: of the weights alone.
+    reason: why the module was left as it was; empty when it was swapped.
+    other_paths: further places of the same module.
+    """
+
+    path: str
+    class_name: str
+    num_embeddings: int
+    embedding_dim: int
+    weight_bytes: int
+    reason: str = ""
+    other_paths: tuple[str, ...] = ()
+
+    @property
+    def swapped(self) -> bool:
+        return not self.reason
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """What :func:`swap` did, in the model's order; ``str()`` is a table to read."""
+
+    entries: tuple[SwapEntry, ...]
+
+    @property
+    def swapped(self) -> tuple[SwapEntry, ...]:
+        return tuple(entry for entry in self.entries if entry.swapped)
+
+    @property
+    def left(self) -> tuple[SwapEntry, ...]:
+        return tuple(entry for entry in self.entries if not entry.swapped)
+
+    def __str__(self) -> str:
+        lines: list[tuple[str, ...]] = [("module", "class", "rows", "dim", "bytes", "")]
+        for entry in self.entries:
+            path = ", ".join((entry.path, *entry.other_paths))
+            numbers = (entry.num_embeddings, entry.embedding_dim, entry.weight_bytes)
+            outcome = "swapped" if entry.swapped else f"left: {entry.reason}"
+            lines.append((path, entry.class_name, *(f"{n:,}" for n in numbers), outcome))
+        widths = [max(len(line[i]) for line in lines) for i in range(5)]
+        text = [
+            "  ".join(
+                cell.rjust(width) if 2 <= i <= 4 else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(line, [*widths, 0], strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        some, every = (
+            sum(entry.weight_bytes for entry in entries) for entries in (self.swapped, self.entries)
+        )
+        text.append(
+            f"{len(self.swapped)} of {len(self.entries)} tables swapped, "
+            f"{some:,} of {every:,} bytes"
+        )
+        return "\n".join(text)
+
+
+def swap(
+    model: nn.Module,
+    *,
+    tiers: Tiers,
+    optimizer: Optimizer | None,
+    min_bytes: int | str = 0,
+    seed: int = 0,
+    include: Callable[[str, nn.Module], bool] | None = None,
+    **options: Any,
+) -> SwapReport:
+    """Replaces ``nn.EmbeddingBag``, ``nn.Embedding`` and TorchRec collections in ``model``.
+
+    Weights, arguments, dtype, train or eval mode, forward hooks and forward pre-hooks (with their
+    handles) are carried over; a module used at several places stays one. Weights that do not
+    require a gradient are only read. A table's name is the path of its module, and of its
+    collection's table.
+
+    Swap before you make the dense optimizer: swapped tables are no longer parameters, and one made
+    earlier would hold them. Likewise before ``DistributedDataParallel`` and ``torch.compile``, and
+    after ``copy.deepcopy`` and ``model.to(dtype)``, which do not reach tiered rows. Peak memory is
+    the tables and the DDR budget together: the old modules stay until the last new one is filled.
+
+    What would change the model is left, with the reason in the report: subclasses; weights that are
+    shared with another module or parameter, parametrized, or have gradient hooks; modules with
+    backward or state_dict hooks, a patched ``forward``, or children; other dtypes and devices.
+    Tensors that are reached otherwise than as parameters and buffers of ``model`` are not seen.
+
+    A fused optimizer runs once per forward that is differentiated: a module that is called twice in
+    a step takes two updates, unless the step is inside ``te.accumulate``.
+
+    Args:
+        model: any module that holds embeddings; changed in place, or not at all on an error.
+        tiers: ``ddr`` is the budget of all swapped tables, weights and optimizer state, shared
+            max-min fair; ``ssd`` is a directory that holds none of these tables.
+        optimizer: of ``te.optim``; None makes every swapped table read-only.
+        min_bytes: modules whose weights take less are left.
+        seed: of stochastic rounding.
+        include: called with path and module; those it denies are left.
+        options: ``policy``, ``lookahead``, ``depth``, ``num_threads``, ``on_nonfinite``,
+            ``rounding``, ``bounds_check``: as in :class:`TieredEmbeddingBag`, for all.
+
+    Raises:
+        ConfigError: the model is itself an embedding; too small a budget; an argument that cannot
+            work; an ssd directory that holds the tables already.
+        StoreError: a directory that is unwritable or open elsewhere.
+    """
+    limit = _checked(model, tiers, optimizer, min_bytes, include, options)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = find(modules, include, limit)
+    chosen = [candidate for candidate in found if not candidate.reason]
+    budgets = _share(chosen, tiers, optimizer)
+    common = {"seed": seed, **options}
+    old = _stores(tiers)
+    made: list[TieredModule] = []
+    try:
+        for candidate, ddr in zip(chosen, budgets, strict=True):
+            # One at a time into the list: a failure closes those before it.
+            made.append(_make(candidate, replace(tiers, ddr=ddr), optimizer, common))
+        for candidate, module in zip(chosen, made, strict=True):
+            _fill(module, candidate)
+            _carry(candidate.module, module)
+    except BaseException:
+        _discard(made, old)
+        raise
+    report = SwapReport(tuple(entry for candidate in found for entry in _entries(candidate)))
+    for candidate, module in zip(chosen, made, strict=True):
+        for path in candidate.paths:
+            parent, _, child = path.rpartition(".")
+            modules[parent]._modules[child] = module
+    return report
+
+
+def _checked(
+    model: object,
+    tiers: object,
+    optimizer: object,
+    min_bytes: int | str,
+    include: object,
+    options: Mapping[str, Any],
+) -> int:
+    """``min_bytes`` as a number; the other arguments can work."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is a {type(model).__name__}; pass an nn.Module")
+    if is_embedding(model):
+        raise ConfigError(
+            f"the model is itself an {type(model).__name__}, which cannot be replaced in place; "
+            "make a tiered module by from_pretrained, or pass the module that holds it"
+        )
+    if not isinstance(tiers, Tiers) or tiers.ddr is None:
+        raise ConfigError(f"tiers is {tiers!r}; pass te.Tiers(ddr=...), the budget of the swap")
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise ConfigError(
+            f"optimizer is {optimizer!r}; pass one of te.optim, or None for rows that are only read"
+        )
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise ConfigError(f"option {unknown[0]!r} is unknown; there are {', '.join(OPTIONS)}")
+    if include is not None and not callable(include):
+        raise ConfigError(f"include is {include!r}; pass a function of path and module")
+    return 0 if min_bytes == 0 else parse_bytes(min_bytes, "min_bytes")
+
+
+def _entries(found: Candidate) -> Iterator[SwapEntry]:
+    first, *others = found.paths
+    for name in found.tables:
+        yield SwapEntry(
+            name,
+            type(found.module).__name__,
+            *found.shape(name),
+            found.weight_bytes(name),
+            found.reason,
+            tuple(path + name.removeprefix(first) for path in others),
+        )
+
+
+def _share(chosen: Sequence[Candidate], tiers: Tiers, optimizer: Optimizer | None) -> list[int]:
+    """DDR bytes of each module."""
+    assert tiers.ddr is not None
+    wanted, least = [], []
+    for found in chosen:
+        dtype = DTYPES[found.first.weight.dtype]
+        spec = None if found.frozen else optimizer
+        records = {}
+        for name in found.tables:
+            rows, dim = found.shape(name)
+            records[name] = rows, PoolLayout((), dim, spec, Constant(0.0), 0, dtype).record_bytes
+        wanted.append(sum(rows * size for rows, size in records.values()))
+        # Tables of one dim share their slots: one record of each dim is the least.
+        least.append(sum({size for _, size in records.values()}))
+    total = sum(wanted)
+    if tiers.ssd is None and total > tiers.ddr:
+        raise ConfigError(
+            f"the {len(chosen)} modules to swap take {total} bytes of weights and optimizer state, "
+            f"ddr is {tiers.ddr}, and there is nothing below it; raise ddr or add an ssd tier"
+        )
+    shares = fair_shares(wanted, tiers.ddr)
+    for found, share, bound in zip(chosen, shares, least, strict=True):
+        if share < bound:
+            raise ConfigError(
+                f"module {found.paths[0]!r} would get {share} bytes of ddr={tiers.ddr}, which "
+                f"{len(chosen)} modules share, but needs {bound} at least; raise ddr or min_bytes"
+            )
+    return shares
+
+
+def _make(
+    found: Candidate, tiers: Tiers, optimizer: Optimizer | None, common: Mapping[str, Any]
+) -> TieredModule:
+    options: dict[str, Any] = {
+        "tiers": tiers,
+        "optimizer": None if found.frozen else optimizer,
+        "dtype": found.first.weight.dtype,
+        **{name: getattr(found.first, name) for name in SHARED_ARGUMENTS},
+        **common,
+    }
+    name = next(iter(found.tables))
+    rows, dim = found.shape(name)
+    module: Any = found.module
+    if type(module) is nn.EmbeddingBag:
+        return TieredEmbeddingBag(
+            rows,
+            dim,
+            found.first.mode,
+            name=name,
+            padding_idx=module.padding_idx,
+            include_last_offset=module.include_last_offset,
+            **options,
+        )
+    if type(module) is nn.Embedding:
+        return TieredEmbedding(rows, dim, name=name, padding_idx=module.padding_idx, **options)
+    return _make_collection(found, options)
+
+
+def _make_collection(found: Candidate, options: dict[str, Any]) -> TieredEmbeddingBagCollection:
+    collection: Any = found.module
+    features = {config.name: config.feature_names for config in collection.embedding_bag_configs()}
+    tables = []
+    for name in found.tables:
+        bag: Any = found.tables[name]
+        mine = features[name.removeprefix(f"{found.paths[0]}.")]
+        tables.append(TableConfig(name, *found.shape(name), mine, bag.mode, bag.padding_idx))
+    module = TieredEmbeddingBagCollection(
+        tables,
+        is_weighted=collection.is_weighted(),
+        output_dtype=torch.float32,  # as TorchRec's, whatever its tables are
+        **options,
+    )
+    module.embedding_names = list(collection._embedding_names)
+    return module
+
+
+def _fill(module: TieredModule, found: Candidate) -> None:
+    """Copies the weights. An import needs an empty pool, so the largest table of each is first."""
+    backed = module._runtime.options.tiers.ssd is not None
+    imported: set[int] = set()
+    for name in sorted(found.tables, key=lambda name: -found.shape(name)[0]):
+        table: Any = found.tables[name]
+        weight: torch.Tensor = table.weight.detach()
+        chunks = _chunks(weight)
+        if backed and weight.shape[1] not in imported:
+            imported.add(weight.shape[1])
+            module.import_rows(chunks, table=name)
+        else:
+            for ids, part in chunks:
+                module.load_rows(ids, part, table=name)
+
+
+def _chunks(weight: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    block = max(1, COPY_BYTES // (4 * weight.shape[1]))
+    for start in range(0, len(weight), block):
+        part = weight[start : start + block]
+        yield torch.arange(start, start + len(part)), part
+
+
+def _carry(old: nn.Module, new: TieredModule) -> None:
+    new.train(old.training)
+    for kind in CARRIED_HOOKS:
+        # The dict itself, not a copy: handles that users hold remove from it.
+        setattr(new, kind, getattr(old, kind))
+
+
+def _stores(tiers: Tiers) -> set[Path]:
+    if tiers.ssd is None:
+        return set()
+    return {path.resolve() for path in tiers.ssd.glob("pool-*")}
+
+
+def _discard(made: Sequence[TieredModule], old: set[Path]) -> None:
+    """Closes the modules and removes the stores that they created."""
+    for module in made:
+        with suppress(TieredEmbedError):
+            module.close()
+        for pool in module._runtime.pools:
+            if pool.store is not None and pool.store.path.resolve() not in old:
+                shutil.rmtree(pool.store.path, ignore_errors=True)
