@@ -101,10 +101,13 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
   int64_t cached_misses = 0;
 
   // Pin what is resident first, so that no row of this batch passes through the policy.
+  const bool whole_resident = num_whole_resident_ == options_.whole_slots;
   for (size_t u = 0; u < num_unique; ++u) {
     const RowHandle r = batch.handles[u];
     prefetch_row(batch.handles, u);
     if (r & kWhole) {
+      if (whole_resident) continue;
+      prefetch_flag(batch.handles, u);
       if (whole_flags_[r & ~kWhole] & kResident) continue;
     } else {
       if (rows_[r].slot >= 0) {
@@ -225,6 +228,7 @@ void Planner::settle(Planned* planned) {
     const RowHandle r = planned->handles[u];
     prefetch_row(planned->handles, u);
     if (r & kWhole) {
+      prefetch_flag(planned->handles, u);
       whole_flags_[r & ~kWhole] |= kDirty;
     } else {
       rows_[r].dirty = 1;

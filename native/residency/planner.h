@@ -145,7 +145,20 @@ class Planner {
   void push_again(Batch batch, const std::vector<int64_t>& keys);
   void dedupe_whole(const Segment& segment, Batch* batch, int32_t* inverse);
   void dedupe_cached(const Segment& segment, Batch* batch, int32_t* inverse);
-  void prefetch_row(const std::vector<RowHandle>& handles, size_t u) const;
+  // Fetches what a loop over `handles` needs a little after `u`: a cached row, or a whole one's
+  // flag.
+  void prefetch_row(const std::vector<RowHandle>& handles, size_t u) const {
+    constexpr size_t kAhead = 16;
+    if (u + kAhead >= handles.size()) return;
+    const RowHandle r = handles[u + kAhead];
+    if (!(r & kWhole)) __builtin_prefetch(&rows_[r], 1);
+  }
+  void prefetch_flag(const std::vector<RowHandle>& handles, size_t u) const {
+    constexpr size_t kAhead = 32;
+    if (u + kAhead >= handles.size()) return;
+    const RowHandle r = handles[u + kAhead];
+    if (r & kWhole) __builtin_prefetch(&whole_flags_[r & ~kWhole], 1);
+  }
   void note_use(RowHandle r, int64_t plan_number);
   uint32_t take_position();
   void reserve_positions(int64_t n);

@@ -9,6 +9,7 @@ namespace {
 
 constexpr uint32_t kLastPosition = 0xF0000000u;
 constexpr int64_t kBlock = 32;  // ids whose cache misses overlap
+constexpr int64_t kMarksAhead = 64;
 
 }  // namespace
 
@@ -125,32 +126,33 @@ void Planner::Batch::trim() {
   tables.shrink_to_fit();
 }
 
-void Planner::prefetch_row(const std::vector<RowHandle>& handles, size_t u) const {
-  constexpr size_t kAhead = 16;
-  if (u + kAhead >= handles.size()) return;
-  const RowHandle r = handles[u + kAhead];
-  if (r & kWhole) {
-    __builtin_prefetch(&whole_flags_[r & ~kWhole], 1);
-  } else {
-    __builtin_prefetch(&rows_[r], 1);
-  }
-}
-
 void Planner::dedupe_whole(const Segment& segment, Batch* batch, int32_t* inverse) {
   const uint32_t base = batch->base;
-  uint32_t* marks = whole_marks_.data() + options_.tables[segment.table].first_slot;
   const uint32_t first = static_cast<uint32_t>(options_.tables[segment.table].first_slot);
+  uint32_t* marks = whole_marks_.data() + first;
+  RowHandle* handles = batch->handles.data();
+  const uint32_t before = static_cast<uint32_t>(batch->num_unique);
+  uint32_t num_unique = before;
   for (int64_t i = 0; i < segment.num_ids; ++i) {
-    if (i + kBlock < segment.num_ids) __builtin_prefetch(marks + segment.ids[i + kBlock], 1);
-    const int64_t id = segment.ids[i];
-    uint32_t mark = marks[id];
-    if (mark < base) {
-      mark = take_position();
-      marks[id] = mark;
-      batch->add(kWhole | (first + static_cast<uint32_t>(id)), segment.table);
+    if (i + kMarksAhead < segment.num_ids) {
+      __builtin_prefetch(marks + segment.ids[i + kMarksAhead], 1);
     }
+    // Without a branch, which would go wrong for every other id. A row seen before is written
+    // where the next new one goes. Positions need no chain: nothing asks for its next use.
+    const int64_t id = segment.ids[i];
+    const bool is_new = marks[id] < base;
+    const uint32_t mark = is_new ? base + num_unique : marks[id];
+    marks[id] = mark;
+    handles[num_unique] = kWhole | (first + static_cast<uint32_t>(id));
+    num_unique += is_new;
     inverse[i] = static_cast<int32_t>(mark - base);
   }
+  if (!batch->tables.empty()) {
+    std::fill(batch->tables.begin() + before, batch->tables.begin() + num_unique,
+              static_cast<uint16_t>(segment.table));
+  }
+  batch->num_unique = static_cast<int32_t>(num_unique);
+  next_position_ = base + num_unique;
 }
 
 void Planner::dedupe_cached(const Segment& segment, Batch* batch, int32_t* inverse) {
