@@ -409,7 +409,10 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "an integer output": ({"output_dtype": torch.int32}, "output_dtype is torch.int32; it must"),
     "an unknown rounding": ({"rounding": "up"}, "rounding is 'up'; choose one of nearest"),
     "an unknown on_nonfinite": ({"on_nonfinite": "cry"}, "on_nonfinite is 'cry'; choose one"),
-    "max_norm of zero": ({"max_norm": 0.0}, "max_norm is 0.0; it must be a number above 0"),
+    "a negative max_norm": (
+        {"max_norm": -1.0},
+        "max_norm is -1.0; it must be a number of at least",
+    ),
     "a norm of type NaN": ({"norm_type": float("nan")}, "norm_type is nan; it must be a number"),
     "an unknown policy": ({"policy": "fifo"}, "policy is 'fifo'; choose one of lru, lookahead"),
     "a negative seed": ({"seed": -1}, "seed is -1"),

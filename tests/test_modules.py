@@ -537,6 +537,26 @@ def test_evaluation_leaves_no_mark_on_residency(tiers):
         assert counts() == before
 
 
+def test_the_output_follows_the_models_dtype(tiers):
+    with make_bag(tiers) as module:
+        model = torch.nn.Sequential(module, torch.nn.Linear(DIM, 1))
+        ids = ids_of(3, 2, seed=1)
+        for convert, dtype in (
+            (model.bfloat16, torch.bfloat16),
+            (model.cpu, torch.bfloat16),
+            (model.double, torch.float64),
+            (model.float, torch.float32),
+        ):
+            convert()
+            out = model(ids)
+            assert out.dtype == dtype
+            out.sum().backward()
+            assert module.rows([0]).dtype == torch.float32
+        assert module.stats().steps == 4
+        with pytest.raises(te.ConfigError, match="compute on the CPU"):
+            module.to("meta")
+
+
 def test_there_is_nothing_for_an_optimizer_and_little_for_a_state_dict(tiers):
     with make_bag(tiers) as module:
         assert list(module.parameters()) == []

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
@@ -200,6 +200,18 @@ class TieredModule(nn.Module):
         return self.rows(range(table.num_embeddings))
 
     # --- nn.Module's protocols --------------------------------------------------------------------
+
+    def _apply(self: M, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> M:
+        # model.half() and the like: rows stay as they are, the output follows.
+        probe = fn(torch.zeros(1, dtype=self._runtime.output_dtype))
+        if probe.device.type != "cpu":
+            raise ConfigError(
+                f"tiered modules compute on the CPU in this version; move the rest of the model to "
+                f"{probe.device} and the outputs of {type(self).__name__} by hand"
+            )
+        self._runtime.output_dtype = probe.dtype
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def get_extra_state(self) -> torch.Tensor:
         """Where the rows are, as JSON in a uint8 tensor: a state_dict does not hold them."""

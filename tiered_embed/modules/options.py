@@ -90,11 +90,10 @@ class RuntimeOptions:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}"
                 )
-        for name, value in (("max_norm", self.max_norm), ("norm_type", self.norm_type)):
-            if value is None and name == "max_norm":
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise ConfigError(f"{name} is {value!r}; it must be a number above 0")
+        if self.max_norm is not None and not (_is_number(self.max_norm) and self.max_norm >= 0):
+            raise ConfigError(f"max_norm is {self.max_norm!r}; it must be a number of at least 0")
+        if not (_is_number(self.norm_type) and self.norm_type > 0):
+            raise ConfigError(f"norm_type is {self.norm_type!r}; it must be a number above 0")
         if not isinstance(self.scale_grad_by_freq, bool):
             raise ConfigError(
                 f"scale_grad_by_freq is {self.scale_grad_by_freq!r}; pass True or False"
@@ -132,3 +131,7 @@ class RuntimeOptions:
     @property
     def threads(self) -> int:
         return self.num_threads or len(os.sched_getaffinity(0))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -106,6 +106,7 @@ class Runtime:
         self.tables = list(tables)
         self.features = list(features)
         self.options = options
+        self.output_dtype = options.output
         self._pooled = pooled
         self._streaming = False
         self._expected = False  # the loop has been given the stream's oldest batch
@@ -251,7 +252,7 @@ class Runtime:
             out = _Lookup.apply(self.updates.anchor, batch.sample_weights, step)  # type: ignore[no-untyped-call]
         else:
             out = self._evaluate(batch)
-        return out.to(self.options.output)
+        return out.to(self.output_dtype)
 
     def _read(self, batch: Batch, *, differentiable: bool) -> torch.Tensor:
         """Of rows that are never trained: staged as in training, released at once."""
