@@ -106,8 +106,11 @@ class Updates:
                 leases.append(pool.pipeline.stage(segments))
                 bags = Bags(pool.row_layout, None, None, len(grad))
                 parts.append(PoolGradient(pool, leases[-1], bags, grad))
-            changed = True
+            changed = True  # whatever interrupts the next line, rows may have changed
             changed = self._update(parts, by_frequency=False)
+        except (ConfigError, NonFiniteError):
+            changed = False
+            raise
         finally:
             for lease in leases:
                 lease.release(updated=changed)
