@@ -55,6 +55,7 @@ class Updates:
         # Stands for the rows where torch wants a leaf: its gradient tells a gradient scaler
         # whether the rows' gradients were finite.
         self.anchor = torch.zeros(1, requires_grad=True)
+        self._lost_at: float | None = None  # the scale under which a gradient was not finite
         self._optimizer = optimizer
         self._by_frequency = by_frequency
         self._on_nonfinite = on_nonfinite
@@ -126,21 +127,21 @@ class Updates:
 
     def _update(self, parts: Sequence[PoolGradient], *, by_frequency: bool) -> bool:
         scaler = self.grad_scaler
-        scale = 1.0 if scaler is None else 1.0 / float(scaler.get_scale())
+        scale = 1.0 if scaler is None else float(scaler.get_scale())
         optimizer = self.optimizer
         rows: list[F32] | None = None
         if optimizer.clip_global_norm is not None or not self._surely_finite(parts):
             rows = [p.pool.kernel.row_gradients(p.lease.plan, p.bags, p.grad) for p in parts]
             finite = self._finite(parts, rows)
             if scaler is not None:
-                self._tell_scaler(finite)
+                self._tell_scaler(finite, scale)
             if not finite and not self._goes_on():
                 self.skipped += 1
                 return False
         elif scaler is not None:
-            self._tell_scaler(True)
+            self._tell_scaler(True, scale)
         self.steps += 1
-        options = UpdateOptions(self.steps, scale, by_frequency)
+        options = UpdateOptions(self.steps, 1.0 / scale, by_frequency)
         if rows is None:
             for p in parts:
                 p.pool.kernel.update(p.lease.plan, p.bags, p.grad, optimizer, options)
@@ -187,8 +188,14 @@ class Updates:
             )
         return False
 
-    def _tell_scaler(self, finite: bool) -> None:
-        self.anchor.grad = torch.tensor([0.0 if finite else float("inf")])
+    def _tell_scaler(self, finite: bool, scale: float) -> None:
+        # A backward takes back nothing that an earlier one of the same step said. That step is
+        # over once the scale is another one: the scaler lowers it where something was infinite.
+        if not finite:
+            self._lost_at = scale
+        elif self.anchor.grad is None or self._lost_at != scale:
+            self._lost_at = None
+        self.anchor.grad = torch.tensor([0.0 if self._lost_at is None else float("inf")])
 
 
 @dataclass(frozen=True)
