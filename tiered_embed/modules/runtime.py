@@ -9,7 +9,8 @@ Threading: a module belongs to one thread at a time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -30,37 +31,13 @@ from .inputs import FeatureBatch, check_ids, drop_ids
 from .options import RuntimeOptions
 from .pool import Pool
 from .rows import Rows
+from .step import Step
 from .updates import PoolGradient, Updates
 
 __all__ = ["Runtime"]
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
-
-
-class _Step:
-    """The leases of one forward, until its backward or its end.
-
-    changed: the forward itself changed rows (``max_norm``).
-    """
-
-    def __init__(self, runtime: Runtime, batch: Batch, leases: list[Lease]) -> None:
-        self.runtime = runtime
-        self.batch = batch
-        self.leases = leases
-        self.changed = False
-        self.done = False
-
-    def release(self, *, updated: bool) -> None:
-        self.done = True
-        leases, self.leases = self.leases, []
-        for lease in leases:
-            lease.release(updated=updated or self.changed)
-
-    def __del__(self) -> None:
-        # The graph was freed without a backward, perhaps by the garbage collector in any thread.
-        for lease in self.leases:
-            lease.drop(updated=self.changed)
 
 
 class _Lookup(torch.autograd.Function):
@@ -71,19 +48,20 @@ class _Lookup(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx,
         anchor: torch.Tensor,
         sample_weights: torch.Tensor | None,
-        step: _Step,
+        runtime: Runtime,
+        step: Step,
     ) -> torch.Tensor:
-        ctx.step = step  # type: ignore[attr-defined]
-        return step.runtime.lookup(step)
+        ctx.runtime, ctx.step = runtime, step  # type: ignore[attr-defined]
+        return runtime.lookup(step)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        step: _Step = ctx.step  # type: ignore[attr-defined]
-        weight_grad = step.runtime.backward(step, grad, ctx.needs_input_grad[1])  # type: ignore[attr-defined]
-        return None, weight_grad, None
+        runtime: Runtime = ctx.runtime  # type: ignore[attr-defined]
+        weight_grad = runtime.backward(ctx.step, grad, ctx.needs_input_grad[1])  # type: ignore[attr-defined]
+        return None, weight_grad, None, None
 
 
 class Runtime:
@@ -248,34 +226,48 @@ class Runtime:
         if self.updates is None:
             out = self._read(batch, differentiable=torch.is_grad_enabled())
         elif training:
-            step = _Step(self, batch, self._acquire(batch))
-            out = _Lookup.apply(self.updates.anchor, batch.sample_weights, step)  # type: ignore[no-untyped-call]
+            step = Step(self.pools, batch, self._acquire(batch))
+            out = _Lookup.apply(self.updates.anchor, batch.sample_weights, self, step)  # type: ignore[no-untyped-call]
         else:
             out = self._evaluate(batch)
         return out.to(self.output_dtype)
 
     def _read(self, batch: Batch, *, differentiable: bool) -> torch.Tensor:
         """Of rows that are never trained: staged as in training, released at once."""
-        step = _Step(self, batch, self._acquire(batch))
+        step = Step(self.pools, batch, self._acquire(batch))
         weights = batch.sample_weights
         if differentiable and weights is not None and weights.requires_grad:
-            return _Lookup.apply(None, weights, step)  # type: ignore[no-any-return,no-untyped-call]
+            return _Lookup.apply(None, weights, self, step)  # type: ignore[no-any-return,no-untyped-call]
         out = self.lookup(step)
         step.release(updated=False)
         return out
 
-    def lookup(self, step: _Step) -> torch.Tensor:
+    def lookup(self, step: Step) -> torch.Tensor:
         out = torch.empty(step.batch.rows, self.num_columns)
-        max_norm = self.options.max_norm
-        for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True):
-            if max_norm is not None:
-                step.changed = True
-                pool.kernel.renormalise(lease.plan, max_norm, self.options.norm_type)
-            pool.kernel.lookup(lease.plan, part.bags, out.numpy())
+        with self._renormalised(step):
+            for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True):
+                pool.kernel.lookup(lease.plan, part.bags, out.numpy())
         return out
 
+    @contextmanager
+    def _renormalised(self, step: Step) -> Iterator[None]:
+        """The step's rows are as ``max_norm`` has them: for good, or meanwhile if only read."""
+        max_norm = self.options.max_norm
+        if max_norm is None:
+            yield
+            return
+        step.changed = self.updates is not None
+        own = None if step.changed else step.records()
+        for pool, lease in zip(self.pools, step.leases, strict=True):
+            pool.kernel.renormalise(lease.plan, max_norm, self.options.norm_type)
+        try:
+            yield
+        finally:
+            if own is not None:
+                step.put(own)
+
     def backward(
-        self, step: _Step, grad: torch.Tensor, needs_weight_grad: bool
+        self, step: Step, grad: torch.Tensor, needs_weight_grad: bool
     ) -> torch.Tensor | None:
         """Updates the rows of ``step``; returns the weights' gradient if asked.
 
@@ -291,11 +283,14 @@ class Runtime:
             pool.pipeline.check()
         array = grad.detach().to(torch.float32).contiguous().numpy()
         weight_grad = None
-        if needs_weight_grad:
-            weight_grad = self._weight_gradient(step, array)
         if self.updates is None:
+            if needs_weight_grad:
+                with self._renormalised(step):
+                    weight_grad = self._weight_gradient(step, array)
             step.release(updated=False)
             return weight_grad
+        if needs_weight_grad:
+            weight_grad = self._weight_gradient(step, array)
         parts = [
             PoolGradient(pool, lease, part.bags, array)
             for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True)
@@ -310,7 +305,7 @@ class Runtime:
             step.release(updated=updated)
         return weight_grad
 
-    def _weight_gradient(self, step: _Step, grad: F32) -> torch.Tensor:
+    def _weight_gradient(self, step: Step, grad: F32) -> torch.Tensor:
         parts: list[F32] = [np.empty(0, np.float32)] * len(self.features)
         for pool, part, lease, mine in zip(
             self.pools, step.batch.pools, step.leases, self._pool_features, strict=True

@@ -1,0 +1,51 @@
+"""One training forward's hold on its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..pipeline import Lease
+from .batch import Batch
+from .pool import Pool
+
+__all__ = ["Step"]
+
+
+class Step:
+    """The leases of one forward, one per pool, until its backward or its end.
+
+    changed: the forward itself changed rows (``max_norm``).
+    """
+
+    def __init__(self, pools: Sequence[Pool], batch: Batch, leases: list[Lease]) -> None:
+        self.batch = batch
+        self.leases = leases
+        self.changed = False
+        self.done = False
+        self._pools = pools
+
+    def records(self) -> list[npt.NDArray[np.uint8]]:
+        """Copies of the rows' records of now, per pool."""
+        return [
+            pool.ddr.gather(lease.plan.slots)
+            for pool, lease in zip(self._pools, self.leases, strict=True)
+        ]
+
+    def put(self, records: Sequence[npt.NDArray[np.uint8]]) -> None:
+        """Writes what :meth:`records` gave."""
+        for pool, lease, part in zip(self._pools, self.leases, records, strict=True):
+            pool.ddr.scatter(lease.plan.slots, part)
+
+    def release(self, *, updated: bool) -> None:
+        self.done = True
+        leases, self.leases = self.leases, []
+        for lease in leases:
+            lease.release(updated=updated or self.changed)
+
+    def __del__(self) -> None:
+        # The graph was freed without a backward, perhaps by the garbage collector in any thread.
+        for lease in self.leases:
+            lease.drop(updated=self.changed)
