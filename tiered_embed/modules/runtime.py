@@ -9,6 +9,7 @@ Threading: a module belongs to one thread at a time.
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -89,6 +90,8 @@ class Runtime:
         self._streaming = False
         self._expected = False  # the loop has been given the stream's oldest batch
         self._closed = False
+        # Forwards whose weights' gradient, which is taken at the rows they read, is to come.
+        self._waiting: weakref.WeakSet[Step] = weakref.WeakSet()
 
         self.widths = [tables[t].embedding_dim for _, t in features]
         columns = np.cumsum([0, *self.widths])
@@ -227,6 +230,8 @@ class Runtime:
             out = self._read(batch, differentiable=torch.is_grad_enabled())
         elif training:
             step = Step(self.pools, batch, self._acquire(batch))
+            if batch.sample_weights is not None and batch.sample_weights.requires_grad:
+                self._waiting.add(step)
             out = _Lookup.apply(self.updates.anchor, batch.sample_weights, self, step)  # type: ignore[no-untyped-call]
         else:
             out = self._evaluate(batch)
@@ -290,7 +295,11 @@ class Runtime:
             step.release(updated=False)
             return weight_grad
         if needs_weight_grad:
-            weight_grad = self._weight_gradient(step, array)
+            with step.as_read():
+                weight_grad = self._weight_gradient(step, array)
+        self._waiting.discard(step)
+        for other in list(self._waiting):
+            other.keep()
         parts = [
             PoolGradient(pool, lease, part.bags, array)
             for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True)

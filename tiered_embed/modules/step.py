@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ class Step:
         self.changed = False
         self.done = False
         self._pools = pools
+        self._read: list[npt.NDArray[np.uint8]] | None = None
 
     def records(self) -> list[npt.NDArray[np.uint8]]:
         """Copies of the rows' records of now, per pool."""
@@ -38,6 +40,24 @@ class Step:
         """Writes what :meth:`records` gave."""
         for pool, lease, part in zip(self._pools, self.leases, records, strict=True):
             pool.ddr.scatter(lease.plan.slots, part)
+
+    def keep(self) -> None:
+        """Another step is about to change rows: remembers what this one's forward read."""
+        if self._read is None and not self.done:
+            self._read = self.records()
+
+    @contextmanager
+    def as_read(self) -> Iterator[None]:
+        """Meanwhile the rows are as the forward read them."""
+        if self._read is None:
+            yield
+            return
+        now = self.records()
+        self.put(self._read)
+        try:
+            yield
+        finally:
+            self.put(now)
 
     def release(self, *, updated: bool) -> None:
         self.done = True
