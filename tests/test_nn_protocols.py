@@ -237,14 +237,17 @@ def test_copies_and_pickles_are_refused_with_a_reason(kind, take):
 
 
 def test_moving_a_model_leaves_its_rows():
-    """``model.half()`` and the like have no parameters to change here."""
+    """``model.double()`` and the like are of the output alone: the next layer has that type."""
     with make(te.TieredEmbedding) as module:
         before = module.weight
         model = nn.Sequential(module, nn.Linear(DIM, 1)).double().to("cpu").eval().train()
         model.requires_grad_(False).zero_grad()
         model.apply(lambda m: None)
         assert torch.equal(module.weight, before)
-        assert module(IDS).dtype == torch.float32
+        assert module.weight.dtype == torch.float32
+        assert torch.equal(module(IDS), before[IDS].double())
+        model(IDS).sum().backward()
+        assert module.stats().steps == 1
 
 
 # --- ids outside the table ------------------------------------------------------------------------

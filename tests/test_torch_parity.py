@@ -60,7 +60,7 @@ def setups(draw: st.DrawFn) -> Setup:
         draw(st.integers(1, 40)),
         draw(st.sampled_from([torch.float32, torch.float32, torch.float16, torch.bfloat16])),
         draw(st.none() | padding),
-        draw(st.none() | st.sampled_from([0.25, 1.0, 4.0])),
+        draw(st.none() | st.sampled_from([0.0, 0.25, 1.0, 4.0])),
         draw(st.sampled_from([2.0, 2.0, 1.0, 3.0, 0.5, INF])),
         draw(st.booleans()),
     )

@@ -198,7 +198,6 @@ MODULES: dict[str, tuple[dict[str, Any], bool, str]] = {
     "padding behind the end": ({"padding_idx": ROWS}, True, ""),
     "padding before the start": ({"padding_idx": -ROWS - 1}, True, ""),
     "half a padding row": ({"padding_idx": 1.5}, True, ""),
-    "max_norm 0": ({"max_norm": 0.0}, False, "it makes every row zero"),
     "negative max_norm": ({"max_norm": -1.0}, False, "it turns every row around"),
     "no number as max_norm": ({"max_norm": float("nan")}, False, "it does nothing"),
     "norm_type 0": ({"max_norm": 1.0, "norm_type": 0.0}, False, "a count is not a norm"),
