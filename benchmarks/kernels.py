@@ -1,10 +1,10 @@
 """Every optimizer in memory, kernel by kernel: against FBGEMM CPU, torch, and memory bandwidth.
 
-A step is forward, backward and fused update of one batch. FBGEMM's CPU kernels run with one thread
-and with all, the faster counts. ``nn.EmbeddingBag(sparse=True)`` runs with the ``torch.optim``
-class that takes sparse gradients, where there is one, and with torch operations on the touched
-rows; the faster counts. Results are compared before anything is timed; a mismatch ends with status
-1. Needs the ``cpu`` extra; about 25 minutes and 10 GB of memory. In half a minute, to see that
+A step is forward, backward and fused update of one batch. Peers: FBGEMM's CPU kernels, and
+``nn.EmbeddingBag(sparse=True)`` with the ``torch.optim`` class that takes sparse gradients, where
+there is one, and with torch operations on the touched rows; each with one thread and with all. The
+fastest counts. Results are compared before anything is timed; a mismatch ends with status 1. Needs
+the ``cpu`` extra and a calm machine; about 25 minutes and 10 GB of memory. In a minute, to see that
 everything works:
 
   python benchmarks/kernels.py --quick

@@ -4,11 +4,12 @@ All get the same batches and the same gradient; a step ends with updated rows. L
 a batch, ``B`` bags, ``D`` dim.
 """
 
+import copy
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -149,7 +150,10 @@ class OursKernels:
 
 
 class Fbgemm:
-    """FBGEMM's table-batched embedding on the host, with a thread count of its own."""
+    """FBGEMM's table-batched embedding on the host."""
+
+    name = "FBGEMM CPU"
+    threads = 1
 
     def __init__(self, entry: Entry, rows: int, dim: int) -> None:
         # Slow to import, and optimizers that it lacks do without it.
@@ -173,14 +177,6 @@ class Fbgemm:
             pooling_mode=PoolingMode.SUM,
         )
         self._weights = self._emb.split_embedding_weights()[0]
-        self.name, self.threads = "FBGEMM CPU", 1
-
-    def threaded(self, threads: int) -> "Fbgemm":
-        """The same table, trained with another number of threads."""
-        other = object.__new__(Fbgemm)
-        other.__dict__.update(self.__dict__)
-        other.name, other.threads = f"FBGEMM CPU, {threads} thread{'s'[: threads - 1]}", threads
-        return other
 
     def start(self, batches: Sequence[Batch], grad: torch.Tensor) -> None:
         self._batches, self._grad = itertools.cycle(batches), grad
@@ -215,9 +211,9 @@ class _TorchPeer:
     """One step of the shared table; subclasses apply the sparse gradient."""
 
     name = "torch"
+    threads = 1
 
-    def __init__(self, table: TorchTable, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, table: TorchTable) -> None:
         self._table = table
         self._weight = table.emb.weight
 
@@ -244,9 +240,9 @@ class _TorchPeer:
 class TorchOptim(_TorchPeer):
     """A ``torch.optim`` class that takes sparse gradients."""
 
-    def __init__(self, entry: Entry, table: TorchTable, threads: int) -> None:
+    def __init__(self, entry: Entry, table: TorchTable) -> None:
         assert entry.native is not None
-        super().__init__(table, threads)
+        super().__init__(table)
         self.name = f"torch sparse + torch.optim.{entry.native_name}"
         self._optimizer = entry.native(table.emb.parameters(), entry.spec)
 
@@ -259,8 +255,8 @@ class TorchRows(_TorchPeer):
 
     name = "torch sparse + torch ops on touched rows"
 
-    def __init__(self, entry: Entry, table: TorchTable, threads: int) -> None:
-        super().__init__(table, threads)
+    def __init__(self, entry: Entry, table: TorchTable) -> None:
+        super().__init__(table)
         rows, dim = self._weight.shape
         self._entry, self._spec, self._steps = entry, entry.spec, 0
         self._states = [torch.zeros(rows, width) for width in entry.widths(dim)]
@@ -281,13 +277,20 @@ class TorchRows(_TorchPeer):
             whole.index_copy_(0, ids, part)
 
 
+def _threaded(peer: Any, threads: int) -> Contestant:
+    """The same table, trained with another number of threads."""
+    other: Any = copy.copy(peer)
+    other.name, other.threads = f"{peer.name}, {threads} thread{'s'[: threads - 1]}", threads
+    return other  # type: ignore[no-any-return]
+
+
 def peers(entry: Entry, table: Callable[[], TorchTable], threads: int) -> list[Contestant]:
-    """Everybody that has the optimizer. ``table`` gives each torch peer its weights."""
-    torch_peers: list[_TorchPeer] = [TorchRows(entry, table(), threads)]
+    """Everybody that has the optimizer, with one thread and with all: more may cost more than it
+    gives. ``table`` gives each torch peer its weights."""
+    found: list[Any] = [TorchRows(entry, table())]
     if entry.native is not None:
-        torch_peers.append(TorchOptim(entry, table(), threads))
-    if entry.fbgemm is None:
-        return list(torch_peers)
-    rows, dim = torch_peers[0].rows().shape
-    fbgemm = Fbgemm(entry, rows, dim)
-    return [*(fbgemm.threaded(n) for n in sorted({1, threads})), *torch_peers]
+        found.append(TorchOptim(entry, table()))
+    if entry.fbgemm is not None:
+        rows, dim = found[0].rows().shape
+        found.insert(0, Fbgemm(entry, rows, dim))
+    return [_threaded(peer, n) for peer in found for n in sorted({1, threads})]

@@ -84,6 +84,13 @@ def show_summary(made: dict[str, Any]) -> None:
         f" the same round; {min(copied) / 1e9:.1f} to {max(copied) / 1e9:.1f} GB/s, read plus"
         " written"
     )
+    everything = [*made["headline"], *made["cells"]]
+    disturbed = sum(c["neighbour_cores"] > CALM_CORES for c in everything)
+    if disturbed:
+        console.print(
+            f"[yellow]other processes took more than {CALM_CORES} cores in {disturbed} of"
+            f" {len(everything)} cells: these ratios are not to be trusted[/yellow]"
+        )
     table = Table(title="min / median / max over cells", title_justify="left")
     for column in ("", "bare / best peer", "kernels / best peer", "bare / torch", "wanted"):
         table.add_column(column, justify="right" if column else "left")
