@@ -154,10 +154,10 @@ class Planner {
     if (!(r & kWhole)) __builtin_prefetch(&rows_[r], 1);
   }
   void prefetch_flag(const std::vector<RowHandle>& handles, size_t u) const {
-    constexpr size_t kAhead = 32;
+    constexpr size_t kAhead = 64;
     if (u + kAhead >= handles.size()) return;
     const RowHandle r = handles[u + kAhead];
-    if (r & kWhole) __builtin_prefetch(&whole_flags_[r & ~kWhole], 1);
+    if (r & kWhole) __builtin_prefetch(&whole_flags_[r & ~kWhole], 0, 2);
   }
   void note_use(RowHandle r, int64_t plan_number);
   uint32_t take_position();

@@ -9,7 +9,7 @@ namespace {
 
 constexpr uint32_t kLastPosition = 0xF0000000u;
 constexpr int64_t kBlock = 32;  // ids whose cache misses overlap
-constexpr int64_t kMarksAhead = 64;
+constexpr int64_t kMarksAhead = 128;
 
 }  // namespace
 
@@ -135,7 +135,7 @@ void Planner::dedupe_whole(const Segment& segment, Batch* batch, int32_t* invers
   uint32_t num_unique = before;
   for (int64_t i = 0; i < segment.num_ids; ++i) {
     if (i + kMarksAhead < segment.num_ids) {
-      __builtin_prefetch(marks + segment.ids[i + kMarksAhead], 1);
+      __builtin_prefetch(marks + segment.ids[i + kMarksAhead], 0, 2);
     }
     // Without a branch, which would go wrong for every other id. A row seen before is written
     // where the next new one goes. Positions need no chain: nothing asks for its next use.
