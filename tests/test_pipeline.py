@@ -626,3 +626,22 @@ def test_a_graph_that_is_collected_while_a_job_is_posted_does_not_block(tmp_path
         """,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_a_batch_is_planned_at_once_where_every_row_is_resident():
+    """A whole table posts jobs until each of its rows has been used, and none from then on."""
+    layout = PoolLayout((("table", 4),), DIM, SGD, te.init.Uniform(), 0)
+    planner = Planner(layout.tables, PoolSlots((0,), 4, 0, 0), policy="lru", backed=False, tier="-")
+    staging = Steps()
+    pipeline = Pipeline(
+        planner, DdrTier(layout, 4, 1), None, lookahead=0, depth=0, staging=staging, writing=Steps()
+    )
+    posted = []
+    submit = staging.submit
+    staging.submit = lambda fn, *args: posted.append(fn) or submit(fn, *args)
+    for ids, jobs in (([0, 1], 1), ([1], 2), ([2, 3], 3), ([0, 3], 3), ([2], 3)):
+        lease = pipeline.stage([(0, np.array(ids))])
+        assert (lease.plan.keys.tolist(), len(posted)) == (ids, jobs)
+        lease.release(updated=True)
+    assert planner.dirty_rows()[1].tolist() == [0, 1, 2, 3]
+    pipeline.close()

@@ -35,6 +35,7 @@ class StepPlan:
 class Planner:
     window_size: int
     num_resident: int
+    all_resident: bool
     overhead_bytes: int
     def __init__(
         self,

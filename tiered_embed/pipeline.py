@@ -177,6 +177,9 @@ class Pipeline:
         """
         self.check()
         self._settle_dropped()
+        if self.planner.all_resident and self._nothing_queued():
+            # Cheaper than waking a thread. A plan that an interrupt loses here pins nothing.
+            return Lease(self, self.planner.plan_now(segments))
 
         def job() -> StepPlan:
             plan = self.planner.plan_now(segments)
@@ -257,10 +260,13 @@ class Pipeline:
 
     def _post_brief(self, job: Callable[[], T]) -> None:
         """As :meth:`_post`, but at once when nothing is queued: cheaper than waking a thread."""
-        if self._last is None or self._last.done():
+        if self._nothing_queued():
             job()
         else:
             self._post(job)
+
+    def _nothing_queued(self) -> bool:
+        return self._last is None or self._last.done()
 
     def _run_here(self, job: Callable[[], T]) -> Future[T]:
         if self._last is not None:

@@ -246,6 +246,11 @@ class Planner:
         return self._native.num_resident
 
     @property
+    def all_resident(self) -> bool:
+        """Every row is in its slot for good: a plan moves nothing."""
+        return self._native.all_resident
+
+    @property
     def overhead_bytes(self) -> int:
         return self._native.overhead_bytes
 

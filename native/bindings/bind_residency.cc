@@ -141,6 +141,7 @@ void bind_residency(nb::module_& m) {
            })
       .def_prop_ro("window_size", &Planner::window_size)
       .def_prop_ro("num_resident", &Planner::num_resident)
+      .def_prop_ro("all_resident", &Planner::all_resident)
       .def_prop_ro("overhead_bytes", &Planner::overhead_bytes);
 
   m.def("first_bad_id", [](Ids ids, int64_t num_rows) {

@@ -361,6 +361,11 @@ int64_t Planner::num_resident() const {
   return num_whole_resident_ + fresh - num_free() - num_free_overflow();
 }
 
+bool Planner::all_resident() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return options_.cached_slots == 0 && num_whole_resident_ == options_.whole_slots;
+}
+
 int64_t Planner::overhead_bytes() const {
   std::lock_guard<std::mutex> lock(mutex_);
   size_t bytes = rows_.bytes() + chain_.size() * 4 + whole_marks_.bytes() + whole_flags_.bytes();

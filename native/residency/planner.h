@@ -104,6 +104,8 @@ class Planner {
   std::vector<TableCounts> counts() const;
   int64_t window_size() const;
   int64_t num_resident() const;
+  // Every row of the pool is in its slot for good: no plan stages or evicts.
+  bool all_resident() const;
   int64_t overhead_bytes() const;
 
   // Renumbers positions from the start; done by itself before they run out.
