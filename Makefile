@@ -46,6 +46,7 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/training.py all --json benchmarks/results/training.json
+	$(BIN)/python benchmarks/kernels.py --json benchmarks/results/kernels.json
 
 clean:
 	rm -rf $(VENV) build demo_out
