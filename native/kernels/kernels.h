@@ -105,7 +105,7 @@ struct Conditioning {
 
 struct Step {
   OptimizerKind kind;
-  float v[12];  // as listed by the optimizer's `hyper` in optim.py
+  float v[12];  // as listed by the optimizer's `hyper` in optim/
   Conditioning conditioning;
   const Rounding* rounding;  // nullptr: to nearest
 };
