@@ -10,21 +10,8 @@ from torch import nn
 from torch.optim import lr_scheduler as schedules
 
 import tiered_embed as te
+from small import DIM, EVERY, ROWS, make, random_ids
 from tiered_embed.optim import LARSSGD, SGD, Adam
-
-ROWS, DIM = 30, 4
-EVERY = range(ROWS)
-TIERS = te.Tiers(ddr="1MiB")
-
-
-def make(**options: Any) -> te.TieredEmbeddingBag:
-    options = {"tiers": TIERS, "optimizer": Adam(lr=0.1), "num_threads": 1, **options}
-    return te.TieredEmbeddingBag(ROWS, DIM, **options)
-
-
-def random_ids(seed: int, *shape: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, ROWS, shape or (6, 3), generator=generator)
 
 
 def make_model(emb: nn.Module) -> nn.Module:

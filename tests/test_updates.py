@@ -10,22 +10,8 @@ import torch
 from torch import nn
 
 import tiered_embed as te
+from small import DIM, EVERY, ROWS, TIERS, make, random_ids
 from tiered_embed.optim import LARSSGD, SGD, Adam, RowWiseAdagrad
-
-ROWS, DIM = 30, 4
-EVERY = range(ROWS)
-TIERS = te.Tiers(ddr="1MiB")
-
-
-def make(**options: Any) -> te.TieredEmbeddingBag:
-    options = {"tiers": TIERS, "optimizer": Adam(lr=0.1), "num_threads": 1, **options}
-    return te.TieredEmbeddingBag(ROWS, DIM, **options)
-
-
-def random_ids(seed: int, *shape: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, ROWS, shape or (6, 3), generator=generator)
-
 
 # --- te.accumulate --------------------------------------------------------------------------------
 

@@ -43,8 +43,7 @@ class Candidate:
     """A module that might be replaced.
 
     paths: its places in the model. tables: the embedding or bag behind each table's name.
-    weight_paths: per path, the parameter
-    of each table. reason: why it stays; empty when it can go.
+    weight_paths: per path, the parameter of each table. reason: why it stays; empty when it can go.
     """
 
     module: nn.Module
