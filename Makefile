@@ -7,15 +7,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NATIVE := $(shell find native -type f) CMakeLists.txt pyproject.toml
 
-.PHONY: help setup demo test test-long check format bench clean
+.PHONY: help setup demo test test-long soak check sanitize format bench clean
 
 help:
 	@echo "make demo       train a DLRM through DDR and RocksDB, with a live picture"
 	@echo "make test       the whole test suite (under 5 minutes on two cores)"
 	@echo "make test-long  the full equality matrix and other long runs"
+	@echo "make soak       a minute of training, watched for growth and drift"
 	@echo "make check      formatting, lint, types"
+	@echo "make sanitize   native/tests under ThreadSanitizer, then AddressSanitizer and UBSan"
 	@echo "make format     rewrite files as 'make check' wants them"
-	@echo "make bench      benchmarks/training.py, full size (disk: 25 GB, about 15 minutes)"
+	@echo "make bench      the benchmarks at full size (disk: 25 GB, more than an hour)"
 
 setup: $(READY)
 
@@ -33,11 +35,18 @@ test: $(READY)
 test-long: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m long
 
+soak: $(READY)
+	$(BIN)/python benchmarks/soak.py --minutes 1
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	find native -name '*.h' -o -name '*.cc' -o -name '*.inc' | xargs $(BIN)/clang-format --dry-run --Werror
+
+# Without $(READY): it needs a compiler and CMake, no Python.
+sanitize:
+	PATH="$(CURDIR)/$(BIN):$$PATH" tools/sanitize.sh
 
 format: $(READY)
 	$(BIN)/ruff format .
@@ -47,6 +56,9 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/training.py all --json benchmarks/results/training.json
 	$(BIN)/python benchmarks/kernels.py --json benchmarks/results/kernels.json
+	$(BIN)/python benchmarks/prefetch.py all --json benchmarks/results/prefetch.json
+	$(BIN)/python benchmarks/store.py --json benchmarks/results/store.json
+	$(BIN)/python benchmarks/soak.py --json benchmarks/results/soak.json
 
 clean:
 	rm -rf $(VENV) build demo_out

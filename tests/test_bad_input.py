@@ -414,7 +414,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], str]] = {
         "max_norm is -1.0; it must be a number of at least",
     ),
     "a norm of type NaN": ({"norm_type": float("nan")}, "norm_type is nan; it must be a number"),
-    "an unknown policy": ({"policy": "fifo"}, "policy is 'fifo'; choose one of lru, lookahead"),
+    "an unknown policy": ({"policy": "fifo"}, "policy is 'fifo'; choose one of lru, lfu, s3fifo"),
     "a negative seed": ({"seed": -1}, "seed is -1"),
     "a seed beyond 64 bits": ({"seed": 2**64}, "seed is 18446744073709551616"),
     "deeper than the window": ({"lookahead": 1, "depth": 2}, "depth is 2 but lookahead is 1"),

@@ -601,10 +601,19 @@ def test_stats_add_up(tmp_path):
         assert 0 < ddr.slot_bytes <= 900
         assert ddr.resident == ddr.staged - ddr.evicted
         plain = stats.as_dict()
-        assert list(plain) == ["steps", "tiers", "tables", "skipped"]
+        assert list(plain) == ["steps", "tiers", "tables", "skipped", "stages", "depth"]
         assert plain["tables"]["item"]["misses"] == stats.tables["item"].misses
-        # What SSD was asked for is what DDR missed.
+        # What SSD was asked for is what DDR missed, and it gets what DDR writes back.
         assert stats.tiers["SSD"].lookups == ddr.misses
+        assert stats.tiers["SSD"].staged == ddr.written_back
+        module.flush()
+        after = module.stats()
+        assert after.tiers["SSD"].staged == after.tiers["DDR"].written_back > ddr.written_back
+        assert after.tiers["SSD"].bytes_in == after.tiers["DDR"].bytes_out
+        for name in ("step", "wait", "lookup", "update"):
+            assert after.stages[name].count == 10 - (name == "step")
+            assert 0 < after.stages[name].p50_s <= after.stages[name].p99_s
+        assert after.stages["plan"].count == 2 * 10
 
 
 def test_whole_tables_miss_once_per_row():

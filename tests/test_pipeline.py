@@ -8,7 +8,6 @@ import sys
 import textwrap
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ import torch
 
 import tiered_embed as te
 from reference import Bags, DenseTrainer, Table
+from stepped import Steps
+from tiered_embed.execution import Executors
 from tiered_embed.pipeline import Pipeline
 from tiered_embed.residency import Planner, PoolSlots
 from tiered_embed.store import open_store
@@ -26,52 +27,6 @@ from tiered_embed.tiers import DdrTier, PoolLayout, SsdTier
 DIM = 4
 SGD = te.optim.SGD(lr=0.5)
 TABLE = Table("table", DIM)
-
-
-class Stepped(Future):
-    """A wait for it runs the jobs up to it, as a thread would have."""
-
-    def __init__(self, steps: "Steps") -> None:
-        super().__init__()
-        self._steps = steps
-
-    def result(self, timeout: float | None = None) -> Any:
-        self._steps.run_until(self)
-        return super().result(0)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        self._steps.run_until(self)
-        return super().exception(0)
-
-
-class Steps(Executor):
-    """Runs jobs one after another, when told or waited for."""
-
-    def __init__(self) -> None:
-        self.jobs: deque[tuple[Stepped, Callable[[], Any]]] = deque()
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Stepped:
-        future = Stepped(self)
-        self.jobs.append((future, lambda: fn(*args, **kwargs)))
-        return future
-
-    def step(self) -> None:
-        future, job = self.jobs.popleft()
-        try:
-            future.set_result(job())
-        except BaseException as error:
-            future.set_exception(error)
-
-    def run(self) -> None:
-        while self.jobs:
-            self.step()
-
-    def run_until(self, future: Future) -> None:
-        while not future.done():
-            self.step()
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self.run()
 
 
 class RecordedDdr(DdrTier):
@@ -99,19 +54,25 @@ class RecordedSsd(SsdTier):
         super().__init__(layout, store)
         self.log = log
 
-    def read(self, tables, rows):
+    def read(self, tables, rows, *, counted=True):
         self.log.append(f"read {sorted(rows.tolist())}")
-        return super().read(tables, rows)
+        return super().read(tables, rows, counted=counted)
 
-    def write(self, tables, rows, records):
-        self.log.append(f"write {sorted(rows.tolist())}")
-        super().write(tables, rows, records)
+    def hand_down(self, tables, rows, records):
+        self.log.append(f"down {sorted(rows.tolist())}")
+        super().hand_down(tables, rows, records)
+
+    def write_back(self):
+        self.log.append("write")
+        super().write_back()
 
 
 class Rig:
     """A pipeline over ``slots`` slots and a store in memory, its jobs in our hands."""
 
-    def __init__(self, folder: Path, slots: int, *, lookahead: int, depth: int) -> None:
+    def __init__(
+        self, folder: Path, slots: int, *, lookahead: int, depth: int, write_buffer_rows: int = 99
+    ) -> None:
         self.log: list[str] = []
         layout = PoolLayout((("table", None),), DIM, SGD, te.init.Uniform(), 0)
         self.store = open_store("memory", folder / "store", layout.record_bytes, layout.describe())
@@ -119,15 +80,16 @@ class Rig:
             layout.tables, PoolSlots((-1,), 0, slots, 50), policy="lru", backed=True, tier="DDR"
         )
         self.ddr = RecordedDdr(layout, slots + 50, self.log)
-        self.staging, self.writing = Steps(), Steps()
+        self.staging, self.reading, self.writing = Steps(), Steps(), Steps()
+        self.ssd = RecordedSsd(layout, self.store, self.log)
         self.pipeline = Pipeline(
             self.planner,
             self.ddr,
-            RecordedSsd(layout, self.store, self.log),
+            self.ssd,
             lookahead=lookahead,
             depth=depth,
-            staging=self.staging,
-            writing=self.writing,
+            executors=Executors(self.staging, self.reading, self.writing),
+            write_buffer_bytes=write_buffer_rows * layout.record_bytes,
         )
 
     def push(self, *rows: int) -> None:
@@ -140,6 +102,12 @@ class Rig:
         DdrTier.scatter(self.ddr, lease.plan.slots, records.view(np.uint8))
         lease.release(updated=True)
 
+    def stage(self) -> list[str]:
+        """Runs what was posted, without the writes; the log."""
+        self.staging.run()
+        self.reading.run()
+        return self.take_log()
+
     def take_log(self) -> list[str]:
         log, self.log[:] = list(self.log), []
         return log
@@ -149,8 +117,8 @@ class Rig:
 def rig(tmp_path):
     made = []
 
-    def make(slots: int, *, lookahead: int, depth: int) -> Rig:
-        made.append(Rig(tmp_path / str(len(made)), slots, lookahead=lookahead, depth=depth))
+    def make(slots: int, **options: int) -> Rig:
+        made.append(Rig(tmp_path / str(len(made)), slots, **options))
         return made[-1]
 
     yield make
@@ -167,37 +135,102 @@ def test_a_plan_evicts_then_reads_then_fills(rig):
     for batch in ([1, 2], [3, 4], [1, 2], [3, 5]):
         r.push(*batch)
     r.train(1.0)
-    r.staging.run()
     # Victims are copied out before anything overwrites their slots; their write may come later.
-    assert r.take_log() == [
+    assert r.stage() == [
         *("read [1, 2]", "initialise [1, 2]"),
-        *("evict [0, 1]", "read [3, 4]", "initialise [3, 4]"),
+        *("evict [0, 1]", "down [1, 2]", "read [3, 4]", "initialise [3, 4]"),
     ]
     assert len(r.writing.jobs) == 1
     r.train(2.0)
-    r.staging.run()
-    # Rows that may still be on their way down are not read before they have arrived.
-    assert r.take_log() == ["write [1, 2]", "evict [0, 1]", "read [1, 2]", "fill [0, 1]"]
-    assert len(r.writing.jobs) == 1
+    # Rows that are still on their way down are found there.
+    assert r.stage() == ["evict [0, 1]", "down [3, 4]", "read [1, 2]", "fill [0, 1]"]
+    assert len(r.writing.jobs) == 2
     r.train(3.0)
-    r.staging.run()
     # Found rows are filled in, the others start at their initial values.
-    log = r.take_log()
-    assert log[:3] == ["write [3, 4]", "evict [0, 1]", "read [3, 5]"]
+    log = r.stage()
+    assert log[:3] == ["evict [0, 1]", "down [1, 2]", "read [3, 5]"]
     assert log[3] in ("fill [0]", "fill [1]")
     assert log[4:] == ["initialise [5]"]
+    assert list(r.store.scan()) == []
 
 
-def test_records_that_were_on_their_way_down_come_back_as_they_left(rig):
+@pytest.mark.parametrize("arrived", [False, True])
+def test_records_that_were_on_their_way_down_come_back_as_they_left(rig, arrived):
     r = rig(2, lookahead=0, depth=0)
     for batch in ([1, 2], [3, 4], [1, 2]):
         r.push(*batch)
     r.train(1.5)
     r.train(2.5)
+    if arrived:
+        r.writing.run()
+        assert r.ssd.in_flight_bytes == 0
     lease = r.pipeline.take()
     got = DdrTier.gather(r.ddr, lease.plan.slots).view(np.float32)
     assert (got == 1.5).all()
     lease.release(updated=False)
+
+
+def test_reads_of_several_plans_are_in_flight_at_once_and_may_end_in_any_order(rig):
+    r = rig(6, lookahead=3, depth=2)
+    for n in range(6):
+        r.push(2 * n, 2 * n + 1)
+    r.staging.run()
+    assert len(r.reading.jobs) == 3  # of batches 0, 1 and 2
+    r.reading.jobs.reverse()
+    r.reading.step()
+    assert r.take_log() == ["read [4, 5]", "initialise [4, 5]"]
+    assert r.pipeline.peek().keys.tolist() == [0, 1]  # waits for its own rows
+    assert r.reading.jobs == deque()
+    r.train(1.0)
+    r.train(2.0)
+    r.pipeline.flush()
+    stored = {
+        int(key[-1]): r for keys, rows in r.store.scan() for key, r in zip(keys, rows, strict=True)
+    }
+    assert sorted(stored) == [0, 1, 2, 3]
+
+
+def test_a_batch_that_jumps_the_queue_waits_for_rows_it_shares_with_the_stream(rig):
+    r = rig(9, lookahead=2, depth=1)
+    for n in range(4):
+        r.push(n, n + 1)
+    r.staging.run()
+    assert len(r.reading.jobs) == 2
+    lease = r.pipeline.stage([(0, np.array([1, 2, 7]))])
+    assert not r.reading.jobs
+    assert "initialise [7]" in r.take_log()
+    lease.release(updated=True)
+
+
+def test_the_write_buffer_is_bounded(rig):
+    """A plan whose victims overfill it waits for the oldest write, and for no other."""
+    r = rig(2, lookahead=0, depth=0, write_buffer_rows=5)
+    for n in range(9):
+        r.push(2 * n, 2 * n + 1)
+    in_flight, writes = [], []
+    for _ in range(9):
+        r.train(1.0)
+        writes.append(r.stage().count("write"))
+        in_flight.append(r.ssd.in_flight_bytes // (4 * DIM))
+    # Room for two plans' victims; the third waits for a write, which takes all of them down.
+    assert in_flight[:7] == [2, 4, 0, 2, 4, 0, 2]
+    assert sum(writes) == 2
+
+
+def test_a_row_that_goes_down_twice_is_written_once_and_newest(rig):
+    r = rig(2, lookahead=0, depth=0)
+    for batch in ([1, 2], [3, 4], [1, 2], [3, 4]):
+        r.push(*batch)
+    for value in (1.0, 2.0, 3.0, 4.0):
+        r.train(value)
+    r.writing.run()
+    assert r.store.stats()["put_rows"] == 4
+    values = {
+        int(key[-1]): float(row.view(np.float32)[0])
+        for keys, rows in r.store.scan()
+        for key, row in zip(keys, rows, strict=True)
+    }
+    assert values == {1: 3.0, 2: 3.0, 3: 2.0, 4: 2.0}
 
 
 def test_clean_rows_are_dropped_without_a_write(rig):
@@ -214,8 +247,7 @@ def test_plans_wait_for_their_window_and_for_the_batch_behind_the_depth(rig):
     r = rig(50, lookahead=1, depth=1)
 
     def planned() -> list[str]:
-        r.staging.run()
-        return [entry for entry in r.take_log() if entry.startswith("read")]
+        return [entry for entry in r.stage() if entry.startswith("read")]
 
     r.push(10)
     assert planned() == []  # its window is not known
@@ -280,13 +312,13 @@ def make_bag(folder: Path | None, *, rows: int = 6, **options: Any) -> te.Tiered
     return te.TieredEmbeddingBag(None, DIM, tiers=tiers, optimizer=SGD, **options)
 
 
-def step_jobs(module: te.TieredEmbeddingBag) -> tuple[Steps, Steps]:
+def step_jobs(module: te.TieredEmbeddingBag) -> Executors:
     """Takes the module's jobs into our hands."""
     pipeline = module._runtime.pools[0].pipeline
-    pipeline._staging.shutdown()
-    pipeline._writing.shutdown()
-    pipeline._staging, pipeline._writing = Steps(), Steps()
-    return pipeline._staging, pipeline._writing
+    pipeline._executors.shutdown()
+    mine = Executors(Steps(), Steps(), Steps())
+    pipeline._executors = pipeline._execution._executors = mine
+    return mine
 
 
 def ids_of(n: int) -> torch.Tensor:
@@ -340,7 +372,7 @@ def fail_with(error: BaseException) -> Callable[..., None]:
 @pytest.mark.parametrize("prefetch", [False, True])
 def test_a_failing_store_surfaces_in_the_next_forward(call, prefetch, tmp_path):
     module = make_bag(tmp_path)
-    step_jobs(module)
+    jobs = step_jobs(module)
     store = module._runtime.pools[0].store
     batches = [ids_of(n) for n in range(9)]
     trained = []
@@ -354,6 +386,7 @@ def test_a_failing_store_surfaces_in_the_next_forward(call, prefetch, tmp_path):
                 setattr(store, call, fail_with(te.StoreError("the disk is on fire")))
             train_one(module, batches[n])
             trained.append(n)
+            jobs.writing.run()
 
     with pytest.raises(te.StoreError, match="the disk is on fire") as raised:
         loop()
@@ -618,7 +651,8 @@ def test_a_graph_that_is_collected_while_a_job_is_posted_does_not_block(tmp_path
                 gc.collect()
                 self.queue.put(item)
 
-        pipeline._staging._work_queue = Collecting(pipeline._staging._work_queue)
+        staging = pipeline._executors.staging
+        staging._work_queue = Collecting(staging._work_queue)
         pipeline._post(lambda: None)
         go_on.set()
         train_one(1)
@@ -634,7 +668,12 @@ def test_a_batch_is_planned_at_once_where_every_row_is_resident():
     planner = Planner(layout.tables, PoolSlots((0,), 4, 0, 0), policy="lru", backed=False, tier="-")
     staging = Steps()
     pipeline = Pipeline(
-        planner, DdrTier(layout, 4, 1), None, lookahead=0, depth=0, staging=staging, writing=Steps()
+        planner,
+        DdrTier(layout, 4, 1),
+        None,
+        lookahead=0,
+        depth=0,
+        executors=Executors(staging, Steps(), Steps()),
     )
     posted = []
     submit = staging.submit

@@ -1,14 +1,17 @@
-"""Executes step plans in order, for one pool: evict, read, fill, ready.
+"""Makes step plans in order, for one pool, and has them executed ahead of the trainer.
 
-The only module with threads. Two executors serve a pool: *staging* runs jobs one after another
-(enter a batch into the window, make and execute a plan, apply a release), *writing* hands dirty
-records to the store meanwhile. Jobs never wait for the trainer: the trainer's calls post them when
-they may run, so that a stop needs no wake-up. Decisions depend on the order of those calls alone.
+The owner of threads. Staging jobs run one after another: enter a batch into the window, make a plan
+and start it (see ``execution.py``), apply a release. Jobs never wait for the trainer: the trainer's
+calls post them when they may run, so that a stop needs no wake-up. Decisions depend on the order of
+those calls alone.
 
 A prefetched plan *t* is posted when ``lookahead`` batches behind it are known and batch
 *t − depth − 1* was released; the planner's window then holds exactly those batches. When the
 trainer asks for it earlier (two forwards before one backward), it is posted all the same: the
 planner keeps the slots of unreleased batches pinned.
+
+With a :class:`~tiered_embed.depth.DepthTuner` the depth may change at every batch that is taken. A
+plan keeps the depth under which it was posted.
 
 Threading: every public method belongs to one thread at a time, the trainer's, except
 :meth:`Lease.drop`, which a garbage collector may call anywhere: it only leaves a note that the
@@ -22,17 +25,22 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future
+from typing import NamedTuple, TypeVar
 
+import numpy as np
+
+from .depth import DepthTuner
 from .errors import CapacityError, ClosedError, TieredEmbedError
+from .execution import Execution, Executors
 from .residency import Planner, Segment, StepPlan
+from .stages import Stages
 from .tiers import DdrTier, SsdTier
 
 __all__ = ["Lease", "Pipeline"]
 
 T = TypeVar("T")
-FLUSH_BYTES = 8 << 20  # copied out at a time
+WRITE_BUFFER_BYTES = 32 << 20
 _log = logging.getLogger("tiered_embed")
 
 
@@ -57,12 +65,20 @@ class Lease:
             self._pipeline._dropped.append((self, updated))
 
 
+class _Started(NamedTuple):
+    """A plan in execution; ``ready`` tells that its rows are in their slots, None that they are."""
+
+    plan: StepPlan
+    ready: Future[None] | None
+
+
 class _Streamed:
     """A batch of the stream: known, in the planner's window, or posted for planning."""
 
     def __init__(self, segments: list[Segment]) -> None:
         self.segments: list[Segment] | None = segments  # None once in the planner's window
-        self.planned: Future[StepPlan] | None = None
+        self.planned: Future[_Started] | None = None
+        self.waited_s = 0.0  # by the trainer
 
 
 class Pipeline:
@@ -73,9 +89,10 @@ class Pipeline:
         ddr: the topmost tier.
         ssd: the tier below, or None.
         lookahead: future batches that a streamed plan has seen, unless the stream ended.
-        depth: batches staged ahead of the one training.
-        staging, writing: executors that run one job at a time, in order; threads of their own by
-            default. Tests step them by hand.
+        depth: batches staged ahead of the one training, or who finds that number.
+        executors: who runs the jobs; threads by default.
+        stages: where times are noted.
+        write_buffer_bytes: dirty records on their way down, beside those of one plan.
     """
 
     def __init__(
@@ -85,18 +102,22 @@ class Pipeline:
         ssd: SsdTier | None,
         *,
         lookahead: int,
-        depth: int,
-        staging: Executor | None = None,
-        writing: Executor | None = None,
+        depth: int | DepthTuner,
+        executors: Executors | None = None,
+        stages: Stages | None = None,
+        write_buffer_bytes: int = WRITE_BUFFER_BYTES,
     ) -> None:
         self.planner = planner
         self.ddr = ddr
         self.ssd = ssd
         self.lookahead = lookahead
-        self.depth = depth
-        self.stall_s = 0.0
-        self._staging = staging or ThreadPoolExecutor(1, "tiered_embed-staging")
-        self._writing = writing or ThreadPoolExecutor(1, "tiered_embed-writing")
+        self.stall_s = np.zeros(planner.num_tables)  # per table whose rows were waited for
+        self._tuner = depth if isinstance(depth, DepthTuner) else None
+        self.depth = depth.depth if isinstance(depth, DepthTuner) else depth
+        self._taken_at: float | None = None  # when the stream's last batch was taken
+        self._executors = executors or Executors()
+        self._stages = stages or Stages()
+        self._execution = Execution(ddr, ssd, self._executors, self._stages, write_buffer_bytes)
         self._pid = os.getpid()
         self._closed = False
         self._warned_overflow = False
@@ -112,9 +133,7 @@ class Pipeline:
         self._dropped: deque[tuple[Lease, bool]] = deque()  # any thread appends
 
         # Written by the staging job that runs, read when none does.
-        self._write: Future[None] | None = None
         self._refused: CapacityError | None = None  # the stream's first plan without room
-        self._failure: BaseException | None = None  # fatal; read by all
 
     # --- the trainer's calls --------------------------------------------------------------------
 
@@ -131,16 +150,22 @@ class Pipeline:
         self._advance()
 
     def cancel(self) -> None:
-        """Drops the stream: the window, and batches staged but never trained."""
-        ahead, self._ahead = self._ahead, deque()
+        """Drops the stream: the window, and batches staged but never trained.
+
+        Idempotent, and to be repeated when it was interrupted.
+        """
         self._settle_dropped()
         if self._last is not None:
             self._last.exception()  # wait; who cares gets it from the plan's own future
-        for entry in ahead:
+        self._execution.wait_for_reads()
+        while self._ahead:
+            entry = self._ahead[-1]
             if entry.planned is not None and entry.planned.exception() is None:
-                self.planner.release(entry.planned.result().number, updated=False)
+                self.planner.release(entry.planned.result().plan.number, updated=False)
+            self._ahead.pop()
         self.planner.cancel()
         self._ended = False
+        self._taken_at = None
         self._held.clear()
         self._num_posted = self._num_taken = 0
         self._refused = None
@@ -157,16 +182,24 @@ class Pipeline:
         if entry.planned is None:
             self._post_plan(0)
         assert entry.planned is not None
-        plan = self._wait(entry.planned)
+        start = time.perf_counter()
+        plan, ready = self._wait(entry.planned)
+        if ready is not None:
+            self._wait(ready)
+        waited_s = time.perf_counter() - start
+        self._blame(plan, waited_s)
+        entry.waited_s += waited_s
         self._notice_overflow(plan)
         return plan
 
     def take(self) -> Lease:
         """The stream's oldest batch, as :meth:`peek`, to train on."""
         lease = Lease(self, self.peek())
-        self._ahead.popleft()
+        entry = self._ahead.popleft()
         self._held.append((self._num_taken, lease))
         self._num_taken += 1
+        if self._tuner is not None:
+            self._tune(self._tuner, entry.waited_s, self.planner.num_cached(lease.plan))
         return lease
 
     def stage(self, segments: Sequence[Segment]) -> Lease:
@@ -179,13 +212,21 @@ class Pipeline:
         self._settle_dropped()
         if self.planner.all_resident and self._nothing_queued():
             # Cheaper than waking a thread. A plan that an interrupt loses here pins nothing.
-            return Lease(self, self.planner.plan_now(segments))
+            self._execution.wait_for_reads()
+            self.check()
+            with self._stages.time("plan"):
+                return Lease(self, self.planner.plan_now(segments))
 
         def job() -> StepPlan:
-            plan = self.planner.plan_now(segments)
-            self._execute(plan)
+            with self._stages.time("plan"):
+                plan = self.planner.plan_now(segments)
+            self._execution.run(plan)
+            # It jumped the queue: rows that it shares with the stream may still be on their way.
+            self._execution.wait_for_reads()
+            self._raise_failure()
             return plan
 
+        start = time.perf_counter()
         future = self._post(job)
         try:
             plan = self._wait(future)
@@ -193,6 +234,7 @@ class Pipeline:
             # The job goes on by itself; nobody will use what it stages.
             future.add_done_callback(self._drop_unwanted)
             raise
+        self._blame(plan, time.perf_counter() - start)
         self._notice_overflow(plan)
         return Lease(self, plan)
 
@@ -226,9 +268,13 @@ class Pipeline:
             self._idle()
             # A failed read leaves what was trained before it in its slots.
             self._write_dirty()
+            lost = self._execution.lost
+            if lost is not None:
+                raise TieredEmbedError(
+                    f"rows on their way out of DDR were lost: {lost!r}"
+                ) from lost
         finally:
-            self._staging.shutdown(wait=True)
-            self._writing.shutdown(wait=True)
+            self._executors.shutdown()
         return True
 
     def check(self) -> None:
@@ -237,9 +283,10 @@ class Pipeline:
             raise ClosedError("the module was closed; make a new one to go on")
         if self._pid != os.getpid():
             raise ClosedError(
-                f"the module belongs to process {self._pid}; make a new one after a fork"
+                f"the module belongs to process {self._pid} and a fork has none of its threads; "
+                "start workers by spawn, and make a module there"
             )
-        failure = self._failure
+        failure = self._execution.failure
         if failure is None:
             return
         if isinstance(failure, TieredEmbedError):
@@ -251,7 +298,7 @@ class Pipeline:
     def _post(self, job: Callable[[], T]) -> Future[T]:
         """Queues a job behind all others."""
         try:
-            future = self._staging.submit(job)
+            future = self._executors.staging.submit(job)
         except RuntimeError:
             # The interpreter is shutting down and takes no more jobs.
             future = self._run_here(job)
@@ -295,66 +342,31 @@ class Pipeline:
                 self._post(lambda segments=entry.segments: self.planner.push(segments))  # type: ignore[misc]
                 entry.segments = None
 
-        def job() -> StepPlan:
-            if self._failure is not None:
-                raise TieredEmbedError("an earlier job failed") from self._failure
+        depth = self.depth
+
+        def job() -> _Started:
+            self._raise_failure()
             if self._refused is not None:
                 raise self._refused
             try:
-                plan = self.planner.plan(self.depth)
+                with self._stages.time("plan"):
+                    plan = self.planner.plan(depth)
             except CapacityError as error:
                 self._refused = error
                 raise
-            self._execute(plan)
-            return plan
+            return _Started(plan, self._execution.run(plan))
 
         self._num_posted += 1
         self._ahead[i].planned = self._post(job)
 
-    def _execute(self, plan: StepPlan) -> None:
-        """Moves the bytes that a plan names."""
-        try:
-            self._move(plan)
-        except BaseException as error:
-            # The planner believes what did not happen: no plan may follow.
-            self._failure = error
-            raise
-
-    def _move(self, plan: StepPlan) -> None:
-        dirty = plan.victim_dirty.astype(bool)
-        if self._write is not None:
-            # Rows of this plan may still be on their way down.
-            self._write.result()
-            self._write = None
-        if self.ssd is not None and dirty.any():
-            ssd = self.ssd
-            tables, rows = plan.victim_tables[dirty], plan.victim_keys[dirty]
-            records = self.ddr.gather(plan.victim_slots[dirty])
-            try:
-                self._write = self._writing.submit(ssd.write, tables, rows, records)
-            except RuntimeError:  # as in _post
-                ssd.write(tables, rows, records)
-        staged = plan.staged
-        if len(staged) == 0:
-            return
-        slots, tables, rows = plan.slots[staged], plan.tables[staged], plan.keys[staged]
-        if self.ssd is None:
-            self.ddr.initialise(slots, tables, rows)
-            return
-        records, found = self.ssd.read(tables, rows)
-        self.ddr.scatter(slots, records, found)
-        if not found.all():
-            self.ddr.initialise(slots, tables, rows, found)
+    def _raise_failure(self) -> None:
+        if self._execution.failure is not None:
+            raise TieredEmbedError("an earlier job failed") from self._execution.failure
 
     def _write_dirty(self) -> None:
         if self.ssd is None:
             return
-        tables, rows, slots = self.planner.dirty_rows()
-        block = max(1, FLUSH_BYTES // self.ddr.layout.record_bytes)
-        for i in range(0, len(rows), block):
-            part = slice(i, i + block)
-            self.ssd.write(tables[part], rows[part], self.ddr.gather(slots[part]))
-        self.ssd.store.flush()
+        self._execution.write_out(*self.planner.dirty_rows())
         self.planner.mark_clean()
 
     # --- leases ---------------------------------------------------------------------------------
@@ -376,28 +388,34 @@ class Pipeline:
             Lease(self, future.result()).drop()
 
     def _idle(self) -> None:
-        """Waits for every job and write."""
+        """Waits for every job, read and write."""
         if self._last is not None:
-            start = time.perf_counter()
             self._last.exception()
-            self.stall_s += time.perf_counter() - start
-        write, self._write = self._write, None
-        if write is not None:
-            try:
-                write.result()
-            except BaseException as error:
-                self._failure = error
-                raise
+        self._execution.finish()
 
     def _wait(self, future: Future[T]) -> T:
-        start = time.perf_counter()
         try:
             return future.result()
         except Exception:
             self.check()  # words it for the trainer
             raise
-        finally:
-            self.stall_s += time.perf_counter() - start
+
+    def _blame(self, plan: StepPlan, waited_s: float) -> None:
+        """Notes a wait with the tables whose rows the plan staged."""
+        if len(self.stall_s) == 1:
+            self.stall_s += waited_s
+            return
+        tables = plan.tables[plan.staged] if len(plan.staged) else plan.tables
+        rows = np.bincount(tables, minlength=len(self.stall_s))
+        if len(tables):
+            self.stall_s += waited_s * rows / len(tables)
+
+    def _tune(self, tuner: DepthTuner, waited_s: float, num_unique: int) -> None:
+        now = time.perf_counter()
+        if self._taken_at is not None:
+            self.depth = tuner.observe(now - self._taken_at, waited_s, num_unique)
+            self._advance()
+        self._taken_at = now
 
     def _notice_overflow(self, plan: StepPlan) -> None:
         if plan.overflow and not self._warned_overflow:

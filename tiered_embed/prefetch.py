@@ -31,7 +31,7 @@ class Prefetch(Generic[B]):
         self._ids = ids or _find_ids(model)
         options = [m._runtime.options for m in model.modules() if isinstance(m, TieredModule)]
         # While batch t trains, t + depth is staged with `lookahead` batches known behind it.
-        self._ahead = max((o.lookahead + o.depth for o in options), default=0)
+        self._ahead = max((o.lookahead + o.deepest for o in options), default=0)
 
     def __len__(self) -> int:
         return len(self._loader)  # type: ignore[arg-type]

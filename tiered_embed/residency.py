@@ -26,6 +26,7 @@ from .errors import CapacityError, ConfigError
 from .stats import Counts
 
 __all__ = [
+    "BASE_POLICIES",
     "POLICIES",
     "Planner",
     "PoolSlots",
@@ -36,7 +37,8 @@ __all__ = [
     "plan_text",
 ]
 
-POLICIES = ("lru", "lookahead")
+BASE_POLICIES = ("lru", "lfu", "s3fifo")
+POLICIES = (*BASE_POLICIES, "lookahead", *(f"lookahead:{base}" for base in BASE_POLICIES))
 
 # (table index in its pool, row ids (n,) int64)
 Segment = tuple[int, npt.NDArray[np.int64]]
@@ -155,6 +157,7 @@ class Planner:
         if policy not in POLICIES:
             raise ConfigError(f"policy is {policy!r}; choose one of {', '.join(POLICIES)}")
         self._tier = tier
+        self._whole = slots.whole
         self._names = [name for name, _ in tables]
         self._backed = backed
         self._native = _native.Planner(
@@ -236,6 +239,14 @@ class Planner:
                 )
             )
         return out
+
+    def num_cached(self, plan: StepPlan) -> int:
+        """Rows of the plan that share slots with others."""
+        return int(np.count_nonzero(plan.slots >= self._whole))
+
+    @property
+    def num_tables(self) -> int:
+        return len(self._names)
 
     @property
     def window_size(self) -> int:

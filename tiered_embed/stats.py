@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-__all__ = ["Counts", "Stats", "TierStats"]
+__all__ = ["Counts", "StageTimes", "Stats", "TierStats"]
 
 
 @dataclass
@@ -18,9 +19,10 @@ class Counts:
 
     lookups: ids asked for. unique: unique rows, summed over batches. misses: unique rows that were
     not resident when their batch was planned; hits = unique − misses. staged: rows brought in.
-    evicted: rows that lost their slot. written_back: dirty records handed to the tier below.
-    overflow: rows that took transient slots beyond the budget. bytes_in / bytes_out: record bytes
-    staged and written back. stall_s: seconds that a forward waited for rows.
+    evicted: rows that lost their slot. written_back: dirty records handed to the tier below, by
+    evictions and flushes. overflow: rows that took transient slots beyond the budget. bytes_in /
+    bytes_out: record bytes staged and written back. stall_s: seconds that a forward waited for
+    rows.
     """
 
     lookups: int = 0
@@ -39,6 +41,10 @@ class Counts:
         for f in fields(Counts):
             setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
 
+    def subtract(self, other: Counts) -> None:
+        for f in fields(Counts):
+            setattr(self, f.name, getattr(self, f.name) - getattr(other, f.name))
+
 
 @dataclass
 class TierStats(Counts):
@@ -55,16 +61,44 @@ class TierStats(Counts):
 
 
 @dataclass(frozen=True)
+class StageTimes:
+    """How long one stage of a step took (see ``stages.py``), in seconds.
+
+    count, total_s: since the module was made, or the times were cleared. p50_s, p95_s, p99_s: of
+    its newest passes. One pass is a step for ``step``, ``wait``, ``lookup`` and ``update``, a plan
+    of one pool for the others.
+    """
+
+    count: int
+    total_s: float
+    p50_s: float
+    p95_s: float
+    p99_s: float
+
+
+@dataclass(frozen=True)
 class Stats:
     """Totals of one module: ``steps`` updates, counts per tier and per table.
 
-    skipped: backwards that updated nothing, since a gradient was infinite or NaN.
+    skipped: backwards that updated nothing, since a gradient was infinite or NaN. stages: where
+    the time went. depth: batches staged ahead now, by the deepest pool.
     """
 
     steps: int
     tiers: Mapping[str, TierStats] = field(default_factory=dict)
     tables: Mapping[str, Counts] = field(default_factory=dict)
     skipped: int = 0
+    stages: Mapping[str, StageTimes] = field(default_factory=dict)
+    depth: int = 0
+
+    def since(self, earlier: Stats) -> Stats:
+        """Counts of tiers and tables less ``earlier``'s; the rest as it is now."""
+        tiers, tables = copy.deepcopy((self.tiers, self.tables))
+        for now, then in ((tiers, earlier.tiers), (tables, earlier.tables)):
+            for name, counts in now.items():
+                if name in then:
+                    counts.subtract(then[name])
+        return replace(self, tiers=tiers, tables=tables)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

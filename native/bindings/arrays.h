@@ -34,5 +34,6 @@ View<T> own(std::vector<T> v) {
 
 void bind_residency(nb::module_& m);
 void bind_records(nb::module_& m);
+void bind_write_buffer(nb::module_& m);
 
 }  // namespace te

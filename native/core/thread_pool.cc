@@ -10,7 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
-#include <vector>
+#include <utility>
 
 namespace te {
 namespace {
@@ -111,7 +111,8 @@ void parallel_for(int64_t num_blocks, int num_threads, const std::function<void(
   loop->run();
   std::unique_lock<std::mutex> lock(loop->mutex);
   loop->done.wait(lock, [&] { return loop->finished.load() == num_blocks; });
-  if (loop->error) std::rethrow_exception(loop->error);
+  // Moved out: a worker that lets go of the loop later must not be the one to destroy it.
+  if (loop->error) std::rethrow_exception(std::move(loop->error));
 }
 
 }  // namespace te

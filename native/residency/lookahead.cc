@@ -15,6 +15,8 @@ class Lookahead final : public EvictionPolicy {
   Lookahead(RowTable* rows, std::unique_ptr<EvictionPolicy> base)
       : rows_(rows), base_(std::move(base)) {}
 
+  void use(RowHandle row) override { base_->use(row); }
+
   void insert(RowHandle row, int64_t next_use) override {
     if (next_use == kNever) {
       base_->insert(row, kNever);
@@ -51,6 +53,8 @@ class Lookahead final : public EvictionPolicy {
     return kNoRow;
   }
 
+  void leave(RowHandle row) override { base_->leave(row); }
+
   void advance(int64_t plan) override {
     for (; first_plan_ <= plan; ++first_plan_) {
       if (buckets_.empty()) continue;
@@ -58,6 +62,8 @@ class Lookahead final : public EvictionPolicy {
       buckets_.pop_front();
     }
   }
+
+  size_t bytes() const override { return base_->bytes(); }
 
  private:
   // REQUIRES: plan >= first_plan_.
@@ -82,9 +88,9 @@ class Lookahead final : public EvictionPolicy {
 
 }  // namespace
 
-std::unique_ptr<EvictionPolicy> make_lookahead(RowTable* rows,
+std::unique_ptr<EvictionPolicy> make_lookahead(const PolicySpace& space,
                                                std::unique_ptr<EvictionPolicy> base) {
-  return std::make_unique<Lookahead>(rows, std::move(base));
+  return std::make_unique<Lookahead>(space.rows, std::move(base));
 }
 
 }  // namespace te

@@ -8,6 +8,7 @@ class Lru final : public EvictionPolicy {
  public:
   explicit Lru(RowTable* rows) : rows_(rows), list_(rows) {}
 
+  void use(RowHandle) override {}
   void insert(RowHandle row, int64_t) override { list_.push_back(row); }
   void remove(RowHandle row) override { RowList::unlink(rows_, row); }
   void reschedule(RowHandle, int64_t) override {}
@@ -17,7 +18,9 @@ class Lru final : public EvictionPolicy {
     RowList::unlink(rows_, row);
     return row;
   }
+  void leave(RowHandle) override {}
   void advance(int64_t) override {}
+  size_t bytes() const override { return 0; }
 
  private:
   RowTable* rows_;
@@ -26,6 +29,8 @@ class Lru final : public EvictionPolicy {
 
 }  // namespace
 
-std::unique_ptr<EvictionPolicy> make_lru(RowTable* rows) { return std::make_unique<Lru>(rows); }
+std::unique_ptr<EvictionPolicy> make_lru(const PolicySpace& space) {
+  return std::make_unique<Lru>(space.rows);
+}
 
 }  // namespace te

@@ -25,18 +25,13 @@ void group_by_row(const std::vector<int32_t>& inverse, StepPlan* plan) {
   plan->group_start.pop_back();
 }
 
-std::unique_ptr<EvictionPolicy> make_policy(const std::string& name, RowTable* rows) {
-  if (name == "lru") return make_lru(rows);
-  if (name == "lookahead") return make_lookahead(rows, make_lru(rows));
-  throw std::invalid_argument("unknown policy " + name);
-}
-
 }  // namespace
 
 Planner::Planner(PlannerOptions options)
     : options_(std::move(options)),
       rows_(static_cast<size_t>(options_.cached_slots)),
-      policy_(make_policy(options_.policy, &rows_)),
+      policy_(make_policy(options_.policy, {&rows_, options_.whole_slots, options_.cached_slots,
+                                            options_.overflow_slots})),
       whole_marks_(static_cast<size_t>(options_.whole_slots)),
       whole_flags_(static_cast<size_t>(options_.whole_slots)),
       fresh_slot_(options_.whole_slots),
@@ -189,7 +184,12 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
     const RowHandle r = batch.handles[u];
     prefetch_row(batch.handles, u);
     plan->keys[u] = key_of(r, batch.table(u));
-    plan->slots[u] = (r & kWhole) ? static_cast<int32_t>(r & ~kWhole) : rows_[r].slot;
+    if (r & kWhole) {
+      plan->slots[u] = static_cast<int32_t>(r & ~kWhole);
+    } else {
+      plan->slots[u] = rows_[r].slot;
+      policy_->use(r);
+    }
   }
   for (int32_t u : plan->staged) ++counts_[batch.table(static_cast<size_t>(u))].misses;
   for (size_t t = 0; t < counts_.size(); ++t) {
@@ -206,6 +206,7 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
 }
 
 void Planner::evict(RowHandle r, StepPlan* plan) {
+  policy_->leave(r);
   Row& row = rows_[r];
   plan->victim_keys.push_back(row.id());
   plan->victim_tables.push_back(static_cast<uint16_t>(row.table));
@@ -339,10 +340,19 @@ ResidentRows Planner::dirty_rows() {
 
 void Planner::mark_clean() {
   std::lock_guard<std::mutex> lock(mutex_);
-  for (size_t i = 0; i < whole_flags_.capacity(); ++i) {
-    if (whole_flags_[i] & kDirty) whole_flags_[i] = kResident;
+  for (size_t t = 0; t < options_.tables.size(); ++t) {
+    const TableShape& shape = options_.tables[t];
+    if (shape.first_slot < 0) continue;
+    for (int64_t slot = shape.first_slot; slot < shape.first_slot + shape.num_rows; ++slot) {
+      if (!(whole_flags_[slot] & kDirty)) continue;
+      whole_flags_[slot] = kResident;
+      ++counts_[t].written_back;
+    }
   }
-  rows_.for_each([](Row& row) { row.dirty = 0; });
+  rows_.for_each([&](Row& row) {
+    if (row.slot >= 0) counts_[row.table].written_back += row.dirty;
+    row.dirty = 0;
+  });
 }
 
 std::vector<TableCounts> Planner::counts() const {
@@ -369,6 +379,7 @@ bool Planner::all_resident() const {
 int64_t Planner::overhead_bytes() const {
   std::lock_guard<std::mutex> lock(mutex_);
   size_t bytes = rows_.bytes() + chain_.size() * 4 + whole_marks_.bytes() + whole_flags_.bytes();
+  bytes += policy_->bytes();
   bytes += (free_slots_.capacity() + free_overflow_.capacity()) * 4;
   for (const Batch& b : window_) {
     bytes += (b.handles.capacity() + b.inverse.capacity()) * 4 + b.tables.capacity() * 2;

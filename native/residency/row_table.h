@@ -211,6 +211,19 @@ class RowList {
     (*rows_)[head_].prev = r;
   }
 
+  // Moves the rows of `other` in front of this list's.
+  void take_front(RowList* other) {
+    if (other->empty()) return;
+    const RowHandle first = (*rows_)[other->head_].next;
+    const RowHandle last = (*rows_)[other->head_].prev;
+    (*rows_)[other->head_].prev = (*rows_)[other->head_].next = other->head_;
+    const RowHandle next = (*rows_)[head_].next;
+    (*rows_)[head_].next = first;
+    (*rows_)[first].prev = head_;
+    (*rows_)[last].next = next;
+    (*rows_)[next].prev = last;
+  }
+
   static void unlink(RowTable* rows, RowHandle r) {
     Row& row = (*rows)[r];
     (*rows)[row.prev].next = row.next;

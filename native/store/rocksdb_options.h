@@ -5,22 +5,33 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 
 namespace tiered_embed {
 
 enum class OpenMode { kCreate, kReadWrite, kReadOnly };
 
+enum class Tuning {
+  kRows,            // for random reads and rewrites of rows; measured by benchmarks/store.py
+  kRocksDbDefault,  // rocksdb::Options() as they come, to compare with
+};
+
 struct StoreOptions {
   size_t record_bytes = 0;
   OpenMode mode = OpenMode::kReadWrite;
-  size_t num_read_threads = 32;
+  Tuning tuning = Tuning::kRows;
+  // Threads beside the caller's that a Get() may use; none given: DefaultReadThreads().
+  std::optional<size_t> num_read_threads;
   // Bypass the page cache, for reads, flushes and compactions.
   bool direct_io = false;
   // Put the blocks that get() reads into the block cache.
   bool fill_cache = false;
+  // With the default tuning these two are RocksDB's.
   uint64_t write_buffer_bytes = uint64_t{64} << 20;
   uint64_t block_cache_bytes = uint64_t{32} << 20;
 };
+
+size_t DefaultReadThreads(const StoreOptions& options);
 
 rocksdb::Options MakeRocksOptions(const StoreOptions& options);
 

@@ -161,7 +161,8 @@ std::shared_ptr<RocksDbStore> RocksDbStore::Open(const std::string& path,
                                      : rocksdb::DB::Open(rocks, path, &db);
   ThrowIfError(status, "cannot open the RocksDB in '" + path + "'");
   store->db_.reset(db);
-  store->readers_ = std::make_unique<ReaderPool>(options.num_read_threads);
+  store->readers_ =
+      std::make_unique<ReaderPool>(options.num_read_threads.value_or(DefaultReadThreads(options)));
   return store;
 }
 
@@ -373,6 +374,10 @@ std::map<std::string, uint64_t> RocksDbStore::Stats() {
       {"block_cache_bytes", &rocksdb::DB::Properties::kBlockCacheUsage},
       {"pending_compaction_bytes", &rocksdb::DB::Properties::kEstimatePendingCompactionBytes},
       {"background_errors", &rocksdb::DB::Properties::kBackgroundErrors},
+      {"compaction_pending", &rocksdb::DB::Properties::kCompactionPending},
+      {"pending_flushes", &rocksdb::DB::Properties::kMemTableFlushPending},
+      {"running_flushes", &rocksdb::DB::Properties::kNumRunningFlushes},
+      {"running_compactions", &rocksdb::DB::Properties::kNumRunningCompactions},
   };
   for (const auto& [name, property] : properties) {
     uint64_t value = 0;

@@ -42,6 +42,13 @@ OpenMode ParseMode(const std::string& mode) {
                        "mode is '" + mode + "', not 'create', 'read_write' or 'read_only'");
 }
 
+Tuning ParseTuning(const std::string& tuning) {
+  if (tuning == "rows") return Tuning::kRows;
+  if (tuning == "rocksdb_default") return Tuning::kRocksDbDefault;
+  throw StoreException(ErrorKind::kConfig,
+                       "tuning is '" + tuning + "', not 'rows' or 'rocksdb_default'");
+}
+
 std::optional<std::string> KeyBound(const char* name, const std::optional<nb::bytes>& key) {
   if (!key) return std::nullopt;
   if (key->size() != kKeyBytes) {
@@ -121,11 +128,12 @@ NB_MODULE(_rocksdb, m) {
       .def_static(
           "open",
           [](const std::string& path, size_t record_bytes, const std::string& mode,
-             size_t num_read_threads, bool direct_io, bool fill_cache, uint64_t write_buffer_bytes,
-             uint64_t block_cache_bytes) {
+             const std::string& tuning, std::optional<size_t> num_read_threads, bool direct_io,
+             bool fill_cache, uint64_t write_buffer_bytes, uint64_t block_cache_bytes) {
             StoreOptions options;
             options.record_bytes = record_bytes;
             options.mode = ParseMode(mode);
+            options.tuning = ParseTuning(tuning);
             options.num_read_threads = num_read_threads;
             options.direct_io = direct_io;
             options.fill_cache = fill_cache;
@@ -135,8 +143,8 @@ NB_MODULE(_rocksdb, m) {
             return RocksDbStore::Open(path, options);
           },
           nb::arg("path"), nb::arg("record_bytes"), nb::arg("mode"), nb::kw_only(),
-          nb::arg("num_read_threads"), nb::arg("direct_io"), nb::arg("fill_cache"),
-          nb::arg("write_buffer_bytes"), nb::arg("block_cache_bytes"))
+          nb::arg("tuning"), nb::arg("num_read_threads").none(), nb::arg("direct_io"),
+          nb::arg("fill_cache"), nb::arg("write_buffer_bytes"), nb::arg("block_cache_bytes"))
       .def(
           "get",
           [](RocksDbStore& self, const InBytes& keys, const OutBytes& out, const OutFlags& found) {

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..config import TableConfig
 from ..errors import ConfigError, NotCopyableError
+from ..execution import apart_from_own_threads
 from ..optim import Optimizer
 from ..stats import Stats
 from .batch import Batch
@@ -73,10 +74,15 @@ def _close_all() -> None:
 def _close_unattended(runtime: Runtime, pid: int) -> None:
     if pid != os.getpid():
         return
-    try:
-        runtime.close()
-    except Exception:
-        logging.getLogger("tiered_embed").exception("rows trained since the last flush are lost")
+
+    def close() -> None:
+        try:
+            runtime.close()
+        except Exception:
+            log = logging.getLogger("tiered_embed")
+            log.exception("rows trained since the last flush are lost")
+
+    apart_from_own_threads(close)
 
 
 class TieredModule(nn.Module):

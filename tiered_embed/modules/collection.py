@@ -58,7 +58,7 @@ class TieredEmbeddingBagCollection(TieredModule):
         rounding: str = "nearest",
         policy: str = "lookahead",
         lookahead: int = 32,
-        depth: int = 2,
+        depth: int | str = 2,
         num_threads: int | None = None,
         bounds_check: str = "raise",
         max_norm: float | None = None,

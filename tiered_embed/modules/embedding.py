@@ -40,7 +40,7 @@ class TieredEmbedding(TieredModule):
         rounding: str = "nearest",
         policy: str = "lookahead",
         lookahead: int = 32,
-        depth: int = 2,
+        depth: int | str = 2,
         num_threads: int | None = None,
         bounds_check: str = "raise",
         padding_idx: int | None = None,

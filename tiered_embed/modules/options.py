@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..config import Tiers
+from ..depth import MOST_DEPTH
 from ..errors import ConfigError
 from ..init import Constant, Init, Uniform
 from ..optim import Optimizer
@@ -40,7 +41,7 @@ class RuntimeOptions:
     rounding: str = "nearest"
     policy: str = "lookahead"
     lookahead: int = 32
-    depth: int = 2
+    depth: int | str = 2
     num_threads: int | None = None
     bounds_check: str = "raise"
     max_norm: float | None = None
@@ -67,11 +68,13 @@ class RuntimeOptions:
             raise ConfigError(f"seed is {self.seed!r}; it must be an integer")
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed is {self.seed}; it must be in [0, 2**64)")
-        for name, low in (("lookahead", 0), ("depth", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ConfigError(f"{name} is {value!r}; it must be an integer of at least {low}")
-        if self.depth > self.lookahead:
+        if not _is_count(self.lookahead):
+            raise ConfigError(f"lookahead is {self.lookahead!r}; it must be an integer, 0 or more")
+        if self.depth != "auto" and not _is_count(self.depth):
+            raise ConfigError(
+                f"depth is {self.depth!r}; it must be an integer, 0 or more, or 'auto'"
+            )
+        if self.deepest > self.lookahead:
             raise ConfigError(
                 f"depth is {self.depth} but lookahead is {self.lookahead}: only batches in the "
                 "window can be staged; raise lookahead or lower depth"
@@ -117,6 +120,11 @@ class RuntimeOptions:
             raise ConfigError("int8 rows are read-only: max_norm would change them")
 
     @property
+    def deepest(self) -> int:
+        """Batches that may be staged ahead."""
+        return self.depth if isinstance(self.depth, int) else min(self.lookahead, MOST_DEPTH)
+
+    @property
     def row_type(self) -> str:
         """The rows' dtype as ``weights.py`` names it."""
         return DTYPES[self.dtype]
@@ -131,6 +139,10 @@ class RuntimeOptions:
     @property
     def threads(self) -> int:
         return self.num_threads or len(os.sched_getaffinity(0))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _is_number(value: object) -> bool:

@@ -12,10 +12,12 @@ import numpy.typing as npt
 
 from .. import _native
 from ..config import Tiers
+from ..depth import MOST_DEPTH, DepthTuner
 from ..errors import ConfigError
 from ..kernels import POOLINGS, Bags, CpuKernel
 from ..pipeline import Pipeline
 from ..residency import Planner, PoolSlots, Segment
+from ..stages import Stages
 from ..stats import Counts, TierStats
 from ..store import RowStore, open_store, read_meta, write_meta
 from ..store.directory import StoreDirectory
@@ -44,9 +46,11 @@ class Pool:
         rounding: str,
         policy: str,
         lookahead: int,
-        depth: int,
+        depth: int | str,
         num_threads: int,
+        stages: Stages,
     ) -> None:
+        """``depth``: a number, or "auto"."""
         self.layout = layout
         self._slots = slots
         self.planner = Planner(
@@ -72,7 +76,14 @@ class Pool:
                 self.store.close()
                 raise
         ssd = None if self.store is None else SsdTier(layout, self.store)
-        self.pipeline = Pipeline(self.planner, self.ddr, ssd, lookahead=lookahead, depth=depth)
+        self.pipeline = Pipeline(
+            self.planner,
+            self.ddr,
+            ssd,
+            lookahead=lookahead,
+            depth=depth if isinstance(depth, int) else _tuner(lookahead, slots),
+            stages=stages,
+        )
 
     @property
     def num_slots(self) -> int:
@@ -159,11 +170,10 @@ class Pool:
             yield np.ascontiguousarray(keys[:, 4:]).view(">i8").ravel().astype(np.int64), records
 
     def table_counts(self) -> list[Counts]:
-        """Per table; the pool's stall is shared out by rows staged."""
+        """Per table; each wait is shared out by the rows that its batch staged."""
         counts = self.planner.counts(self.layout.record_bytes)
-        staged = sum(c.staged for c in counts)
-        for c in counts:
-            c.stall_s = self.pipeline.stall_s * (c.staged / staged if staged else 1 / len(counts))
+        for c, stall_s in zip(counts, self.pipeline.stall_s.tolist(), strict=True):
+            c.stall_s = stall_s
         return counts
 
     def ddr_stats(self) -> TierStats:
@@ -185,6 +195,10 @@ class Pool:
         finally:
             if self.store is not None:
                 self.store.close()
+
+
+def _tuner(lookahead: int, slots: PoolSlots) -> DepthTuner:
+    return DepthTuner(min(lookahead, MOST_DEPTH), slots.cached or None)
 
 
 def _open(layout: PoolLayout, tiers: Tiers, root: Path) -> RowStore:

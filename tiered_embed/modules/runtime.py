@@ -9,6 +9,7 @@ Threading: a module belongs to one thread at a time.
 from __future__ import annotations
 
 import hashlib
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from ..errors import ConfigError, NonFiniteError
 from ..kernels import POOLINGS, Bags
 from ..pipeline import Lease
 from ..residency import allocate
+from ..stages import Stages
 from ..stats import Stats, TierStats
 from ..store import encode_keys
 from ..tiers import PoolLayout
@@ -90,6 +92,8 @@ class Runtime:
         self._streaming = False
         self._expected = False  # the loop has been given the stream's oldest batch
         self._closed = False
+        self.stages = Stages()
+        self._updated_at: float | None = None  # the last backward's end
         # Forwards whose weights' gradient, which is taken at the rows they read, is to come.
         self._waiting: weakref.WeakSet[Step] = weakref.WeakSet()
 
@@ -164,6 +168,7 @@ class Runtime:
                         lookahead=options.lookahead,
                         depth=options.depth,
                         num_threads=options.threads,
+                        stages=self.stages,
                     )
                 )
         except BaseException:
@@ -249,7 +254,7 @@ class Runtime:
 
     def lookup(self, step: Step) -> torch.Tensor:
         out = torch.empty(step.batch.rows, self.num_columns)
-        with self._renormalised(step):
+        with self.stages.time("lookup"), self._renormalised(step):
             for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True):
                 pool.kernel.lookup(lease.plan, part.bags, out.numpy())
         return out
@@ -306,12 +311,17 @@ class Runtime:
         ]
         updated = True  # whatever interrupts the next line, rows may have changed
         try:
-            updated = self.updates.run(parts)
+            with self.stages.time("update"):
+                updated = self.updates.run(parts)
         except (ConfigError, NonFiniteError):
             updated = False
             raise
         finally:
             step.release(updated=updated)
+        now = time.perf_counter()
+        if self._updated_at is not None:
+            self.stages.add("step", now - self._updated_at)
+        self._updated_at = now
         return weight_grad
 
     def _weight_gradient(self, step: Step, grad: F32) -> torch.Tensor:
@@ -327,7 +337,12 @@ class Runtime:
         return torch.from_numpy(np.concatenate(parts))
 
     def _acquire(self, batch: Batch) -> list[Lease]:
-        """The streamed leases when the loop trains on what it prefetched, else fresh ones."""
+        """The batch's leases, once its rows are in their slots."""
+        with self.stages.time("wait"):
+            return self._lease(batch)
+
+    def _lease(self, batch: Batch) -> list[Lease]:
+        """Streamed ones when the loop trains on what it prefetched, else fresh ones."""
         if self._expected:
             # Every pool waits before any is taken.
             plans = [pool.pipeline.peek() for pool in self.pools]
@@ -366,6 +381,8 @@ class Runtime:
             raise ConfigError(
                 "this module is already fed by a te.prefetch loop; finish that one first"
             )
+        for pool in self.pools:
+            pool.pipeline.cancel()  # what an interrupted close_stream may have left
         self._streaming = True
 
     def push(self, batch: Batch) -> None:
@@ -427,7 +444,8 @@ class Runtime:
             for table, (p, i) in zip(self.tables, self._place, strict=True)
         }
         skipped = 0 if self.updates is None else self.updates.skipped
-        return Stats(self.steps, tiers, tables, skipped)
+        depth = max(pool.pipeline.depth for pool in self.pools)
+        return Stats(self.steps, tiers, tables, skipped, self.stages.times(), depth)
 
     def flush(self) -> None:
         for pool in self.pools:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from .keys import KEY_BYTES, UInt8Array, first_out_of_order
 __all__ = ["Chunk", "RowStore", "StoreOptions", "close_at_exit"]
 
 Chunk = tuple[UInt8Array, UInt8Array]
+Tuning = Literal["rows", "rocksdb_default"]
 
 _live: "weakref.WeakSet[RowStore]" = weakref.WeakSet()
 
@@ -43,8 +45,12 @@ _COUNTS = (
 class StoreOptions:
     """Tuning of a store. A backend uses those that it can; none changes a result."""
 
-    num_read_threads: int = 32
-    """Disk reads in flight (``rocksdb``)."""
+    tuning: Tuning = "rows"
+    """``rocksdb_default``: RocksDB's own options, to compare with (``rocksdb``). Block cache and
+    write buffer are then RocksDB's too; ``direct_io`` and the store's contract stay."""
+    num_read_threads: int | None = None
+    """Threads that read beside the caller's (``rocksdb``). None: 12 with direct I/O, where each has
+    up to 32 reads in flight, else 32, each with one."""
     direct_io: bool = False
     """Bypass the page cache (``rocksdb``)."""
     fill_cache: bool = False
@@ -55,12 +61,18 @@ class StoreOptions:
     """Size of the block cache (``rocksdb``, ``rocksdb_py``)."""
 
     def __post_init__(self) -> None:
+        if self.tuning not in get_args(Tuning):
+            raise ConfigError(
+                f"store option tuning={self.tuning!r} is none of {', '.join(get_args(Tuning))}"
+            )
         for name, low, high in (
             ("num_read_threads", 0, 1024),
             ("write_buffer_bytes", 64 << 10, 16 << 30),
             ("block_cache_bytes", 0, 1 << 40),
         ):
             value = getattr(self, name)
+            if value is None and name == "num_read_threads":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ConfigError(f"store option {name}={value!r} must be in [{low}, {high}]")
 

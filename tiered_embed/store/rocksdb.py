@@ -47,6 +47,7 @@ class RocksDbRowStore(RowStore):
             str(directory.db_path),
             record_bytes,
             directory.mode,
+            tuning=options.tuning,
             num_read_threads=options.num_read_threads,
             direct_io=options.direct_io,
             fill_cache=options.fill_cache,

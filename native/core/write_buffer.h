@@ -1,0 +1,79 @@
+// Records on their way to the tier below: added in batches, readable until they have arrived.
+//
+// Of a row that is added again before its record was taken only the newest record goes down. Taken
+// records stay readable until `arrived`, so that a row is always found here or below.
+//
+// Threading: every method locks. One thread takes and reports arrivals; any may add and read.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+namespace te {
+
+struct BufferedRows {
+  std::vector<uint16_t> tables;  // (n)
+  std::vector<int64_t> rows;     // (n)
+  std::vector<uint8_t> records;  // (n, record_bytes)
+};
+
+class WriteBuffer {
+ public:
+  explicit WriteBuffer(int64_t record_bytes) : record_bytes_(record_bytes) {}
+
+  // Copies `records` (n, record_bytes) of the rows (tables[i], rows[i]), which differ.
+  void add(const uint16_t* tables, const int64_t* rows, const uint8_t* records, int64_t n);
+
+  // Copies the newest record of each row that is here to out[i] and sets found[i]; leaves the
+  // others alone.
+  void read(const uint16_t* tables, const int64_t* rows, int64_t n, uint8_t* out,
+            bool* found) const;
+
+  // Everything that was added and not taken, oldest batch first, for the tier below. REQUIRES: what
+  // was taken before has arrived.
+  BufferedRows take();
+
+  // What was taken last is below now.
+  void arrived();
+
+  int64_t bytes() const;
+
+ private:
+  struct Key {
+    uint64_t row;
+    uint32_t table;
+    bool operator==(const Key& o) const { return row == o.row && table == o.table; }
+  };
+  struct Hash {
+    size_t operator()(const Key& k) const {
+      uint64_t x = (k.row + uint64_t{k.table} * 0x9E3779B97F4A7C15u) * 0xD6E8FEB86659FD93u;
+      return static_cast<size_t>(x ^ (x >> 32));
+    }
+  };
+  struct Batch {
+    int64_t number;
+    std::vector<Key> keys;
+    std::vector<uint8_t> records;
+  };
+  struct Place {
+    int64_t batch;  // its number
+    size_t index;
+  };
+
+  const Batch& batch(int64_t number) const {
+    return batches_[static_cast<size_t>(number - batches_.front().number)];
+  }
+
+  const int64_t record_bytes_;
+  mutable std::mutex mutex_;  // guards all below
+  std::deque<Batch> batches_;
+  std::unordered_map<Key, Place, Hash> newest_;
+  int64_t next_number_ = 0;
+  int64_t taken_before_ = 0;  // batches below this number were taken
+  int64_t bytes_ = 0;
+};
+
+}  // namespace te

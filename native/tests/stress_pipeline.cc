@@ -1,0 +1,142 @@
+// Trains through the small pipeline: what every batch looked up, and every row at the end, must be
+// the dense model's, bit for bit.
+#include <cstring>
+#include <memory>
+#include <string>
+
+#include "tests/small_pipeline.h"
+#include "tests/training.h"
+
+namespace te::stress {
+namespace {
+
+constexpr int64_t kNumBatches = 40;
+
+// The trainer: takes batches in order, makes the stream known and has plans posted as early as the
+// pipeline's rules allow.
+class Trainer {
+ public:
+  Trainer(const Task& task, const PipelineSetup& setup, const std::vector<Batch>& batches,
+          const Truth& truth, Pipeline* pipeline)
+      : task_(task), setup_(setup), batches_(batches), truth_(truth), pipeline_(pipeline) {
+    for (size_t b = 0; b < batches.size(); ++b) {
+      if (!batches[b].ahead) stream_.push_back(b);
+    }
+  }
+
+  void run() {
+    for (size_t b = 0; b < batches_.size(); ++b) {
+      pull();
+      if (batches_[b].ahead) {
+        const auto started = pipeline_->stage(batches_[b]);
+        train_on(*started->plan, b);
+        pipeline_->release(started->plan->number, false);
+      } else {
+        take();
+        if (num_taken_ - num_released_ > setup_.num_kept) release();
+      }
+      if (b % 4 == 0) pipeline_->look_on();
+    }
+    while (num_released_ < num_taken_) release();
+  }
+
+ private:
+  void pull() {
+    while (num_known_ < stream_.size() &&
+           num_known_ <= num_taken_ + setup_.depth + setup_.lookahead) {
+      pipeline_->post_push(batches_[stream_[num_known_++]]);
+      advance();
+    }
+    advance();
+  }
+  void advance() {
+    while (started_.size() < num_known_) {
+      const size_t next = started_.size();
+      const bool seen_enough =
+          num_known_ == stream_.size() || num_known_ - 1 - next >= setup_.lookahead;
+      if (!seen_enough || next > num_released_ + setup_.depth) return;
+      started_.push_back(pipeline_->post_plan());
+    }
+  }
+  void take() {
+    // The plan is asked for before its time when late releases held it back.
+    while (started_.size() <= num_taken_) started_.push_back(pipeline_->post_plan());
+    const size_t n = num_taken_++;
+    started_[n]->planned.wait();
+    started_[n]->ready.wait();
+    train_on(*started_[n]->plan, stream_[n]);
+  }
+  void release() {
+    const size_t n = num_released_++;
+    pipeline_->release(started_[n]->plan->number, batches_[stream_[n]].updates);
+    started_[n].reset();
+    advance();
+  }
+  void train_on(const StepPlan& plan, size_t b) {
+    const Occurrences occurrences{plan.slots, plan.inverse, plan.group_start, plan.group};
+    const std::vector<float> out = train(task_, batches_[b], static_cast<int64_t>(b) + 1,
+                                         occurrences, pipeline_->records(), kNumThreads);
+    const std::vector<float>& expected = truth_.looked_up[b];
+    TE_CHECK(out.size() == expected.size() &&
+                 std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)) == 0,
+             "batch %zu looked up other values than the dense model", b);
+  }
+
+  const Task& task_;
+  const PipelineSetup& setup_;
+  const std::vector<Batch>& batches_;
+  const Truth& truth_;
+  Pipeline* const pipeline_;
+  std::vector<size_t> stream_;                     // batches that are not ahead of it
+  std::vector<std::shared_ptr<Started>> started_;  // posted plans; null once released
+  size_t num_known_ = 0, num_taken_ = 0, num_released_ = 0;
+};
+
+PipelineSetup setup_of(const Task& task, Random* random) {
+  PipelineSetup s;
+  s.depth = static_cast<size_t>(random->below(4));
+  s.lookahead = static_cast<size_t>(random->below(5));
+  s.num_kept = static_cast<size_t>(random->below(3));
+  s.num_readers = random->between(1, 4);
+  s.buffer_bytes = random->pick<int64_t>({0, 4096, 1 << 20});
+  s.planner.tables = task.tables;
+  s.planner.policy = random->pick<std::string>({"lookahead", "lookahead:s3fifo", "lru", "lfu"});
+  s.planner.whole_slots = task.tables.size() > 2 ? kWholeRows : 0;
+  s.planner.cached_slots = random->pick<int64_t>({64, 300, 1500});
+  s.planner.overflow_slots =
+      static_cast<int64_t>(s.depth + s.num_kept + 4) * task.max_ids;  // never the bound
+  return s;
+}
+
+void stress_round(uint64_t seed) {
+  Random random(seed);
+  const Task task = task_of(&random, random.one_in(2));
+  const PipelineSetup setup = setup_of(task, &random);
+  std::vector<Batch> batches;
+  for (int64_t b = 0; b < kNumBatches; ++b) batches.push_back(batch_of(task, &random));
+  // Results are the same bits for any instruction set.
+  select_isa(random.pick(available_isas()));
+  const Truth truth = train_densely(task, batches);
+  select_isa(random.pick(available_isas()));
+
+  Pipeline pipeline(task, setup, seed);
+  Trainer(task, setup, batches, truth, &pipeline).run();
+  pipeline.flush();
+  const auto& stored = pipeline.store().records();
+  TE_CHECK(stored.size() == truth.updated_rows.size(), "%zu rows are stored, %zu were updated",
+           stored.size(), truth.updated_rows.size());
+  for (const auto& [key, record] : truth.updated_rows) {
+    const auto it = stored.find(key);
+    TE_CHECK(it != stored.end() && it->second == record,
+             "row %lld of table %d is not the dense model's", static_cast<long long>(key.second),
+             key.first);
+  }
+}
+
+}  // namespace
+
+void stress_pipeline(const Run& run) {
+  for (Rounds rounds(run); rounds.next();) stress_round(rounds.seed());
+}
+
+}  // namespace te::stress

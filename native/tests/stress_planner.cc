@@ -1,0 +1,307 @@
+// One thread pushes, plans and releases, as the staging thread does; others look on meanwhile.
+// Every plan is compared with a model of who is in which slot.
+#include <algorithm>
+#include <atomic>
+#include <map>
+#include <set>
+#include <utility>
+
+#include "residency/planner.h"
+#include "tests/stress.h"
+
+namespace te::stress {
+namespace {
+
+using Key = std::pair<uint16_t, int64_t>;  // table, id
+
+constexpr int kNumObservers = 2;
+constexpr int64_t kOperations = 1500;
+constexpr int64_t kMaxWindow = 6;
+constexpr int64_t kMaxHeld = 4;
+constexpr int64_t kMaxIdsPerTable = 24;
+constexpr int64_t kIdsPerTable = 150;  // that batches name
+constexpr int64_t kWholeRows = 40;     // table 2, in every other round
+constexpr const char* kPolicies[] = {"lookahead", "lookahead:s3fifo", "lru", "lfu", "s3fifo"};
+
+struct Setup {
+  PlannerOptions options;
+  int64_t depth;
+
+  int64_t num_slots() const {
+    return options.whole_slots + options.cached_slots + options.overflow_slots;
+  }
+};
+
+Setup setup_of(Random* random) {
+  Setup s;
+  s.depth = random->below(4);
+  s.options.policy = kPolicies[random->below(std::size(kPolicies))];
+  s.options.tables = {{-1, -1}, {kIdsPerTable, -1}};
+  if (random->one_in(2)) {
+    s.options.tables.push_back({kWholeRows, 0});
+    s.options.whole_slots = kWholeRows;
+  }
+  s.options.cached_slots = random->between(40, 200);
+  s.options.overflow_slots = (kMaxHeld + s.depth + 1) * 2 * kMaxIdsPerTable;
+  return s;
+}
+
+int64_t id_in(const Setup& setup, uint16_t table, Random* random) {
+  if (table == 2) return random->below(kWholeRows);
+  const int64_t id = random->skewed_below(kIdsPerTable);
+  return setup.options.tables[table].num_rows < 0 ? id * 0x300000007 - 11 : id;
+}
+
+// What the pushed, planned and released batches say about every row.
+class Model {
+ public:
+  using Batch = std::vector<std::pair<uint16_t, std::vector<int64_t>>>;  // segments
+
+  Model(const Setup& setup, Planner* planner)
+      : setup_(setup), planner_(planner), counts_(setup.options.tables.size()) {}
+
+  size_t num_waiting() const { return window_.size(); }
+  size_t num_held() const { return held_.size(); }
+
+  void push(Batch batch) {
+    planner_->push(segments(batch));
+    window_.push_back(std::move(batch));
+  }
+  void cancel() {
+    planner_->cancel();
+    window_.clear();
+  }
+  void plan() {
+    const Batch batch = std::move(window_.front());
+    window_.pop_front();
+    while (static_cast<int64_t>(recent_.size()) > setup_.depth) recent_.pop_front();
+    check(*planner_->plan(setup_.depth), batch);
+  }
+  void plan_now(const Batch& batch) {
+    recent_.clear();  // it plans at depth 0
+    check(*planner_->plan_now(segments(batch)), batch);
+  }
+  void release(size_t i, bool updated) {
+    const auto it = held_.begin() + static_cast<int64_t>(i);
+    planner_->release(it->number, updated);
+    if (updated) dirty_.insert(it->keys.begin(), it->keys.end());
+    held_.erase(it);
+  }
+  void write_dirty() {
+    const ResidentRows rows = planner_->dirty_rows();
+    TE_CHECK(rows.keys.size() == dirty_.size(), "%zu dirty rows, not %zu", rows.keys.size(),
+             dirty_.size());
+    for (size_t i = 0; i < rows.keys.size(); ++i) {
+      const Key key{rows.tables[i], rows.keys[i]};
+      TE_CHECK(dirty_.count(key) == 1 && slots_.at(key) == rows.slots[i], "a row is not dirty");
+    }
+    planner_->mark_clean();
+    for (const Key& key : dirty_) ++counts_[key.first].written_back;
+    dirty_.clear();
+  }
+  void check_counts() const {
+    const std::vector<TableCounts> counts = planner_->counts();
+    for (size_t t = 0; t < counts.size(); ++t) {
+      const TableCounts &a = counts[t], &b = counts_[t];
+      TE_CHECK(a.lookups == b.lookups && a.unique == b.unique && a.misses == b.misses &&
+                   a.evicted == b.evicted && a.written_back == b.written_back &&
+                   a.overflow == b.overflow,
+               "the counts of table %zu differ", t);
+    }
+    TE_CHECK(planner_->num_resident() == static_cast<int64_t>(slots_.size()),
+             "the number of resident rows differs");
+  }
+
+ private:
+  struct Held {
+    int64_t number;
+    std::set<Key> keys;
+  };
+
+  static std::vector<Segment> segments(const Batch& batch) {
+    std::vector<Segment> out;
+    for (const auto& [table, ids] : batch) {
+      out.push_back({table, ids.data(), static_cast<int64_t>(ids.size())});
+    }
+    return out;
+  }
+
+  void check(const StepPlan& plan, const Batch& batch) {
+    TE_CHECK(plan_matches(plan, segments(batch)), "plan %lld is of another batch",
+             static_cast<long long>(plan.number));
+    check_groups(plan);
+    std::set<Key> keys;
+    for (size_t u = 0; u < plan.keys.size(); ++u) {
+      TE_CHECK(keys.insert({plan.tables[u], plan.keys[u]}).second, "a row is planned twice");
+    }
+    for (const auto& [table, ids] : batch) {
+      counts_[table].lookups += static_cast<int64_t>(ids.size());
+    }
+    for (const Key& key : keys) ++counts_[key.first].unique;
+    evict(plan, keys);
+    fill(plan, keys.size());
+    held_.push_back({plan.number, keys});
+    recent_.push_back(std::move(keys));
+  }
+
+  static void check_groups(const StepPlan& plan) {
+    TE_CHECK(plan.group_start.size() == plan.keys.size() + 1, "groups and rows differ in number");
+    TE_CHECK(plan.group.size() == plan.inverse.size(), "occurrences are missing in the groups");
+    for (size_t u = 0; u < plan.keys.size(); ++u) {
+      for (int32_t i = plan.group_start[u]; i < plan.group_start[u + 1]; ++i) {
+        const bool ascends = i == plan.group_start[u] || plan.group[i - 1] < plan.group[i];
+        TE_CHECK(ascends && plan.inverse[plan.group[i]] == static_cast<int32_t>(u),
+                 "an occurrence is in the wrong group");
+      }
+    }
+  }
+
+  void evict(const StepPlan& plan, const std::set<Key>& keys) {
+    for (size_t v = 0; v < plan.victim_keys.size(); ++v) {
+      const Key key{plan.victim_tables[v], plan.victim_keys[v]};
+      TE_CHECK(keys.count(key) == 0, "a victim belongs to its own plan");
+      for (const Held& held : held_) {
+        TE_CHECK(held.keys.count(key) == 0, "a victim of plan %lld is held by plan %lld",
+                 static_cast<long long>(plan.number), static_cast<long long>(held.number));
+      }
+      for (const std::set<Key>& pinned : recent_) {
+        TE_CHECK(pinned.count(key) == 0, "a victim was used inside the depth");
+      }
+      const auto it = slots_.find(key);
+      TE_CHECK(it != slots_.end() && it->second == plan.victim_slots[v],
+               "a victim is not in its slot");
+      const bool dirty = dirty_.erase(key) == 1;
+      TE_CHECK(dirty == (plan.victim_dirty[v] != 0), "a victim's dirty bit is wrong");
+      owners_.erase(it->second);
+      slots_.erase(it);
+      ++counts_[key.first].evicted;
+      counts_[key.first].written_back += dirty;
+    }
+  }
+
+  void fill(const StepPlan& plan, size_t num_unique) {
+    TE_CHECK(plan.slots.size() == num_unique, "rows without a slot");
+    size_t next_staged = 0;
+    int64_t overflow = 0;
+    for (size_t u = 0; u < num_unique; ++u) {
+      const Key key{plan.tables[u], plan.keys[u]};
+      const int32_t slot = plan.slots[u];
+      const bool staged =
+          next_staged < plan.staged.size() && plan.staged[next_staged] == static_cast<int32_t>(u);
+      next_staged += staged;
+      TE_CHECK(staged == (slots_.count(key) == 0), "staged rows are not the missing ones");
+      if (!staged) {
+        TE_CHECK(slots_.at(key) == slot, "a resident row changed its slot");
+        continue;
+      }
+      TE_CHECK(slot >= 0 && slot < setup_.num_slots(), "slot %d does not exist", slot);
+      TE_CHECK(owners_.emplace(slot, key).second, "slot %d was given to two rows", slot);
+      slots_[key] = slot;
+      const bool transient = slot >= setup_.options.whole_slots + setup_.options.cached_slots;
+      overflow += transient;
+      counts_[key.first].overflow += transient;
+      ++counts_[key.first].misses;
+    }
+    TE_CHECK(next_staged == plan.staged.size(), "staged rows that the batch lacks");
+    TE_CHECK(plan.overflow == overflow, "overflow is counted wrong");
+  }
+
+  const Setup& setup_;
+  Planner* const planner_;
+  std::deque<Batch> window_;
+  std::vector<Held> held_;            // planned, not released
+  std::deque<std::set<Key>> recent_;  // the last plans that the depth pins
+  std::map<Key, int32_t> slots_;      // of resident rows
+  std::map<int32_t, Key> owners_;     // the same, turned round
+  std::set<Key> dirty_;
+  std::vector<TableCounts> counts_;
+};
+
+Model::Batch batch_of(const Setup& setup, Random* random) {
+  Model::Batch batch;
+  for (size_t t = 0; t < setup.options.tables.size(); ++t) {
+    const auto table = static_cast<uint16_t>(t);
+    batch.emplace_back(table, std::vector<int64_t>());
+    const int64_t n = random->below(kMaxIdsPerTable + 1);
+    for (int64_t i = 0; i < n; ++i) batch.back().second.push_back(id_in(setup, table, random));
+  }
+  return batch;
+}
+
+void stage(const Setup& setup, Planner* planner, Random* random) {
+  Model model(setup, planner);
+  for (int64_t i = 0; i < kOperations; ++i) {
+    const int64_t choice = random->below(100);
+    if (choice < 40 && model.num_waiting() < kMaxWindow) {
+      model.push(batch_of(setup, random));
+    } else if (choice < 70 && model.num_waiting() > 0 && model.num_held() < kMaxHeld) {
+      model.plan();
+    } else if (choice < 95 && model.num_held() > 0) {
+      model.release(static_cast<size_t>(random->below(static_cast<int64_t>(model.num_held()))),
+                    !random->one_in(3));
+    } else if (choice == 95 && model.num_held() < kMaxHeld) {
+      model.plan_now(batch_of(setup, random));
+    } else if (choice == 96 && random->one_in(4)) {
+      model.cancel();
+    } else if (choice == 97) {
+      model.write_dirty();
+    } else if (choice == 98) {
+      planner->renumber();
+    } else if (choice == 99) {
+      model.check_counts();
+    }
+  }
+  model.check_counts();
+}
+
+void observe(const Setup& setup, Planner* planner, Random random, const std::atomic<bool>* over) {
+  const int64_t num_slots = setup.num_slots();
+  std::vector<TableCounts> before(setup.options.tables.size());
+  while (!over->load(std::memory_order_relaxed)) {
+    const auto table = static_cast<uint16_t>(random.below(static_cast<int64_t>(before.size())));
+    std::vector<int64_t> ids;
+    for (int i = 0; i < 16; ++i) ids.push_back(id_in(setup, table, &random));
+    std::vector<int32_t> slots(ids.size());
+    planner->find(table, ids.data(), static_cast<int64_t>(ids.size()), slots.data());
+    for (size_t i = 0; i < ids.size(); ++i) {
+      TE_CHECK(slots[i] >= kNoSlot && slots[i] < num_slots, "slot %d does not exist", slots[i]);
+      TE_CHECK(table != 2 || slots[i] == kNoSlot || slots[i] == static_cast<int32_t>(ids[i]),
+               "a whole table's row is elsewhere");
+    }
+    const std::vector<TableCounts> now = planner->counts();
+    for (size_t t = 0; t < now.size(); ++t) {
+      TE_CHECK(now[t].lookups >= before[t].lookups && now[t].misses >= before[t].misses &&
+                   now[t].evicted >= before[t].evicted && now[t].unique <= now[t].lookups &&
+                   now[t].misses <= now[t].unique,
+               "counts that cannot be");
+    }
+    before = now;
+    const int64_t waiting = planner->window_size();
+    TE_CHECK(waiting >= 0 && waiting <= kMaxWindow, "%lld batches wait",
+             static_cast<long long>(waiting));
+    const int64_t resident = planner->num_resident();
+    TE_CHECK(resident >= 0 && resident <= num_slots, "%lld rows are resident",
+             static_cast<long long>(resident));
+    TE_CHECK(planner->overhead_bytes() > 0, "no overhead");
+    TE_CHECK(!planner->all_resident(), "a pool with cached slots never has all rows");
+  }
+}
+
+}  // namespace
+
+void stress_planner(const Run& run) {
+  for (Rounds rounds(run); rounds.next();) {
+    Random random(rounds.seed());
+    const Setup setup = setup_of(&random);
+    Planner planner(setup.options);
+    std::atomic<bool> over{false};
+    Threads observers;
+    for (uint64_t o = 0; o < kNumObservers; ++o) {
+      observers.start([&, o] { observe(setup, &planner, Random(~rounds.seed() - o), &over); });
+    }
+    stage(setup, &planner, &random);
+    over.store(true, std::memory_order_relaxed);
+  }
+}
+
+}  // namespace te::stress

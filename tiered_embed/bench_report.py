@@ -1,0 +1,181 @@
+"""How a benchmark's result is shown: tables, a stacked bar in the terminal, a stacked chart."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .bench import BenchResult
+from .stats import StageTimes
+
+__all__ = ["as_dict", "draw", "show"]
+
+TRAINER = ("wait", "lookup", "update")
+BACKGROUND = ("plan", "evict", "read", "fill", "write", "back_pressure")
+MEANING = {
+    "wait": "rows are not there yet",
+    "lookup": "pooling rows",
+    "update": "gradients into rows",
+    "rest": "model and loader",
+    "plan": "deciding what goes where",
+    "evict": "copying dirty victims out",
+    "read": "from the tier below",
+    "fill": "into slots, or computed",
+    "write": "to the tier below",
+    "back_pressure": "plans waiting for writes",
+}
+COLOURS = {"wait": "red", "lookup": "green", "update": "blue", "rest": "bright_black"}
+CHART_COLOURS = {"wait": "#c1432e", "lookup": "#3f8f5f", "update": "#33658a", "rest": "#b9b9b9"}
+BAR_CELLS = 60
+CHART_BINS = 100
+
+
+def as_dict(result: BenchResult) -> dict[str, Any]:
+    """The result as plain data."""
+    options = result.options
+    return {
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "ids_per_s": result.ids_per_s,
+        "staged_per_s": result.staged_per_s,
+        "hit_rate": result.hit_rate,
+        "depth": result.stats.depth,
+        "options": {
+            name: getattr(options, name)
+            for name in (
+                *("rows", "tables", "dim", "batch_size", "pooling", "distribution", "exponent"),
+                *("model", "policy", "lookahead", "depth", "warm_steps", "seed"),
+            )
+        }
+        | {"ddr_bytes": options.tiers.ddr, "direct_io": options.tiers.direct_io},
+        "step_shares": shares(result),
+        "stats": result.stats.as_dict(),
+    }
+
+
+def shares(result: BenchResult) -> dict[str, float]:
+    """What part of the trainer's time each of its stages took; ``rest`` is all that is not ours."""
+    stages = result.stats.stages
+    out = {n: stages[n].total_s / result.seconds if n in stages else 0.0 for n in TRAINER}
+    return {**out, "rest": max(0.0, 1.0 - sum(out.values()))}
+
+
+def show(console: Console, result: BenchResult) -> None:
+    """Prints rates, the trainer's step, the work behind it, and the tables."""
+    ddr = result.stats.tiers["DDR"]
+    console.print(
+        f"{result.ids_per_s:,.0f} ids/s, {result.steps / result.seconds:,.1f} steps/s, "
+        f"hit rate {result.hit_rate:.3f}, {result.staged_per_s:,.0f} rows staged/s, "
+        f"{ddr.written_back / result.seconds:,.0f} written back/s, depth {result.stats.depth}"
+    )
+    console.print(_stages(result))
+    console.print(_bar(shares(result)))
+    if len(result.stats.tables) > 1:
+        console.print(_tables(result))
+
+
+def _stages(result: BenchResult) -> Table:
+    table = Table(title="where a step's time goes", title_justify="left")
+    for column in ("stage", "", "ms a step", "share", "p50 ms", "p95 ms", "p99 ms"):
+        table.add_column(column, justify="left" if column in ("stage", "") else "right")
+    stages = result.stats.stages
+    for name in TRAINER:
+        _row(table, name, stages.get(name), result)
+    rest = shares(result)["rest"]
+    table.add_row(
+        *("rest", MEANING["rest"], f"{1e3 * rest * result.seconds / result.steps:.2f}"),
+        f"{rest:.1%}",
+    )
+    if "step" in stages:
+        step = stages["step"]
+        table.add_row(
+            *("step", "", f"{1e3 * result.seconds / result.steps:.2f}", "100.0%"),
+            *(f"{1e3 * s:.2f}" for s in (step.p50_s, step.p95_s, step.p99_s)),
+            end_section=True,
+        )
+    for name in BACKGROUND:
+        _row(table, name, stages.get(name), result)
+    return table
+
+
+def _row(table: Table, name: str, times: StageTimes | None, result: BenchResult) -> None:
+    if times is None:
+        return
+    table.add_row(
+        name,
+        MEANING[name],
+        f"{1e3 * times.total_s / result.steps:.2f}",
+        f"{times.total_s / result.seconds:.1%}",
+        *(f"{1e3 * s:.2f}" for s in (times.p50_s, times.p95_s, times.p99_s)),
+    )
+
+
+def _bar(parts: dict[str, float]) -> RenderableType:
+    bar, legend = Text(), Text()
+    ends = [round(BAR_CELLS * end) for end in itertools.accumulate(parts.values())]
+    for (name, share), start, end in zip(parts.items(), [0, *ends], ends, strict=False):
+        bar.append("█" * (end - start), style=COLOURS[name])
+        legend.append("■ ", style=COLOURS[name]).append(f"{name} {share:.0%}   ")
+    return Group(bar, legend)
+
+
+def _tables(result: BenchResult) -> Table:
+    table = Table(title="tables", title_justify="left")
+    for column in ("table", "lookups", "hit rate", "staged", "written back", "waited s"):
+        table.add_column(column, justify="left" if column == "table" else "right")
+    for name, c in sorted(result.stats.tables.items(), key=lambda item: -item[1].stall_s):
+        table.add_row(
+            *(name, f"{c.lookups:,}", f"{1 - c.misses / max(1, c.lookups):.3f}"),
+            *(f"{c.staged:,}", f"{c.written_back:,}", f"{c.stall_s:.3f}"),
+        )
+    return table
+
+
+def draw(result: BenchResult, path: Path) -> None:
+    """Draws the trainer's time of every step, stacked by stage (PNG)."""
+    samples = {
+        "wait": result.waits_s,
+        "lookup": result.lookups_s,
+        "update": result.updates_s,
+        "step": result.spans_s,
+    }
+    count = min(len(values) for values in samples.values())
+    newest = {name: np.array(values[len(values) - count :]) for name, values in samples.items()}
+    own = newest["wait"] + newest["lookup"] + newest["update"]
+    newest["rest"] = np.maximum(newest.pop("step") - own, 0.0)
+    edges = np.linspace(0, count, min(CHART_BINS, count) + 1).astype(int)[:-1]
+    widths = np.diff([*edges, count])
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.add_subplot()
+    bottom = np.zeros(len(edges))
+    for name in ("rest", "lookup", "update", "wait"):
+        means = 1e3 * np.add.reduceat(newest[name], edges) / widths
+        axes.bar(
+            edges,
+            means,
+            width=widths,
+            bottom=bottom,
+            align="edge",
+            color=CHART_COLOURS[name],
+            label=f"{name}: {MEANING[name]}",
+        )
+        bottom += means
+    axes.set(xlabel="step", ylabel="ms", xlim=(0, count))
+    axes.set_title(
+        f"{result.options.model}, {result.ids_per_s:,.0f} ids/s, hit rate {result.hit_rate:.3f}, "
+        f"depth {result.stats.depth}",
+        loc="left",
+        fontsize=10,
+    )
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    axes.spines[["top", "right"]].set_visible(False)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=130)

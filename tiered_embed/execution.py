@@ -1,0 +1,235 @@
+"""Moves the bytes that plans name, for one pool: evict, read, fill, write back.
+
+:meth:`Execution.run` is called in plan order by one thread. It copies dirty victims out, which
+frees their slots, and hands them to the write buffer; then it starts the plan's reads and returns.
+Reads of several plans are in flight at once, and a row whose write has not arrived is read from the
+buffer. So throughput, not the latency of one plan, is the bound.
+
+Why reads may overlap: the slots that a plan fills are pinned until its batch was released, so no
+later plan evicts from them; and a row that a plan reads was evicted by an earlier one, which had
+put its record into the buffer before this plan's reads began.
+
+The write buffer is bounded: a plan whose victims overfill it waits for the oldest write.
+
+Threading: `run`, `wait_for_reads` and `finish` belong to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import TieredEmbedError
+from .residency import StepPlan
+from .stages import Stages
+from .tiers import DdrTier, SsdTier
+
+__all__ = ["Execution", "Executors", "apart_from_own_threads"]
+
+T = TypeVar("T")
+THREADS = "tiered_embed-"  # how their names begin
+PLANS_READING = 4  # at once; each spreads over the store's own threads
+FLUSH_BYTES = 8 << 20  # copied out at a time
+
+
+def apart_from_own_threads(call: Callable[[], None]) -> None:
+    """Runs ``call``; in a thread of its own where this is one of ours, which it may wait for.
+
+    A collector, which may run in any thread, closes modules that way.
+    """
+    if threading.current_thread().name.startswith(THREADS):
+        threading.Thread(target=call, name="closing").start()
+    else:
+        call()
+
+
+def _threads(number: int, name: str) -> Callable[[], Executor]:
+    def make() -> Executor:
+        return ThreadPoolExecutor(number, THREADS + name)
+
+    return make
+
+
+@dataclass(frozen=True)
+class Executors:
+    """Who runs a pool's background jobs; threads by default. Tests step them by hand.
+
+    staging: plans, in order, one at a time. reading: several plans' reads at once.
+    writing: write-backs, in order, one at a time.
+    """
+
+    staging: Executor = field(default_factory=_threads(1, "staging"))
+    reading: Executor = field(default_factory=_threads(PLANS_READING, "reading"))
+    writing: Executor = field(default_factory=_threads(1, "writing"))
+
+    def shutdown(self) -> None:
+        """Returns when no job runs any more."""
+        for executor in (self.staging, self.reading, self.writing):
+            executor.shutdown(wait=True)
+
+
+class Execution:
+    """Executes plans over a DDR tier and the tier below it, or none.
+
+    Args:
+        write_buffer_bytes: dirty records on their way down, beside those of one plan. The ones that
+            are being written are held twice.
+    """
+
+    def __init__(
+        self,
+        ddr: DdrTier,
+        ssd: SsdTier | None,
+        executors: Executors,
+        stages: Stages,
+        write_buffer_bytes: int,
+    ) -> None:
+        self.failure: BaseException | None = None  # the first of any job; fatal, read by all
+        self.lost: BaseException | None = None  # why trained rows are nowhere any more
+        self._ddr = ddr
+        self._ssd = ssd
+        self._executors = executors
+        self._stages = stages
+        self._write_buffer_bytes = write_buffer_bytes
+        self._reads: deque[Future[None]] = deque()  # in plan order; may be done
+        self._writes: deque[Future[None]] = deque()
+
+    def run(self, plan: StepPlan) -> Future[None] | None:
+        """Starts a plan; the future tells that its rows are in their slots, None that they are.
+
+        Raises:
+            StoreError: an earlier write failed. No plan may follow.
+        """
+        return self._watched(lambda: self._run(plan))
+
+    def wait_for_reads(self) -> None:
+        """Returns when every started plan has its rows in their slots, or has failed."""
+        # Forgotten only once it has ended: an interrupted wait can be repeated.
+        while self._reads:
+            self._reads[0].exception()
+            self._reads.popleft()
+
+    def finish(self) -> None:
+        """Returns when every read and write has ended.
+
+        Raises:
+            StoreError: rows could not be written; again at every call.
+        """
+        self.wait_for_reads()
+        self._await_writes(0)
+
+    def _await_writes(self, most_bytes: int) -> None:
+        """Waits, oldest write first, until at most ``most_bytes`` are on their way, or none is."""
+        while self._writes and (most_bytes == 0 or self.in_flight_bytes > most_bytes):
+            self._writes[0].result()
+            self._writes.popleft()
+
+    @property
+    def in_flight_bytes(self) -> int:
+        return 0 if self._ssd is None else self._ssd.in_flight_bytes
+
+    def write_out(
+        self,
+        tables: npt.NDArray[np.uint16],
+        rows: npt.NDArray[np.int64],
+        slots: npt.NDArray[np.int32],
+    ) -> None:
+        """Writes the records in ``slots`` (n,) down and makes them durable. REQUIRES: finished.
+
+        What a failed job left in the write buffer goes too.
+        """
+        assert self._ssd is not None
+        self._ssd.write_back()
+        block = max(1, FLUSH_BYTES // self._ddr.layout.record_bytes)
+        for i in range(0, len(rows), block):
+            part = slice(i, i + block)
+            self._ssd.hand_down(tables[part], rows[part], self._ddr.gather(slots[part]))
+            self._ssd.write_back()
+        self._ssd.store.flush()
+
+    def _run(self, plan: StepPlan) -> Future[None] | None:
+        if self._ssd is None:
+            if len(plan.staged):
+                with self._stages.time("fill"):
+                    self._ddr.initialise(*_staged(plan))
+            return None
+        dirty = plan.victim_dirty.astype(bool)
+        if dirty.any():
+            self._evict(self._ssd, plan, dirty)
+        if len(plan.staged) == 0:
+            return None
+        while self._reads and self._reads[0].done():
+            self._reads.popleft()
+        read = self._submit(self._executors.reading, lambda: self._read(plan))
+        self._reads.append(read)
+        return read
+
+    def _evict(self, ssd: SsdTier, plan: StepPlan, dirty: npt.NDArray[np.bool_]) -> None:
+        tables, rows = plan.victim_tables[dirty], plan.victim_keys[dirty]
+        try:
+            # First of all: the planner has given their slots away.
+            with self._stages.time("evict"):
+                ssd.hand_down(tables, rows, self._ddr.gather(plan.victim_slots[dirty]))
+        except BaseException as error:
+            self.lost = error
+            raise
+        self._writes.append(self._submit(self._executors.writing, lambda: self._write(ssd)))
+        if ssd.in_flight_bytes > self._write_buffer_bytes:
+            with self._stages.time("back_pressure"):
+                self._await_writes(self._write_buffer_bytes)
+        while self._writes and self._writes[0].done():
+            self._writes[0].result()
+            self._writes.popleft()
+
+    # --- jobs -----------------------------------------------------------------------------------
+
+    def _read(self, plan: StepPlan) -> None:
+        assert self._ssd is not None
+        if self.failure is not None:
+            raise TieredEmbedError("an earlier job failed") from self.failure
+        slots, tables, rows = _staged(plan)
+        with self._stages.time("read"):
+            records, found = self._ssd.read(tables, rows)
+        with self._stages.time("fill"):
+            self._ddr.scatter(slots, records, found)
+            if not found.all():
+                self._ddr.initialise(slots, tables, rows, found)
+
+    def _write(self, ssd: SsdTier) -> None:
+        with self._stages.time("write"):
+            ssd.write_back()
+
+    def _submit(self, executor: Executor, job: Callable[[], T]) -> Future[T]:
+        try:
+            return executor.submit(self._watched, job)
+        except RuntimeError:
+            # The interpreter is shutting down and takes no more jobs.
+            future: Future[T] = Future()
+            try:
+                future.set_result(self._watched(job))
+            except Exception as error:
+                future.set_exception(error)
+            return future
+
+    def _watched(self, job: Callable[[], T]) -> T:
+        """The planner believes what a failed job did not do: no plan may follow it."""
+        try:
+            return job()
+        except BaseException as error:
+            if self.failure is None:
+                self.failure = error
+            raise
+
+
+def _staged(
+    plan: StepPlan,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
+    staged = plan.staged
+    return plan.slots[staged], plan.tables[staged], plan.keys[staged]
