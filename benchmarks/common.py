@@ -49,7 +49,10 @@ console = Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
     console.width = 140  # a log has room for whole tables
 
-_PACKAGES = (*("tiered-embed", "torch", "numpy", "fbgemm-gpu-cpu", "fbgemm-gpu", "rocksdb-py"),)
+_PACKAGES = (
+    *("tiered-embed", "torch", "numpy", "fbgemm-gpu-cpu", "fbgemm-gpu", "rocksdb-py"),
+    "libcachesim",
+)
 READ_BYTES = 4096
 
 

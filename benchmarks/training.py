@@ -95,7 +95,7 @@ def beyond_memory(
     ] = None,
     lookahead: Annotated[int, typer.Option(help="Ours: batches of the window.")] = 32,
     depth: Annotated[int, typer.Option(help="Ours: batches staged ahead.")] = 2,
-    policy: Annotated[str, typer.Option(help="Ours: lookahead or lru.")] = "lookahead",
+    policy: Annotated[str, typer.Option(help="Ours: which row leaves a full tier.")] = "lookahead",
     store: Annotated[str, typer.Option(help="Ours: auto, rocksdb or rocksdb_py.")] = "auto",
     direct_io: Annotated[bool, typer.Option(help="Ours: bypass the page cache.")] = False,
     budget_s: Annotated[float, typer.Option(help="Timed seconds of each contestant.")] = 40.0,

@@ -54,7 +54,7 @@ class BeyondMemory:
     ddr_bytes: int | None = None
     limit_bytes: int | None = None
     lookahead: int = 32
-    depth: int = 2
+    depth: int | str = 2
     policy: str = "lookahead"
     store: str = "auto"
     direct_io: bool = False

@@ -54,7 +54,7 @@ class Spec:
     ddr_bytes: int
     limit_bytes: int
     lookahead: int
-    depth: int
+    depth: int | str
     policy: str
     store: str
     direct_io: bool
@@ -392,9 +392,9 @@ def _difference(after: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]
     out: dict[str, Any] = {}
     for name, value in after.items():
         if isinstance(value, dict):
-            out[name] = _difference(value, before[name])
+            out[name] = _difference(value, before.get(name, {}))
         else:
-            out[name] = value - before[name]
+            out[name] = value - before.get(name, 0)
     return out
 
 
