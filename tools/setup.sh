@@ -39,7 +39,7 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 # The exact torch first: a looser requirement would fetch another release.
 "${pip[@]}" install -q torch==2.13.0
 "${pip[@]}" install -q 'cmake>=3.20' ninja 'nanobind>=2.4' 'scikit-build-core>=0.10'
-"${pip[@]}" install -q --no-build-isolation -e '.[cpu,demo,dev,models]'
+"${pip[@]}" install -q --no-build-isolation -e '.[cpu,demo,dev,models,sim]'
 # Without its dependencies: they name fbgemm-gpu, which would overwrite fbgemm-gpu-cpu. The ones that
 # it imports are in the extra `models`.
 "${pip[@]}" install -q --no-deps torchrec==1.9.2

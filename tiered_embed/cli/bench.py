@@ -1,9 +1,8 @@
-"""The command line. Each command is a thin face of a library call."""
+"""``tiered-embed bench``."""
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -12,71 +11,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from .config import Tiers
-from .errors import TieredEmbedError
-from .residency import POLICIES
+from ..config import Tiers
+from ..residency import POLICIES
 
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    help="Embedding tables larger than memory, for PyTorch.",
-)
+__all__ = ["bench"]
 
 
-@app.callback()
-def _root() -> None:
-    """Embedding tables larger than memory, for PyTorch."""
-
-
-@app.command()
-def train(
-    log: Annotated[Path, typer.Argument(help="Criteo log: Kaggle or day file, plain, .gz or .xz.")],
-    ddr: Annotated[str, typer.Option(help="DDR budget, such as 512MiB.")] = "512MiB",
-    ssd: Annotated[Path | None, typer.Option(help="Directory of the SSD tier.")] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 1,
-    batch_size: Annotated[int, typer.Option(min=1)] = 128,
-    policy: Annotated[str, typer.Option(help=", ".join(POLICIES))] = "lookahead",
-    lookahead: Annotated[int, typer.Option(min=0, help="Known future batches.")] = 32,
-    depth: Annotated[int, typer.Option(min=0, help="Batches staged ahead.")] = 2,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Train a DLRM on a Criteo log and print held-out scores, counts and the digest."""
-    try:
-        from .examples import demo  # needs the extra `demo`
-    except ImportError as error:
-        raise typer.BadParameter(f"{error}; pip install 'tiered_embed[demo]'") from error
-    from .traces import CriteoOptions, CriteoReader
-
-    if not log.exists():
-        raise typer.BadParameter(f"no file {log}")
-    settings = demo.Settings(epochs, lookahead, depth, policy, seed)
-    train_log = CriteoReader(log, CriteoOptions(batch_size=batch_size, part="train"))
-    heldout_log = CriteoReader(log, CriteoOptions(batch_size=512, part="heldout"))
-    demo.console.stderr = as_json
-    num_steps = epochs * sum(1 for _ in train_log)
-    tiers = Tiers(ddr=ddr, ssd=ssd)
-    result = demo.run("train", tiers, settings, train_log, heldout_log, num_steps)
-    out = {
-        "auc": result.scores.auc,
-        "log_loss": result.scores.log_loss,
-        "train_s": result.train_s,
-        "digest": result.digest,
-        "stats": result.stats,
-    }
-    if as_json:
-        typer.echo(json.dumps(out, indent=2))
-        return
-    demo.console.print(f"AUC {out['auc']:.4f}, log loss {out['log_loss']:.4f}")
-    for name, tier in result.stats["tiers"].items():
-        counts = "  ".join(f"{key} {tier[key]:,}" for key in ("lookups", "hits", "misses"))
-        demo.console.print(f"{name}: {counts}")
-    demo.console.print(f"digest {result.digest}")
-
-
-@app.command()
 def bench(
     rows: Annotated[int, typer.Option(min=1, help="Rows of all tables together.")] = 1_000_000,
     tables: Annotated[int, typer.Option(min=1)] = 1,
@@ -106,17 +46,18 @@ def bench(
 ) -> None:
     """Train on a stream of ids and tell where each step's time went."""
     try:
-        from . import bench, bench_report  # need the extra `demo`
+        from .. import bench as benchmark
+        from .. import bench_report  # need the extra `demo`
     except ImportError as error:
         raise typer.BadParameter(f"{error}; pip install 'tiered_embed[demo]'") from error
-    from .traces import read_raw
+    from ..traces import read_raw
 
     if trace is not None and not trace.exists():
         raise typer.BadParameter(f"no file {trace}")
     if depth != "auto" and not depth.isdecimal():
         raise typer.BadParameter(f"depth is {depth!r}; pass a number or auto")
     with tempfile.TemporaryDirectory(prefix="tiered-embed-bench-") as scratch:
-        options = bench.BenchOptions(
+        options = benchmark.BenchOptions(
             Tiers(ddr=ddr, ssd=ssd or Path(scratch), direct_io=direct_io),
             rows=rows,
             tables=tables,
@@ -140,7 +81,7 @@ def bench(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console
         ) as bar:
             task = bar.add_task(model)
-            result = bench.run(
+            result = benchmark.run(
                 options, lambda done, left: bar.update(task, completed=done, total=done + left)
             )
     if picture is not None:
@@ -149,12 +90,3 @@ def bench(
         typer.echo(json.dumps(bench_report.as_dict(result), indent=2))
     else:
         bench_report.show(console, result)
-
-
-def main() -> None:
-    """Entry point: known errors end with their message and exit code 2."""
-    try:
-        app()
-    except TieredEmbedError as error:
-        typer.echo(f"tiered-embed: {error}", err=True)
-        sys.exit(2)

@@ -1,0 +1,37 @@
+"""The command line: one file a command, each a thin face of a library call."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ..errors import TieredEmbedError
+from .bench import bench
+from .train import train
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Embedding tables larger than memory, for PyTorch.",
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Embedding tables larger than memory, for PyTorch."""
+
+
+app.command()(train)
+app.command()(bench)
+
+
+def main() -> None:
+    """Entry point: known errors end with their message and exit code 2."""
+    try:
+        app()
+    except TieredEmbedError as error:
+        typer.echo(f"tiered-embed: {error}", err=True)
+        sys.exit(2)
