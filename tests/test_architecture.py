@@ -29,6 +29,7 @@ RANKS = {
     "execution": 6,
     "pipeline": 7,
     "modules": 8,
+    "checkpoint": 9,
     "prefetch": 9,
     "training": 9,
     "candidates": 9,
@@ -88,7 +89,7 @@ def test_only_the_pipeline_and_the_store_know_threads() -> None:
         for p in MODULES
         if any(w in p.read_text() for w in ("import threading", "concurrent.futures"))
     }
-    assert users <= {"pipeline", "execution", "stages", "store", "tiers"}
+    assert users <= {"pipeline", "execution", "stages", "store", "tiers", "checkpoint"}
     owners = {top(p) for p in MODULES if "ThreadPoolExecutor(" in p.read_text()}
     assert owners == {"execution"}
 

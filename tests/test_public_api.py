@@ -23,6 +23,7 @@ def test_public_names() -> None:
         "TieredEmbeddingBagCollection",
         "Tiers",
         "accumulate",
+        "checkpoint",
         "errors",
         "init",
         "lr_optimizer",

@@ -25,6 +25,7 @@ class Buffer(RuleBasedStateMachine):
         self.buffer = WriteBuffer(BYTES)
         self.batches = []
         self.taken = 0
+        self.cuts = []  # (for take, batches before it)
         self.count = 0
 
     @rule(keys=KEYS)
@@ -46,10 +47,15 @@ class Buffer(RuleBasedStateMachine):
         assert out.tolist() == [newest.get(key, [77] * BYTES) for key in keys]
 
     @rule()
-    def take(self):
+    def cut(self):
+        self.cuts.append((self.buffer.cut(), len(self.batches)))
+
+    @rule(at_cut=st.booleans())
+    def take(self, at_cut):
         if self.taken:
             return
-        tables, rows, records = self.buffer.take()
+        before, count = self.cuts.pop(0) if at_cut and self.cuts else (None, len(self.batches))
+        tables, rows, records = self.buffer.take(before)
         got = dict(
             zip(
                 zip(tables.tolist(), rows.tolist(), strict=True),
@@ -57,10 +63,11 @@ class Buffer(RuleBasedStateMachine):
                 strict=True,
             )
         )
-        newest = {key: record for batch in self.batches for key, record in batch.items()}
+        taken = self.batches[:count]
+        newest = {key: record for batch in taken for key, record in batch.items()}
         assert got == newest
         assert len(rows) == len(newest)
-        self.taken = len(self.batches)
+        self.taken = count
 
     @rule()
     def arrive(self):
@@ -68,6 +75,7 @@ class Buffer(RuleBasedStateMachine):
             return
         self.buffer.arrived()
         del self.batches[: self.taken]
+        self.cuts = [(before, max(0, count - self.taken)) for before, count in self.cuts]
         self.taken = 0
 
     @invariant()

@@ -4,7 +4,7 @@ Rows move between the tiers ahead of the training loop, the backward applies a f
 per row, and the trained bytes do not depend on where the rows were.
 """
 
-from . import errors, init, optim
+from . import checkpoint, errors, init, optim
 from .config import TableConfig, Tiers
 from .errors import (
     CapacityError,
@@ -44,6 +44,7 @@ __all__ = [
     "TieredEmbeddingBagCollection",
     "Tiers",
     "accumulate",
+    "checkpoint",
     "errors",
     "init",
     "lr_optimizer",

@@ -37,6 +37,8 @@ T = TypeVar("T")
 THREADS = "tiered_embed-"  # how their names begin
 PLANS_READING = 4  # at once; each spreads over the store's own threads
 FLUSH_BYTES = 8 << 20  # copied out at a time
+CUT_BYTES = 1 << 30  # dirty records of a cut that are copied in memory before it waits for writes
+CUT_SLACK_BYTES = 256 << 20  # that the write buffer may hold more while a cut is written
 
 
 def apart_from_own_threads(call: Callable[[], None]) -> None:
@@ -62,16 +64,17 @@ class Executors:
     """Who runs a pool's background jobs; threads by default. Tests step them by hand.
 
     staging: plans, in order, one at a time. reading: several plans' reads at once.
-    writing: write-backs, in order, one at a time.
+    writing: write-backs, in order, one at a time. saving: what follows a checkpoint's cut.
     """
 
     staging: Executor = field(default_factory=_threads(1, "staging"))
     reading: Executor = field(default_factory=_threads(PLANS_READING, "reading"))
     writing: Executor = field(default_factory=_threads(1, "writing"))
+    saving: Executor = field(default_factory=_threads(1, "saving"))
 
     def shutdown(self) -> None:
         """Returns when no job runs any more."""
-        for executor in (self.staging, self.reading, self.writing):
+        for executor in (self.staging, self.reading, self.writing, self.saving):
             executor.shutdown(wait=True)
 
 
@@ -100,6 +103,8 @@ class Execution:
         self._write_buffer_bytes = write_buffer_bytes
         self._reads: deque[Future[None]] = deque()  # in plan order; may be done
         self._writes: deque[Future[None]] = deque()
+        self._cut: Future[None] | None = None  # the newest; writes behind it wait for it
+        self._cut_bytes = 0  # in the write buffer on account of it
 
     def run(self, plan: StepPlan) -> Future[None] | None:
         """Starts a plan; the future tells that its rows are in their slots, None that they are.
@@ -154,6 +159,62 @@ class Execution:
             self._ssd.write_back()
         self._ssd.store.flush()
 
+    def cut(
+        self,
+        tables: npt.NDArray[np.uint16],
+        rows: npt.NDArray[np.int64],
+        slots: npt.NDArray[np.int32],
+        job: Callable[[], T],
+    ) -> Future[T]:
+        """Runs ``job`` in the background, where the store below holds every record as of now.
+
+        REQUIRES: the dirty rows are these, and no read is under way. They are copied out here;
+        what is evicted from now on waits in the write buffer until ``job`` has ended, whose own
+        failure harms nobody else.
+
+        Raises:
+            StoreError: an earlier write failed.
+        """
+        assert self._ssd is not None
+        ssd = self._ssd
+        block = max(1, FLUSH_BYTES // self._ddr.layout.record_bytes)
+        for i in range(0, len(rows), block):
+            part = slice(i, i + block)
+            if ssd.in_flight_bytes > CUT_BYTES:
+                self._post_write(ssd)
+                self._await_writes(CUT_BYTES // 2)
+            ssd.hand_down(tables[part], rows[part], self._ddr.gather(slots[part]))
+        before = ssd.cut()
+        self._cut_bytes = ssd.in_flight_bytes + CUT_SLACK_BYTES
+        out: Future[T] = Future()
+
+        def write() -> None:
+            with self._stages.time("write"):
+                ssd.write_back(before)
+            ssd.store.flush()
+
+        def follow() -> None:
+            try:
+                if self.failure is not None:
+                    raise TieredEmbedError("an earlier job failed") from self.failure
+                out.set_result(job())
+            except BaseException as error:
+                out.set_exception(error)
+
+        self._writes.append(self._submit(self._executors.writing, write))
+        self._cut = self._submit(self._executors.writing, follow)
+        self._writes.append(self._cut)
+        return out
+
+    def in_saving_thread(self, job: Callable[[], T]) -> Future[T]:
+        """Runs what belongs to no pool's order; its failure is its caller's."""
+        return self._executors.saving.submit(job)
+
+    @property
+    def _write_buffer_limit(self) -> int:
+        under_way = self._cut is not None and not self._cut.done()
+        return self._write_buffer_bytes + (self._cut_bytes if under_way else 0)
+
     def _run(self, plan: StepPlan) -> Future[None] | None:
         if self._ssd is None:
             if len(plan.staged):
@@ -180,13 +241,16 @@ class Execution:
         except BaseException as error:
             self.lost = error
             raise
-        self._writes.append(self._submit(self._executors.writing, lambda: self._write(ssd)))
-        if ssd.in_flight_bytes > self._write_buffer_bytes:
+        self._post_write(ssd)
+        if ssd.in_flight_bytes > self._write_buffer_limit:
             with self._stages.time("back_pressure"):
-                self._await_writes(self._write_buffer_bytes)
+                self._await_writes(self._write_buffer_limit)
         while self._writes and self._writes[0].done():
             self._writes[0].result()
             self._writes.popleft()
+
+    def _post_write(self, ssd: SsdTier) -> None:
+        self._writes.append(self._submit(self._executors.writing, lambda: self._write(ssd)))
 
     # --- jobs -----------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ trainer's next call reads.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -120,6 +121,7 @@ class Pipeline:
         self._execution = Execution(ddr, ssd, self._executors, self._stages, write_buffer_bytes)
         self._pid = os.getpid()
         self._closed = False
+        self._refusal: TieredEmbedError | None = None
         self._warned_overflow = False
         self._last: Future[object] | None = None  # newest posted job
 
@@ -250,6 +252,42 @@ class Pipeline:
         self.quiesce()
         self._write_dirty()
 
+    def cut(self, job: Callable[[], T]) -> Future[T]:
+        """Runs ``job`` in the background, where the store holds every row as it is now.
+
+        Training may go on: what it changes reaches the store after ``job``.
+
+        Raises:
+            StoreError: an earlier write failed.
+        """
+        self.check()
+        self._settle_dropped()
+        if self._last is not None:
+            self._last.exception()
+        self._execution.wait_for_reads()
+        self.check()
+        out = self._execution.cut(*self.planner.dirty_rows(), job)
+        self.planner.mark_clean()
+        return out
+
+    def in_saving_thread(self, job: Callable[[], T]) -> Future[T]:
+        """Runs ``job`` in the background, beside everything else."""
+        self.check()
+        return self._execution.in_saving_thread(job)
+
+    def refuse(self, why: TieredEmbedError) -> None:
+        """Every later call but :meth:`discard` and :meth:`close` raises ``why``."""
+        self._refusal = why
+
+    def discard(self) -> None:
+        """Stops at once, with every row lost; idempotent."""
+        if self._closed or self._pid != os.getpid():
+            return
+        self._closed = True
+        with contextlib.suppress(Exception):
+            self.cancel()
+        self._executors.shutdown()
+
     def close(self) -> bool:
         """Flushes and stops; idempotent. Works inside a garbage collection: posts no job.
 
@@ -262,6 +300,9 @@ class Pipeline:
             return False
         self._closed = True
         if self._pid != os.getpid():
+            return False
+        if self._refusal is not None:
+            self._executors.shutdown()
             return False
         try:
             self.cancel()
@@ -279,6 +320,8 @@ class Pipeline:
 
     def check(self) -> None:
         """Raises what a background job ran into, or ClosedError."""
+        if self._refusal is not None:
+            raise self._refusal
         if self._closed:
             raise ClosedError("the module was closed; make a new one to go on")
         if self._pid != os.getpid():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from torch import nn
@@ -32,14 +33,19 @@ class Prefetch(Generic[B]):
         options = [m._runtime.options for m in model.modules() if isinstance(m, TieredModule)]
         # While batch t trains, t + depth is staged with `lookahead` batches known behind it.
         self._ahead = max((o.lookahead + o.deepest for o in options), default=0)
+        self._epochs = 0  # loops that went to their end
+        self._given = 0  # batches of this loop that the caller was given, skipped ones included
+        self._skip = 0  # batches that the next loop leaves out
+        self._current: list[TieredModule] = []  # that the batch now with the caller feeds
 
     def __len__(self) -> int:
         return len(self._loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[B]:
         pending: deque[tuple[B, list[TieredModule]]] = deque()
+        self._given, self._skip = self._skip, 0
         streams: list[TieredModule] = []
-        source = iter(self._loader)
+        source = islice(iter(self._loader), self._given, None)
         failure: Exception | None = None
         ended = False
         try:
@@ -61,14 +67,43 @@ class Prefetch(Generic[B]):
                 batch, modules = pending.popleft()
                 for module in modules:
                     module._runtime.expect()
+                self._given += 1
+                self._current = modules
                 yield batch
                 for module in modules:
                     module._runtime.settle()
             if failure is not None:
                 raise failure
+            self._epochs += 1
+            self._given = 0
         finally:
+            self._current = []
             for module in streams:
                 module._runtime.close_stream()
+
+    def state_dict(self) -> dict[str, int]:
+        """The cursor: ``batches`` of this loop that were trained, and ``epochs`` before it.
+
+        A batch counts once a forward has used its rows, however far the loader was pulled ahead:
+        saved between a backward and the next forward, no batch is trained twice or left out.
+        """
+        waiting = any(module._runtime.expecting for module in self._current)
+        return {"epochs": self._epochs, "batches": self._given - waiting}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """The next loop leaves out the first ``batches`` of the loader, which must give the same
+        ones again: restore its generator's state as of the epoch's start before.
+
+        Raises:
+            ConfigError: no cursor, or a loop is running.
+        """
+        values = [state.get(name) for name in ("epochs", "batches")]
+        if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
+            raise ConfigError(f"{state!r} is no cursor of te.prefetch")
+        if self._current:
+            raise ConfigError("this te.prefetch loop is running; set its cursor before it starts")
+        self._epochs, self._skip = state["epochs"], state["batches"]
+        self._given = self._skip
 
     def _push(self, batch: B, streams: list[TieredModule]) -> list[TieredModule]:
         # Everything is checked before anything is staged.

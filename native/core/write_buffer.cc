@@ -1,6 +1,8 @@
 #include "core/write_buffer.h"
 
+#include <algorithm>
 #include <cstring>
+#include <unordered_set>
 #include <utility>
 
 namespace te {
@@ -37,24 +39,38 @@ void WriteBuffer::read(const uint16_t* tables, const int64_t* rows, int64_t n, u
   }
 }
 
-BufferedRows WriteBuffer::take() {
+int64_t WriteBuffer::cut() const {
   std::lock_guard<std::mutex> lock(mutex_);
+  return next_number_;
+}
+
+BufferedRows WriteBuffer::take(int64_t before) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  before = std::min(before, next_number_);
   BufferedRows out;
-  out.tables.reserve(newest_.size());
-  out.rows.reserve(newest_.size());
-  out.records.reserve(newest_.size() * static_cast<size_t>(record_bytes_));
   const size_t size = static_cast<size_t>(record_bytes_);
+  size_t most = 0;
   for (const Batch& b : batches_) {
-    for (size_t i = 0; i < b.keys.size(); ++i) {
-      const Place newest = newest_.at(b.keys[i]);
-      if (newest.batch != b.number) continue;  // a later one goes instead
-      out.tables.push_back(static_cast<uint16_t>(b.keys[i].table));
-      out.rows.push_back(static_cast<int64_t>(b.keys[i].row));
-      const uint8_t* record = b.records.data() + i * size;
+    if (b.number < before) most += b.keys.size();
+  }
+  out.tables.reserve(most);
+  out.rows.reserve(most);
+  out.records.reserve(most * size);
+  std::unordered_set<Key, Hash> seen;  // rows that batches from `before` on have, too
+  for (auto b = batches_.rbegin(); b != batches_.rend(); ++b) {
+    if (b->number >= before) continue;
+    for (size_t i = 0; i < b->keys.size(); ++i) {
+      const Key& key = b->keys[i];
+      const int64_t newest = newest_.at(key).batch;
+      const bool goes = newest < before ? newest == b->number : seen.insert(key).second;
+      if (!goes) continue;
+      out.tables.push_back(static_cast<uint16_t>(key.table));
+      out.rows.push_back(static_cast<int64_t>(key.row));
+      const uint8_t* record = b->records.data() + i * size;
       out.records.insert(out.records.end(), record, record + size);
     }
   }
-  taken_before_ = next_number_;
+  taken_before_ = std::max(taken_before_, before);
   return out;
 }
 

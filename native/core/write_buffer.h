@@ -1,7 +1,8 @@
 // Records on their way to the tier below: added in batches, readable until they have arrived.
 //
 // Of a row that is added again before its record was taken only the newest record goes down. Taken
-// records stay readable until `arrived`, so that a row is always found here or below.
+// records stay readable until `arrived`, so that a row is always found here or below. A `cut` parts
+// what was added before it from what comes later: both go down, one after the other.
 //
 // Threading: every method locks. One thread takes and reports arrivals; any may add and read.
 #pragma once
@@ -32,9 +33,12 @@ class WriteBuffer {
   void read(const uint16_t* tables, const int64_t* rows, int64_t n, uint8_t* out,
             bool* found) const;
 
-  // Everything that was added and not taken, oldest batch first, for the tier below. REQUIRES: what
-  // was taken before has arrived.
-  BufferedRows take();
+  // For `take`: everything added so far lies before it.
+  int64_t cut() const;
+
+  // What was added before the cut `before` (all of it by default) and not taken, for the tier
+  // below; of a row the newest such record. REQUIRES: what was taken last has arrived.
+  BufferedRows take(int64_t before = INT64_MAX);
 
   // What was taken last is below now.
   void arrived();

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from ..errors import TieredEmbedError
+from . import checkpoint
 from .bench import bench
 from .train import train
 
@@ -26,12 +27,13 @@ def _root() -> None:
 
 app.command()(train)
 app.command()(bench)
+app.add_typer(checkpoint.app, name="checkpoint")
 
 
 def main() -> None:
     """Entry point: known errors end with their message and exit code 2."""
     try:
         app()
-    except TieredEmbedError as error:
+    except (TieredEmbedError, FileNotFoundError) as error:
         typer.echo(f"tiered-embed: {error}", err=True)
         sys.exit(2)

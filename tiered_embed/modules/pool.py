@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,18 +14,18 @@ import numpy.typing as npt
 from .. import _native
 from ..config import Tiers
 from ..depth import MOST_DEPTH, DepthTuner
-from ..errors import ConfigError
+from ..errors import ConfigError, StoreError, TieredEmbedError
 from ..kernels import POOLINGS, Bags, CpuKernel
 from ..pipeline import Pipeline
 from ..residency import Planner, PoolSlots, Segment
 from ..stages import Stages
 from ..stats import Counts, TierStats
-from ..store import RowStore, open_store, read_meta, write_meta
+from ..store import RowStore, open_store, read_meta
 from ..store.directory import StoreDirectory
 from ..tiers import DdrTier, PoolLayout, SsdTier
 from ..weights import renormalised
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "store_folder"]
 
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
@@ -68,10 +69,13 @@ class Pool:
         )
         self.store: RowStore | None = None
         self.stored_step = 0  # the step count that the store was left with
+        settled = True
         if tiers.ssd is not None:
             self.store = _open(layout, tiers, tiers.ssd)
             try:
-                self.stored_step = int(read_meta(self.store.path).get("step", 0))
+                meta = read_meta(self.store.path)
+                self.stored_step = int(meta.get("step", 0))
+                settled = bool(meta.get("settled", True))
             except BaseException:
                 self.store.close()
                 raise
@@ -84,11 +88,25 @@ class Pool:
             depth=depth if isinstance(depth, int) else _tuner(lookahead, slots),
             stages=stages,
         )
+        if not settled:
+            assert self.store is not None
+            self.pipeline.refuse(
+                StoreError(
+                    f"the process that trained in '{self.store.path}' ended without close() or "
+                    "flush(): its rows are of no one step. Restore them with "
+                    "te.checkpoint.load(model, path), or remove the directory to start anew"
+                )
+            )
 
     @property
     def num_slots(self) -> int:
         """Rows that the DDR budget holds."""
         return self._slots.whole + self._slots.cached
+
+    def room(self, counts: Sequence[int]) -> tuple[int, int]:
+        """(rows that share slots, such slots) when the tables have ``counts`` rows."""
+        shared = [n for n, first in zip(counts, self._slots.first_slot, strict=True) if first < 0]
+        return sum(shared), self._slots.cached
 
     def read(self, table: int, ids: I64) -> U8:
         """Current records of ``ids`` (n,) -> (n, record_bytes); nothing is staged or changed."""
@@ -145,8 +163,8 @@ class Pool:
     def flush(self, step: int) -> None:
         """Writes dirty rows back and records the step count."""
         self.pipeline.flush()
-        if self.store is not None:
-            write_meta(self.store.path, {"step": step})
+        if self.pipeline.ssd is not None:
+            self.pipeline.ssd.settle(step)
 
     def materialised(self, table: int) -> Iterator[tuple[I64, U8]]:
         """(row ids, records) of a table's materialised rows in key order, in chunks.
@@ -190,10 +208,19 @@ class Pool:
     def close(self, step: int) -> None:
         """Flushes, records the step count, and lets go of threads and files."""
         try:
-            if self.pipeline.close() and self.store is not None:
-                write_meta(self.store.path, {"step": step})
+            if self.pipeline.close() and self.pipeline.ssd is not None:
+                self.pipeline.ssd.settle(step)
         finally:
             if self.store is not None:
+                self.store.close()
+
+    def discard(self, why: TieredEmbedError) -> None:
+        """Lets go of threads and files, with every row lost; every later call raises ``why``."""
+        self.pipeline.refuse(why)
+        self.pipeline.discard()
+        if self.store is not None:
+            # After a failure of the store, whose rows are not wanted any more.
+            with contextlib.suppress(StoreError):
                 self.store.close()
 
 
@@ -201,14 +228,18 @@ def _tuner(lookahead: int, slots: PoolSlots) -> DepthTuner:
     return DepthTuner(min(lookahead, MOST_DEPTH), slots.cached or None)
 
 
-def _open(layout: PoolLayout, tiers: Tiers, root: Path) -> RowStore:
+def store_folder(layout: PoolLayout, root: Path) -> Path:
+    """Where a pool's store lies below the SSD tier's directory: named by its tables."""
     names = sorted(name for name, _ in layout.tables)
-    _refuse_other_pools(root, names)
-    identity = hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
+    return root / f"pool-{hashlib.sha256(chr(0).join(names).encode()).hexdigest()[:16]}"
+
+
+def _open(layout: PoolLayout, tiers: Tiers, root: Path) -> RowStore:
+    _refuse_other_pools(root, sorted(name for name, _ in layout.tables))
     options: dict[str, Any] = {"direct_io": True} if tiers.direct_io else {}
     return open_store(
         tiers.store,
-        root / f"pool-{identity}",
+        store_folder(layout, root),
         layout.record_bytes,
         layout.describe(),
         **options,

@@ -21,7 +21,7 @@ import torch
 
 from .. import _native
 from ..config import TableConfig, table_hash
-from ..errors import ConfigError, NonFiniteError
+from ..errors import ClosedError, ConfigError, NonFiniteError, TieredEmbedError
 from ..kernels import POOLINGS, Bags
 from ..pipeline import Lease
 from ..residency import allocate
@@ -98,12 +98,12 @@ class Runtime:
         self._waiting: weakref.WeakSet[Step] = weakref.WeakSet()
 
         self.widths = [tables[t].embedding_dim for _, t in features]
-        columns = np.cumsum([0, *self.widths])
-        self.num_columns = int(columns[-1])
+        self._columns = np.cumsum([0, *self.widths])
+        self.num_columns = int(self._columns[-1])
         self._place: list[tuple[int, int]] = [(0, 0)] * len(tables)  # (pool, index in pool)
-        self._pool_features: list[list[int]] = []
+        self._pool_features: list[list[int]]
         _refuse_colliding_names(tables)
-        self.pools = self._make_pools(columns)
+        self.pools = self._make_pools()
         self.rows = Rows(self.tables, self.pools, self._place)
         self.updates: Updates | None = None  # None: rows are only read
         self._stored_step = max(pool.stored_step for pool in self.pools)
@@ -120,8 +120,9 @@ class Runtime:
         """Updates so far, with those before the store was opened."""
         return self._stored_step if self.updates is None else self.updates.steps
 
-    def _make_pools(self, columns: npt.NDArray[np.int64]) -> list[Pool]:
-        options = self.options
+    def _make_pools(self) -> list[Pool]:
+        options, columns = self.options, self._columns
+        self._pool_features = []
         assert options.tiers.ddr is not None
         groups: dict[int, list[int]] = {}
         for t, table in enumerate(self.tables):
@@ -289,6 +290,10 @@ class Runtime:
                 "the rows of this forward were updated already: a fused optimizer runs once per "
                 "backward; call forward again"
             )
+        if step.pools is not self.pools:
+            raise ClosedError(
+                "the rows of this forward were replaced by a checkpoint's; call forward again"
+            )
         for pool in self.pools:
             pool.pipeline.check()
         array = grad.detach().to(torch.float32).contiguous().numpy()
@@ -376,6 +381,15 @@ class Runtime:
 
     # --- the stream: te.prefetch's calls ----------------------------------------------------------
 
+    @property
+    def streaming(self) -> bool:
+        return self._streaming
+
+    @property
+    def expecting(self) -> bool:
+        """The loop has the stream's oldest batch, and no forward has taken it yet."""
+        return self._expected
+
     def open_stream(self) -> None:
         if self._streaming:
             raise ConfigError(
@@ -450,6 +464,37 @@ class Runtime:
     def flush(self) -> None:
         for pool in self.pools:
             pool.flush(self.steps)
+
+    def discard(self, why: TieredEmbedError) -> None:
+        """Lets go of every row, file and thread; every call raises ``why`` until :meth:`reopen`.
+
+        Raises:
+            ConfigError: a te.prefetch loop is running, or the module is closed; nothing is lost.
+        """
+        if self._closed:
+            raise ClosedError("the module was closed; make a new one to restore into")
+        if self._streaming:
+            raise ConfigError("a te.prefetch loop is running; restore before it, or leave it first")
+        for pool in self.pools:
+            pool.discard(why)
+
+    def reopen(self) -> None:
+        """After :meth:`discard`: the rows are what the SSD tier's directory holds by now."""
+        for step in list(self._waiting):
+            step.release(updated=False)
+        self._waiting.clear()
+        self._updated_at = None
+        version = self.rows.version
+        self.pools = self._make_pools()
+        self.rows = Rows(self.tables, self.pools, self._place)
+        self.rows.version = version + 1
+        self.set_steps(max(pool.stored_step for pool in self.pools))
+
+    def set_steps(self, steps: int) -> None:
+        """The number of updates behind the rows: Adam's bias correction and rounding need it."""
+        self._stored_step = steps
+        if self.updates is not None:
+            self.updates.steps = steps
 
     def close(self) -> None:
         """Flushes and lets go of files and threads; idempotent.

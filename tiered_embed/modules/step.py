@@ -26,19 +26,19 @@ class Step:
         self.leases = leases
         self.changed = False
         self.done = False
-        self._pools = pools
+        self.pools = pools
         self._read: list[npt.NDArray[np.uint8]] | None = None
 
     def records(self) -> list[npt.NDArray[np.uint8]]:
         """Copies of the rows' records of now, per pool."""
         return [
             pool.ddr.gather(lease.plan.slots)
-            for pool, lease in zip(self._pools, self.leases, strict=True)
+            for pool, lease in zip(self.pools, self.leases, strict=True)
         ]
 
     def put(self, records: Sequence[npt.NDArray[np.uint8]]) -> None:
         """Writes what :meth:`records` gave."""
-        for pool, lease, part in zip(self._pools, self.leases, records, strict=True):
+        for pool, lease, part in zip(self.pools, self.leases, records, strict=True):
             pool.ddr.scatter(lease.plan.slots, part)
 
     def keep(self) -> None:

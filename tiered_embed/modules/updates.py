@@ -84,6 +84,10 @@ class Updates:
 
     # --- accumulation ---------------------------------------------------------------------------
 
+    @property
+    def accumulating(self) -> bool:
+        return self._accumulated is not None
+
     def accumulate(self) -> None:
         """From here on backwards only sum."""
         if self._accumulated is not None:

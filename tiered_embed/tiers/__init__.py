@@ -2,6 +2,6 @@
 
 from .ddr import DdrTier
 from .layout import PoolLayout
-from .ssd import SsdTier
+from .ssd import ChangedKeys, SsdTier
 
-__all__ = ["DdrTier", "PoolLayout", "SsdTier"]
+__all__ = ["ChangedKeys", "DdrTier", "PoolLayout", "SsdTier"]

@@ -12,14 +12,47 @@ import numpy.typing as npt
 
 from .. import _native
 from ..stats import TierStats
-from ..store import RowStore, encode_keys
+from ..store import RowStore, encode_keys, read_meta, write_meta
 from .layout import PoolLayout
 
-__all__ = ["SsdTier"]
+__all__ = ["ChangedKeys", "SsdTier"]
 
 Tables = npt.NDArray[np.uint16]
 Rows = npt.NDArray[np.int64]
 Records = npt.NDArray[np.uint8]
+
+KEY = np.dtype("V12")  # compares as bytes, as the store does
+
+
+class ChangedKeys:
+    """Which keys a tier has written since somebody asked; bounded by their number.
+
+    Threading: calls follow one another.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[npt.NDArray[np.void]] = []
+        self._num = 0
+        self._merge_at = 1 << 20
+
+    def add(self, keys: npt.NDArray[np.uint8]) -> None:
+        """Notes ``keys`` (n, 12)."""
+        self._parts.append(np.ascontiguousarray(keys).view(KEY).ravel())
+        self._num += len(keys)
+        if self._num > self._merge_at:
+            self._merge()
+
+    def keys(self) -> npt.NDArray[np.uint8]:
+        """Each once, ascending, (n, 12)."""
+        self._merge()
+        merged = self._parts[0] if self._parts else np.empty(0, KEY)
+        return merged.view(np.uint8).reshape(-1, KEY.itemsize)
+
+    def _merge(self) -> None:
+        if self._parts:
+            self._parts = [np.unique(np.concatenate(self._parts))]
+            self._num = len(self._parts[0])
+            self._merge_at = max(1 << 20, 2 * self._num)
 
 
 class SsdTier:
@@ -32,6 +65,9 @@ class SsdTier:
         self.store = store
         self._buffer = _native.WriteBuffer(layout.record_bytes)
         self._writing = threading.Lock()  # held while records go from the buffer to the store
+        # Guarded by _writing.
+        self._settled: bool | None = None  # as noted in the store's directory; None: not read
+        self._changed: ChangedKeys | None = None  # nobody asked
         self._lock = threading.Lock()
         self._stats = TierStats()  # guarded by _lock
 
@@ -78,13 +114,42 @@ class SsdTier:
             self._stats.staged += len(rows)
             self._stats.bytes_in += len(rows) * self.layout.record_bytes
 
-    def write_back(self) -> None:
-        """Stores everything that was handed down; of a row only its newest record."""
+    def cut(self) -> int:
+        """For :meth:`write_back`: everything handed down so far lies before it."""
+        return self._buffer.cut()
+
+    def write_back(self, before: int | None = None) -> None:
+        """Stores what was handed down before a cut, or all of it; of a row its newest record."""
         with self._writing:
-            tables, rows, records = self._buffer.take()
+            tables, rows, records = self._buffer.take(before)
             if len(rows):
-                self.store.put(self._keys(tables, rows), records.reshape(len(rows), -1))
+                keys = self._keys(tables, rows)
+                self._mark(settled=False)
+                self.store.put(keys, records.reshape(len(rows), -1))
+                if self._changed is not None:
+                    self._changed.add(keys)
             self._buffer.arrived()
+
+    def settle(self, step: int) -> None:
+        """The store holds every row as of ``step``, durably; until the next write it stays so."""
+        with self._writing:
+            self._mark(settled=True, step=step)
+
+    def _mark(self, *, settled: bool, step: int | None = None) -> None:
+        """Notes in the store's directory whether its rows belong to one step. Guarded: _writing."""
+        if settled or self._settled is not settled:
+            meta = read_meta(self.store.path)
+            write_meta(
+                self.store.path,
+                {"step": meta.get("step", 0) if step is None else step, "settled": settled},
+            )
+            self._settled = settled
+
+    def track(self) -> ChangedKeys:
+        """Keys that are written from here on; the earlier object hears of no more."""
+        with self._writing:
+            self._changed = ChangedKeys()
+            return self._changed
 
     def stats(self) -> TierStats:
         with self._lock:

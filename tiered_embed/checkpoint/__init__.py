@@ -1,0 +1,36 @@
+"""Checkpoints: ``path/step-N``, committed or absent.
+
+``save`` and ``load`` a model's rows with optimizer state and whatever else a run needs to go on;
+``save_delta`` writes only what changed; ``verify`` reads every byte. ``manifest.py`` says what a
+step consists of, ``folders.py`` how it is committed, ``save.py`` how it is cut, ``load.py`` how it
+comes back. No pickle anywhere.
+
+Threading: calls belong to the thread that trains the model; a background save owns no rows.
+"""
+
+from .compact import PoolDifference, compact, diff
+from .dcp import RowsState
+from .export import TableExport, export
+from .extra import restore_rng, rng_state
+from .load import load, open_chain, verify
+from .save import Saved, save, save_delta
+from .steps import list, prune
+
+__all__ = [
+    "PoolDifference",
+    "RowsState",
+    "Saved",
+    "TableExport",
+    "compact",
+    "diff",
+    "export",
+    "list",
+    "load",
+    "open_chain",
+    "prune",
+    "restore_rng",
+    "rng_state",
+    "save",
+    "save_delta",
+    "verify",
+]

@@ -1,0 +1,128 @@
+"""Quantised export: rows of a committed step as int8 or int4 with scale and bias, for serving.
+
+One safetensors file per table: ``ids`` int64 (n,), ``codes`` uint8 (n, D), of int4 (n, ceil(D/2))
+with the even column in the low half, ``scale`` and ``bias`` float32 (n,). A weight is
+code * scale + bias: each row's range in 255 or 15 equal steps, rounded to nearest, as FBGEMM's
+row-wise quantisation. Optimizer state is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+
+from ..config import table_hash
+from ..errors import ConfigError
+from ..store import decode_rows
+from ..store.directory import os_errors
+from ..weights import ITEM_BYTES
+from .load import open_chain, scan_pool
+
+__all__ = ["TableExport", "export"]
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TableExport:
+    """What was written of one table, and the error that quantising made."""
+
+    table: str
+    file: Path
+    rows: int
+    bytes: int
+    max_error: float
+    rms_error: float
+    rms_weight: float
+
+
+def export(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    bits: int = 8,
+    step: int | None = None,
+) -> list[TableExport]:
+    """Writes every table of a step (None: the latest) into ``out``; a table must fit memory.
+
+    Raises:
+        FileNotFoundError: nothing is committed there. CorruptionError: the step is damaged.
+        ConfigError: ``bits`` is neither 8 nor 4, or rows that are int8 already.
+    """
+    if bits not in (8, 4):
+        raise ConfigError(f"bits is {bits!r}; it must be 8 or 4")
+    chain = open_chain(path, step)
+    chain.check()
+    target = Path(out)
+    with os_errors(f"cannot create '{target}'"):
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    near = Path(path) if os.access(path, os.W_OK) else Path(tempfile.gettempdir())
+    exported = []
+    for index, entry in enumerate(chain.manifest.pools):
+        dtype, dim = str(entry.layout.get("dtype")), int(entry.layout.get("dim", 0))
+        if dtype == "int8" or dtype not in ITEM_BYTES:
+            raise ConfigError(f"rows of {entry.layout.get('tables')} are {dtype}: nothing to do")
+        parts: dict[bytes, list[tuple[Any, F32]]] = {}
+        for keys, records in scan_pool(chain, index, near):
+            weights = _weights(records, dtype, dim)
+            for head in np.unique(np.ascontiguousarray(keys[:, :4]).view("V4").ravel()):
+                mine = np.ascontiguousarray(keys[:, :4]).view("V4").ravel() == head
+                parts.setdefault(head.tobytes(), []).append(
+                    (decode_rows(keys[mine]), weights[mine])
+                )
+        for name in entry.layout["tables"]:
+            found = parts.get(table_hash(name), [])
+            ids = np.concatenate([np.empty(0, np.int64), *(i for i, _ in found)])
+            rows = np.concatenate([np.empty((0, dim), np.float32), *(w for _, w in found)])
+            exported.append(_write(target, name, ids, rows, bits))
+    return exported
+
+
+def _weights(records: npt.NDArray[np.uint8], dtype: str, dim: int) -> F32:
+    raw = np.ascontiguousarray(records[:, : dim * ITEM_BYTES[dtype]])
+    if dtype == "bfloat16":
+        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return raw.view(np.float16 if dtype == "float16" else np.float32).astype(np.float32)
+
+
+def _write(target: Path, name: str, ids: Any, rows: F32, bits: int) -> TableExport:
+    order = np.argsort(ids, kind="stable")
+    ids, rows = ids[order], rows[order]
+    steps = 2**bits - 1
+    low = rows.min(axis=1, initial=np.inf)
+    scale = ((rows.max(axis=1, initial=-np.inf) - low) / steps).astype(np.float32)
+    safe = np.where(scale > 0, scale, 1).astype(np.float32)
+    codes = np.clip(np.rint((rows - low[:, None]) / safe[:, None]), 0, steps).astype(np.uint8)
+    error = np.abs(codes * scale[:, None] + low[:, None] - rows)
+    if bits == 4:
+        even = codes if codes.shape[1] % 2 == 0 else np.pad(codes, ((0, 0), (0, 1)))
+        codes = even[:, ::2] | (even[:, 1::2] << 4)
+    # A table's name never becomes a path.
+    file = (
+        target / f"{re.sub('[^A-Za-z0-9_-]', '_', name)[:64]}-{table_hash(name).hex()}.safetensors"
+    )
+    tensors = {"ids": ids, "codes": codes, "scale": scale, "bias": low.astype(np.float32)}
+    with os_errors(f"cannot write '{file}'"):
+        safetensors.numpy.save_file(
+            {k: np.ascontiguousarray(v) for k, v in tensors.items()},
+            file,
+            {"table": name, "bits": str(bits), "dim": str(rows.shape[1])},
+        )
+    size = max(1, error.size)
+    return TableExport(
+        name,
+        file,
+        len(ids),
+        file.stat().st_size,
+        float(error.max(initial=0.0)),
+        float(np.sqrt(np.square(error, dtype=np.float64).sum() / size)),
+        float(np.sqrt(np.square(rows, dtype=np.float64).sum() / size)),
+    )

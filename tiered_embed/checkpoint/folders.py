@@ -1,0 +1,185 @@
+"""The directory of checkpoints: ``step-N`` is committed, ``*.tmp`` is not, and who may write.
+
+::
+
+    path/.lock             flock held while a save runs
+    path/step-N.tmp/       being written, or left by a crash: swept by the next save
+    path/step-N/           committed: manifest.json, store/K/..., delta/K/..., extra.*
+    path/step-N.replaced/  the delta that `compact` is replacing by a whole step
+
+Threading: one save at a time and process; the lock holds off other processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import ConfigError, StoreError
+from ..store.directory import os_errors, sync_path
+
+__all__ = [
+    "check_step",
+    "commit",
+    "committed_steps",
+    "copy_tree",
+    "current_folder",
+    "lock",
+    "prepare",
+    "remove",
+    "remove_tree",
+    "step_folder",
+    "sync_tree",
+]
+
+_STEP = re.compile(r"step-(0|[1-9][0-9]{0,18})")
+
+
+def step_folder(path: Path, step: int) -> Path:
+    return path / f"step-{step}"
+
+
+def check_step(step: object) -> int:
+    """``step`` as an int.
+
+    Raises:
+        ConfigError: not an integer in [0, 2**63).
+    """
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 2**63:
+        raise ConfigError(f"step is {step!r}; it must be an integer, 0 or more")
+    return step
+
+
+def committed_steps(path: Path) -> list[int]:
+    """Ascending; empty where there is no directory."""
+    if not path.is_dir():
+        return []
+    with os_errors(f"cannot list '{path}'"):
+        names = [entry.name for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+    found = [_STEP.fullmatch(name) for name in names]
+    replaced = [_STEP.fullmatch(n.removesuffix(".replaced")) for n in names if "." in n]
+    return sorted({int(m[1]) for m in [*found, *replaced] if m})
+
+
+def current_folder(path: Path, step: int) -> Path:
+    """Where a committed step lies: under its name, unless a crash came between two renames."""
+    folder = step_folder(path, step)
+    aside = folder.with_name(folder.name + ".replaced")
+    return aside if aside.is_dir() and not folder.is_dir() else folder
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Creates ``path`` (0700) and keeps other processes' saves away.
+
+    Raises:
+        StoreError: another process saves there, or it is not writable.
+    """
+    with os_errors(f"cannot create '{path}'"):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with os_errors(f"cannot open '{path / '.lock'}'"):
+        fd = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StoreError(
+                f"another save into '{path}' is under way; wait for it, or choose another path"
+            ) from error
+        yield
+    finally:
+        # A child forked meanwhile shares the lock: closing alone would leave it held.
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        os.close(fd)
+
+
+def prepare(path: Path, step: int) -> Path:
+    """Sweeps what a crash left and makes ``step-N.tmp``. REQUIRES: the lock.
+
+    Raises:
+        ConfigError: the step is committed already.
+    """
+    with os_errors(f"cannot prepare '{path}'"):
+        for entry in list(os.scandir(path)):
+            name, _, suffix = entry.name.rpartition(".")
+            if not _STEP.fullmatch(name):
+                continue
+            if suffix == "tmp":
+                remove_tree(Path(entry.path))
+            elif suffix == "replaced":
+                if (path / name).is_dir():
+                    remove_tree(Path(entry.path))
+                else:
+                    os.rename(entry.path, path / name)
+                    sync_path(path)
+        if step_folder(path, step).exists():
+            raise ConfigError(
+                f"'{step_folder(path, step)}' is committed already; save another step, or prune it"
+            )
+        folder = path / f"step-{step}.tmp"
+        folder.mkdir(mode=0o700)
+        return folder
+
+
+def commit(folder: Path) -> Path:
+    """``step-N.tmp`` becomes ``step-N``: files and folders are durable first, then the name is."""
+    target = folder.with_suffix("")
+    with os_errors(f"cannot commit '{folder}'"):
+        sync_tree(folder)
+        os.rename(folder, target)
+        sync_path(folder.parent)
+    return target
+
+
+def remove(path: Path, step: int) -> None:
+    """Uncommits a step, then frees it: a crash in between leaves what the next save sweeps."""
+    folder = current_folder(path, step)
+    aside = path / f"step-{step}.tmp"
+    with os_errors(f"cannot remove '{folder}'"):
+        if aside.exists():
+            remove_tree(aside)
+        os.rename(folder, aside)
+        sync_path(path)
+        remove_tree(aside)
+
+
+def sync_tree(folder: Path) -> None:
+    """fsyncs every file below ``folder``, then every folder, the deepest first."""
+    for below, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync_path(Path(below) / name)
+        sync_path(Path(below))
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Makes ``target`` a copy of a store's folder. Immutable files are shared by hard links where
+    the file system allows; what a store rewrites in place is copied."""
+    with os_errors(f"cannot copy '{source}' to '{target}'"):
+        target.mkdir(mode=0o700, parents=True)
+        for entry in sorted(os.scandir(source), key=lambda e: e.name):
+            here = target / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                copy_tree(Path(entry.path), here)
+            elif not (entry.name.endswith(".sst") and _linked(entry.path, here)):
+                shutil.copyfile(entry.path, here, follow_symlinks=False)
+
+
+def _linked(source: str, target: Path) -> bool:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # another file system, or one without hard links
+        return False
+    return True
+
+
+def remove_tree(folder: Path) -> None:
+    """A folder with all that is in it, or whatever else has that name."""
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    else:
+        folder.unlink()

@@ -1,0 +1,229 @@
+"""``manifest.json``: what a committed step consists of, to the byte.
+
+Format 1. The file is ``{"content": ..., "sha256": ...}``, where the digest is of the content as
+canonical JSON; the content is a :class:`Manifest`. Every other file of the step is listed with size
+and SHA-256; nothing may be missing, and nothing else may be there. A manifest is treated as
+hostile: sizes, counts and names are capped, names are relative and plain, and no link is followed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import ConfigError, CorruptionError, StoreError
+from ..store.directory import os_errors
+
+__all__ = ["FORMAT_VERSION", "MANIFEST", "FileEntry", "Manifest", "PoolEntry", "files_below"]
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+MOST_BYTES = 256 << 20  # of a manifest
+MOST_FILES = 1 << 20
+HASH_CHUNK = 8 << 20
+
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}"
+FILE_PATTERN = (
+    rf"^(store/\d{{1,6}}/(db/)?{_NAME}|delta/\d{{1,6}}/{_NAME}|extra\.(json|safetensors))$"
+)
+FOLDER_PATTERN = r"^(store|delta)/\d{1,6}$"
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Text = Annotated[str, Field(max_length=4096)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FileEntry(_Strict):
+    """One file."""
+
+    size: Count
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class PoolEntry(_Strict):
+    """One pool's rows: a store, or for a delta the rows that changed.
+
+    module: its name inside the model, for people; ``layout`` is what identifies it.
+    """
+
+    folder: Annotated[str, Field(pattern=FOLDER_PATTERN)]
+    module: Text
+    layout: Annotated[dict[str, Any], Field(max_length=64)]
+    record_bytes: Annotated[int, Field(ge=1, lt=2**31)]
+    steps: Count  # updates of its module so far
+
+    @property
+    def identity(self) -> str:
+        """Equal for pools whose records can take each other's place."""
+        return json.dumps(self.layout, sort_keys=True)
+
+
+class Manifest(_Strict):
+    """A committed step. base: the step that a delta stands on, None for a whole one."""
+
+    version: Literal[1]
+    step: Count
+    base: Count | None
+    pools: Annotated[list[PoolEntry], Field(max_length=100_000)]
+    files: Annotated[
+        dict[Annotated[str, Field(pattern=FILE_PATTERN)], FileEntry], Field(max_length=MOST_FILES)
+    ]
+
+    def write(self, folder: Path) -> None:
+        """Into ``folder``, fsynced."""
+        content = self.model_dump()
+        text = json.dumps({"content": content, "sha256": _digest(content)}, indent=1)
+        path = folder / MANIFEST
+        with os_errors(f"cannot write '{path}'"), open(path, "x", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    @staticmethod
+    def read(folder: Path) -> Manifest:
+        """The manifest of a committed step.
+
+        Raises:
+            CorruptionError: not as written. StoreError: of another format version.
+        """
+        path = folder / MANIFEST
+        remedy = "restore an earlier step, or the file"
+        document = _load(path, remedy)
+        content = document.get("content")
+        if not isinstance(content, dict) or set(document) != {"content", "sha256"}:
+            raise CorruptionError(f"'{path}' is no manifest; {remedy}")
+        try:
+            intact = _digest(content) == document["sha256"]
+        except (ValueError, RecursionError):
+            intact = False
+        if not intact:
+            raise CorruptionError(f"'{path}' does not match its SHA-256; {remedy}")
+        version = content.get("version")
+        if isinstance(version, int) and version != FORMAT_VERSION:
+            raise StoreError(
+                f"'{path}' has format {version}, this version of tiered_embed reads "
+                f"{FORMAT_VERSION}; use the version that wrote it"
+            )
+        try:
+            manifest = Manifest.model_validate(content)
+        except (ValidationError, RecursionError) as error:
+            first = str(error).splitlines()[:3]
+            raise CorruptionError(f"'{path}': {' '.join(first)}; {remedy}") from error
+        folders = [pool.folder for pool in manifest.pools]
+        if len(set(folders)) != len(folders):
+            raise CorruptionError(f"'{path}' names a pool's folder twice; {remedy}")
+        if manifest.base is not None and manifest.base >= manifest.step:
+            raise CorruptionError(f"'{path}': base {manifest.base} is no earlier step; {remedy}")
+        return manifest
+
+    def check_files(self, folder: Path, *, hashed: bool = True) -> int:
+        """Compares ``folder`` with what is listed; returns the bytes.
+
+        Raises:
+            CorruptionError: a file is missing, differs, is no plain file, or is not listed.
+        """
+        present = dict(files_below(folder))
+        present.pop(MANIFEST, None)
+        for what, names in (
+            ("is missing", self.files.keys() - present.keys()),
+            ("is not in the manifest", present.keys() - self.files.keys()),
+        ):
+            if names:
+                raise CorruptionError(
+                    f"'{folder / min(names)}' {what}; restore an earlier step, or the file"
+                )
+        total = 0
+        for name, entry in self.files.items():
+            if present[name] != entry.size:
+                raise CorruptionError(
+                    f"'{folder / name}' has {present[name]} bytes, the manifest says {entry.size}; "
+                    "restore an earlier step, or the file"
+                )
+            if hashed and sha256_of(folder / name) != entry.sha256:
+                raise CorruptionError(
+                    f"'{folder / name}' does not match its SHA-256; restore an earlier step, or "
+                    "the file"
+                )
+            total += entry.size
+        return total
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    sha = hashlib.sha256()
+    with os_errors(f"cannot read '{path}'"), open(path, "rb", buffering=0) as file:
+        while chunk := file.read(HASH_CHUNK):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def files_below(folder: Path) -> Iterator[tuple[str, int]]:
+    """(name relative to ``folder``, bytes) of every file below it.
+
+    Raises:
+        CorruptionError: a link, a device or anything else that is neither file nor folder.
+    """
+    pending = [""]
+    while pending:
+        below = pending.pop()
+        with os_errors(f"cannot list '{folder / below}'"):
+            entries = sorted(os.scandir(folder / below), key=lambda e: e.name)
+        for entry in entries:
+            name = below + entry.name
+            with os_errors(f"cannot stat '{entry.path}'"):
+                status = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                pending.append(name + "/")
+            elif stat.S_ISREG(status.st_mode):
+                yield name, status.st_size
+            else:
+                raise CorruptionError(f"'{entry.path}' is neither a file nor a folder; remove it")
+
+
+def _load(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise CorruptionError(f"'{path}' is no plain file; {remedy}")
+            raw = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise CorruptionError(f"cannot read '{path}': {error}; {remedy}") from error
+    if len(raw) > MOST_BYTES:
+        raise CorruptionError(f"'{path}' has more than {MOST_BYTES} bytes; {remedy}")
+    try:
+        document = json.loads(raw, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise CorruptionError(f"'{path}' is not readable JSON ({error}); {remedy}") from error
+    if not isinstance(document, dict):
+        raise CorruptionError(f"'{path}' is no manifest; {remedy}")
+    return document
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise ValueError("a key appears twice")
+    return out
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _digest(content: Any) -> str:
+    try:
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"only JSON values can be stored: {error}") from error
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,42 @@
+"""What is committed, and letting go of it."""
+
+from __future__ import annotations
+
+import builtins
+import os
+from pathlib import Path
+
+from ..errors import ConfigError
+from . import folders
+from .load import open_chain
+
+__all__ = ["list", "prune"]
+
+
+def list(path: str | os.PathLike[str]) -> builtins.list[int]:
+    """The committed steps in ``path``, ascending; empty where there is no directory."""
+    return folders.committed_steps(Path(path))
+
+
+def prune(path: str | os.PathLike[str], *, keep: int) -> builtins.list[int]:
+    """Removes all but the ``keep`` newest steps and those that they stand on; returns the removed.
+
+    Raises:
+        ConfigError: ``keep`` is below 1.
+        CorruptionError: a kept step's manifest is damaged; nothing was removed.
+        StoreError: another save is under way, or a folder cannot be removed.
+    """
+    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+        raise ConfigError(f"keep is {keep!r}; it must be an integer, 1 or more")
+    directory = Path(path)
+    steps = folders.committed_steps(directory)
+    needed: set[int] = set()
+    for step in steps[-keep:]:
+        needed.update(manifest.step for _, manifest in open_chain(directory, step).links)
+    removed = [step for step in steps if step not in needed]
+    if removed:
+        with folders.lock(directory):
+            # Newest first: no delta ever lacks its base.
+            for step in reversed(removed):
+                folders.remove(directory, step)
+    return removed
