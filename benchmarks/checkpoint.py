@@ -2,10 +2,10 @@
 
 A table of ``--rows`` rows lies on SSD; a whole step is saved first. Then training changes rows
 until their records make ``--delta`` bytes, a step is saved in the background, and training goes on.
-The stop is the longer of the time in ``save`` and of the longest step until the commit; what all these
-steps took beyond the median of those before is told, too. The disk's overhead is what the new step
-alone keeps, shared neither with the step before nor with the working store. At last the step is
-restored into other tiers.
+The stop is the longer of the time in ``save`` and of the longest step until the commit; what all
+these steps took beyond the median of those before is told, too. The disk's overhead is what the new
+step alone keeps, shared neither with the step before nor with the working store. At last the step
+is restored into other tiers.
 """
 
 import statistics
