@@ -59,6 +59,11 @@ struct Round {
   std::atomic<int> adders_left{kNumAdders};
 };
 
+struct Cut {
+  int64_t before = 0;
+  std::vector<uint64_t> added;  // by row, when it was made
+};
+
 void add_batches(Round* round, int adder, uint64_t seed) {
   Random random(seed);
   for (int64_t b = 0; b < kBatchesPerAdder; ++b) {
@@ -87,8 +92,11 @@ void add_batches(Round* round, int adder, uint64_t seed) {
   --round->adders_left;
 }
 
-void write_back(Round* round) {
-  const BufferedRows taken = round->buffer.take();
+// Takes everything, or what was added before an earlier cut: by then the store has every row as of
+// that cut, whatever was added since.
+void write_back(Round* round, const Cut* cut = nullptr) {
+  const BufferedRows taken =
+      cut == nullptr ? round->buffer.take() : round->buffer.take(cut->before);
   std::set<std::pair<uint16_t, int64_t>> seen;
   for (size_t i = 0; i < taken.rows.size(); ++i) {
     const std::pair<uint16_t, int64_t> key{taken.tables[i], taken.rows[i]};
@@ -101,6 +109,25 @@ void write_back(Round* round) {
     stored = record;
   }
   round->buffer.arrived();
+  if (cut == nullptr) return;
+  std::lock_guard<std::mutex> lock(round->store_mutex);
+  for (int64_t r = 0; r < kNumRows; ++r) {
+    const auto it = round->store.find({table_of(r), id_of(r)});
+    const uint64_t stored = it == round->store.end()
+                                ? 0
+                                : version_of(r, reinterpret_cast<const uint8_t*>(it->second.words));
+    TE_CHECK(stored >= cut->added[static_cast<size_t>(r)], "row %lld: the cut has version %llu",
+             static_cast<long long>(r), static_cast<unsigned long long>(stored));
+  }
+}
+
+Cut cut_now(Round* round) {
+  Cut cut;
+  for (const auto& version : round->added) {
+    cut.added.push_back(version.load(std::memory_order_relaxed));
+  }
+  cut.before = round->buffer.cut();
+  return cut;
 }
 
 void read_rows(Round* round, uint64_t seed) {
@@ -152,7 +179,12 @@ void stress_round(uint64_t seed) {
       threads.start([&round, r, seed] { read_rows(&round, seed * 16 + kNumAdders + r); });
     }
     threads.start([&round] {
-      while (round.adders_left.load() > 0) write_back(&round);
+      Cut cut = cut_now(&round);
+      while (round.adders_left.load() > 0) {
+        write_back(&round, &cut);
+        cut = cut_now(&round);
+        write_back(&round);
+      }
     });
   }
   write_back(&round);
