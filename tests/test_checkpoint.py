@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -526,3 +527,270 @@ def test_the_command_line(stream, prepared, tmp_path):
     victim.chmod(0o600)
     victim.write_bytes(flipped)
     assert "SHA-256" in run("verify", path, code=1)
+
+
+# --- mixed steps, unknown writes, halves ----------------------------------------------------------
+
+
+def test_a_write_that_was_posted_before_a_cut_takes_nothing_from_behind_it(
+    stream, prepared, digests, tmp_path
+):
+    """The writer is held while training goes on, then everything that was posted runs."""
+    with module(stream, tmp_path / "a", kind="rowwise_adagrad", share=0.05) as m:
+        train(prepared, m, 0, 8)
+        gate = threading.Event()
+        for pool in m._runtime.pools:
+            pool.pipeline._executors.writing.submit(gate.wait)
+        train(prepared, m, 8, 10)
+        saved = checkpoint.save(m, tmp_path / "c", step=10, background=True)
+        train(prepared, m, 10, 20)
+        gate.set()
+        saved.wait()
+        assert m.digest() == digests["rowwise_adagrad"][20]
+    with module(stream, tmp_path / "b", kind="rowwise_adagrad") as m:
+        checkpoint.load(m, tmp_path / "c")
+        assert m.digest() == digests["rowwise_adagrad"][10]
+
+
+def test_a_delta_is_refused_where_writes_may_be_unknown(
+    stream, prepared, digests, tmp_path, monkeypatch
+):
+    path = tmp_path / "c"
+    refused = pytest.raises(te.ConfigError, match="newest save or restore")
+    with module(stream, tmp_path / "a") as m:
+        train(prepared, m, 0, 3)
+        checkpoint.save(m, path, step=3)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.modules["tiered_embed.checkpoint.save"], "commit", _no_space)
+            train(prepared, m, 3, 5)
+            with pytest.raises(te.StoreError, match="no space"):
+                checkpoint.save(m, path, step=5)
+        with refused:
+            checkpoint.save_delta(m, path, step=7)
+        checkpoint.save(m, path, step=8)
+        wrapper = torch.nn.ModuleList([m])
+        checkpoint.save(wrapper, tmp_path / "other", step=9)
+        with refused:
+            checkpoint.save_delta(m, path, step=9)
+        checkpoint.save(m, path, step=10)
+        shutil.rmtree(path / "step-10")
+        shutil.copytree(path / "step-8", path / "step-10")
+        manifest = json.loads((path / "step-10" / "manifest.json").read_text())["content"]
+        manifest["step"] = 10
+        (path / "step-10" / "manifest.json").unlink()
+        Manifest.model_validate(manifest).write(path / "step-10")
+        with refused:  # another step of that number
+            checkpoint.save_delta(m, path, step=11)
+    assert checkpoint.list(path) == [3, 8, 10]
+
+
+def _no_space(folder):
+    raise te.StoreError("no space")
+
+
+def test_a_delta_after_an_import_is_refused(tmp_path):
+    tiers = te.Tiers(ddr="1MiB", ssd=tmp_path / "a")
+    with te.TieredEmbeddingBag(100, 4, tiers=tiers, optimizer=te.optim.SGD(lr=0.1)) as emb:
+        checkpoint.save(emb, tmp_path / "c", step=0)
+        emb.import_rows([(np.arange(9), torch.ones(9, 4))])
+        with pytest.raises(te.ConfigError, match="all writes since then"):
+            checkpoint.save_delta(emb, tmp_path / "c", step=1)
+
+
+def test_a_base_of_another_run_is_found(stream, prepared, tmp_path):
+    chain(stream, prepared, tmp_path / "c", tmp_path / "a")
+    chain(stream, prepared, tmp_path / "d", tmp_path / "b")
+    shutil.rmtree(tmp_path / "c" / "step-10")
+    shutil.copytree(tmp_path / "d" / "step-10", tmp_path / "c" / "step-10")
+    for step in (14, 20):
+        with pytest.raises(te.CorruptionError, match="stands on another step 10"):
+            checkpoint.verify(tmp_path / "c", step)
+
+
+def small(root, name="table", rows=50, **options):
+    return te.TieredEmbedding(
+        rows,
+        4,
+        tiers=te.Tiers(ddr=400, ssd=root and root / name),
+        optimizer=te.optim.Adam(lr=0.1),
+        **options,
+    )
+
+
+@pytest.mark.parametrize("stops_at", [1, 2])
+def test_a_restore_that_stops_between_its_renames_is_refused_later(stops_at, tmp_path, monkeypatch):
+    ids = torch.arange(30)
+    with small(tmp_path) as emb:
+        emb(ids).sum().backward()
+        checkpoint.save(emb, tmp_path / "c", step=1)
+        wanted = emb.digest()
+    script = f"""
+        import os, torch, sys, tiered_embed as te
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_checkpoint import small, checkpoint
+        root = Path({str(tmp_path)!r})
+        emb = small(root)
+        emb(torch.arange(3)).sum().backward()
+        emb.flush()
+        rename, count = os.rename, [0]
+        def stop(a, b):
+            count[0] += 1
+            if count[0] == {stops_at}:
+                os._exit(9)
+            rename(a, b)
+        os.rename = stop
+        checkpoint.load(emb, root / "c")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 9, done.stderr
+    with small(tmp_path) as emb:
+        with pytest.raises(te.StoreError, match="of no one step"):
+            emb(ids)
+        checkpoint.load(emb, tmp_path / "c")
+        assert emb.digest() == wanted
+    assert sorted(p.name[:5] for p in (tmp_path / "table").iterdir()) == ["pool-"]
+
+
+def test_a_restore_that_fails_midway_leaves_a_module_that_refuses(tmp_path, monkeypatch):
+    ids = torch.arange(30)
+    tiers = te.Tiers(ddr="1MiB")
+    with te.TieredEmbedding(50, 4, tiers=tiers, optimizer=te.optim.Adam(lr=0.1)) as emb:
+        emb(ids).sum().backward()
+        checkpoint.save(emb, tmp_path / "c", step=1)
+        wanted = emb.digest()
+        with monkeypatch.context() as patch:
+            patch.setattr("tiered_embed.modules.pool.Pool.write", _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                checkpoint.load(emb, tmp_path / "c")
+        with pytest.raises(te.StoreError, match="failed midway"):
+            emb(ids)
+        with pytest.raises(te.StoreError, match="failed midway"):
+            emb.digest()
+        checkpoint.load(emb, tmp_path / "c")
+        assert emb.digest() == wanted
+
+
+def _interrupt(*args):
+    raise KeyboardInterrupt
+
+
+def test_alike_modules_are_told_apart_by_their_names(tmp_path):
+    def build(root, *names):
+        return torch.nn.ModuleDict({name: small(root, name) for name in names})
+
+    model = build(tmp_path / "1", "a", "b")
+    model["a"](torch.arange(10)).sum().backward()
+    model["b"](torch.arange(20)).sum().backward()
+    wanted = {name: m.digest() for name, m in model.items()}
+    checkpoint.save(model, tmp_path / "c", step=1)
+    other = build(tmp_path / "2", "b", "a")
+    checkpoint.load(other, tmp_path / "c")
+    assert {name: m.digest() for name, m in other.items()} == wanted
+    renamed = build(tmp_path / "3", "x", "y")
+    with pytest.raises(
+        te.ConfigError, match=r"'x' is none of \['a', 'b'\], whose tables are alike"
+    ):
+        checkpoint.load(renamed, tmp_path / "c")
+    other["a"].close()
+    with pytest.raises(te.ClosedError, match="make a new one to restore into"):
+        checkpoint.load(other, tmp_path / "c")
+    assert other["b"].digest() == wanted["b"], "the other module keeps its rows"
+    for m in (*model.values(), *renamed.values(), other["b"]):
+        m.close()
+
+
+def test_a_cursor_counts_what_was_trained(tmp_path):
+    ids = [torch.tensor([i]) for i in range(8)]
+    with small(None) as emb, small(None) as unused:
+        loader = te.prefetch(range(8), emb, ids=lambda i: {emb: ids[i], unused: ids[i]})
+        for i in loader:
+            if i == 3:
+                break
+            emb(ids[i] if i != 1 else ids[7]).sum().backward()  # once with others than promised
+            assert loader.state_dict()["batches"] == i + 1
+        assert loader.state_dict()["batches"] == 3
+        seen = []
+        again = te.prefetch(range(8), emb, ids=lambda i: {emb: ids[i]})
+        again.load_state_dict(loader.state_dict())
+        for i in again:
+            emb(ids[i]).sum().backward()
+            seen.append(i)
+        assert seen == [3, 4, 5, 6, 7]
+        for bad in (5, {}, {"epochs": 0, "batches": 2**70}, {"epochs": True, "batches": 1}):
+            with pytest.raises(te.ConfigError, match="no cursor"):
+                again.load_state_dict(bad)
+
+
+@pytest.mark.parametrize("path", [None, 7, "", "a\0b", b"bytes"])
+def test_what_is_no_path_is_refused(path, tmp_path):
+    for call in (checkpoint.list, checkpoint.verify, lambda p: checkpoint.prune(p, keep=1)):
+        with pytest.raises(te.ConfigError, match="path of the checkpoints"):
+            call(path)
+
+
+def test_a_relative_path_means_the_directory_of_the_call(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with small(tmp_path) as emb:
+        saved = checkpoint.save(emb, "c", step=1, background=True)
+        os.chdir(tmp_path / "elsewhere")
+        assert saved.wait().path == tmp_path / "c" / "step-1"
+    assert checkpoint.list(tmp_path / "c") == [1]
+
+
+def test_folders_that_no_file_needs_are_found(tmp_path):
+    with small(tmp_path) as emb:
+        checkpoint.save(emb, tmp_path / "c", step=1)
+    extra = tmp_path / "c" / "step-1" / "store" / "7"
+    extra.mkdir()
+    with pytest.raises(te.CorruptionError, match="is not in the manifest"):
+        checkpoint.verify(tmp_path / "c")
+    extra.rmdir()
+    deep = tmp_path / "c" / "step-1" / "store" / "0" / "db" / "deeper"
+    deep.mkdir()
+    with pytest.raises(te.CorruptionError, match="no file or folder of a step"):
+        checkpoint.verify(tmp_path / "c")
+
+
+def test_a_smaller_table_or_another_padding_row_is_refused(tmp_path):
+    with small(tmp_path) as emb:
+        checkpoint.save(emb, tmp_path / "c", step=1)
+    with small(tmp_path, "b", rows=49) as emb, pytest.raises(te.ConfigError, match="had 50 rows"):
+        checkpoint.load(emb, tmp_path / "c")
+    with (
+        small(tmp_path, "d", padding_idx=3) as emb,
+        pytest.raises(te.ConfigError, match="padding_idx"),
+    ):
+        checkpoint.load(emb, tmp_path / "c")
+    with small(tmp_path, "e", rows=70) as emb:
+        checkpoint.load(emb, tmp_path / "c")
+
+
+def test_a_child_neither_saves_nor_restores(tmp_path):
+    with small(tmp_path) as emb:
+        emb(torch.arange(9)).sum().backward()
+        saved = checkpoint.save(emb, tmp_path / "c", step=1, background=True)
+        pid = os.fork()
+        if pid == 0:
+            code = 0
+            for call in (
+                lambda: checkpoint.load(emb, tmp_path / "c"),
+                lambda: checkpoint.save(emb, tmp_path / "c", step=2),
+                saved.wait,
+            ):
+                try:
+                    call()
+                    code = 1
+                except te.ClosedError:
+                    pass
+                except BaseException:
+                    code = 2
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        saved.wait()
+        before = emb.digest()
+    with small(tmp_path) as emb:
+        assert emb.digest() == before

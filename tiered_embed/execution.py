@@ -26,7 +26,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .errors import TieredEmbedError
+from .errors import StoreError
 from .residency import StepPlan
 from .stages import Stages
 from .tiers import DdrTier, SsdTier
@@ -189,14 +189,13 @@ class Execution:
         out: Future[T] = Future()
 
         def write() -> None:
-            with self._stages.time("write"):
-                ssd.write_back(before)
+            self._write(ssd, before)
             ssd.store.flush()
 
         def follow() -> None:
             try:
                 if self.failure is not None:
-                    raise TieredEmbedError("an earlier job failed") from self.failure
+                    raise StoreError("an earlier job failed") from self.failure
                 out.set_result(job())
             except BaseException as error:
                 out.set_exception(error)
@@ -208,7 +207,10 @@ class Execution:
 
     def in_saving_thread(self, job: Callable[[], T]) -> Future[T]:
         """Runs what belongs to no pool's order; its failure is its caller's."""
-        return self._executors.saving.submit(job)
+        try:
+            return self._executors.saving.submit(job)
+        except RuntimeError:
+            return _run_here(job)  # the interpreter is shutting down
 
     @property
     def _write_buffer_limit(self) -> int:
@@ -250,14 +252,16 @@ class Execution:
             self._writes.popleft()
 
     def _post_write(self, ssd: SsdTier) -> None:
-        self._writes.append(self._submit(self._executors.writing, lambda: self._write(ssd)))
+        # What is handed down later may belong to the other side of a cut.
+        before = ssd.cut()
+        self._writes.append(self._submit(self._executors.writing, lambda: self._write(ssd, before)))
 
     # --- jobs -----------------------------------------------------------------------------------
 
     def _read(self, plan: StepPlan) -> None:
         assert self._ssd is not None
         if self.failure is not None:
-            raise TieredEmbedError("an earlier job failed") from self.failure
+            raise StoreError("an earlier job failed") from self.failure
         slots, tables, rows = _staged(plan)
         with self._stages.time("read"):
             records, found = self._ssd.read(tables, rows)
@@ -266,21 +270,16 @@ class Execution:
             if not found.all():
                 self._ddr.initialise(slots, tables, rows, found)
 
-    def _write(self, ssd: SsdTier) -> None:
+    def _write(self, ssd: SsdTier, before: int) -> None:
         with self._stages.time("write"):
-            ssd.write_back()
+            ssd.write_back(before)
 
     def _submit(self, executor: Executor, job: Callable[[], T]) -> Future[T]:
         try:
             return executor.submit(self._watched, job)
         except RuntimeError:
             # The interpreter is shutting down and takes no more jobs.
-            future: Future[T] = Future()
-            try:
-                future.set_result(self._watched(job))
-            except Exception as error:
-                future.set_exception(error)
-            return future
+            return _run_here(lambda: self._watched(job))
 
     def _watched(self, job: Callable[[], T]) -> T:
         """The planner believes what a failed job did not do: no plan may follow it."""
@@ -290,6 +289,15 @@ class Execution:
             if self.failure is None:
                 self.failure = error
             raise
+
+
+def _run_here(job: Callable[[], T]) -> Future[T]:
+    future: Future[T] = Future()
+    try:
+        future.set_result(job())
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 def _staged(

@@ -32,7 +32,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from .depth import DepthTuner
-from .errors import CapacityError, ClosedError, TieredEmbedError
+from .errors import CapacityError, ClosedError, StoreError, TieredEmbedError
 from .execution import Execution, Executors
 from .residency import Planner, Segment, StepPlan
 from .stages import Stages
@@ -324,17 +324,30 @@ class Pipeline:
             raise self._refusal
         if self._closed:
             raise ClosedError("the module was closed; make a new one to go on")
-        if self._pid != os.getpid():
-            raise ClosedError(
-                f"the module belongs to process {self._pid} and a fork has none of its threads; "
-                "start workers by spawn, and make a module there"
-            )
+        self.check_process()
         failure = self._execution.failure
         if failure is None:
             return
         if isinstance(failure, TieredEmbedError):
             raise type(failure)(f"staging failed: {failure}") from failure
         raise TieredEmbedError(f"staging failed: {failure!r}") from failure
+
+    def check_process(self) -> None:
+        """Raises ClosedError in a forked child."""
+        if self._pid != os.getpid():
+            raise ClosedError(
+                f"the module belongs to process {self._pid} and a fork has none of its threads; "
+                "start workers by spawn, and make a module there"
+            )
+
+    @property
+    def usable(self) -> bool:
+        """Whether :meth:`check` would raise nothing."""
+        try:
+            self.check()
+        except Exception:
+            return False
+        return True
 
     # --- jobs -----------------------------------------------------------------------------------
 
@@ -404,7 +417,7 @@ class Pipeline:
 
     def _raise_failure(self) -> None:
         if self._execution.failure is not None:
-            raise TieredEmbedError("an earlier job failed") from self._execution.failure
+            raise StoreError("an earlier job failed") from self._execution.failure
 
     def _write_dirty(self) -> None:
         if self.ssd is None:

@@ -36,7 +36,7 @@ class Prefetch(Generic[B]):
         self._epochs = 0  # loops that went to their end
         self._given = 0  # batches of this loop that the caller was given, skipped ones included
         self._skip = 0  # batches that the next loop leaves out
-        self._current: list[TieredModule] = []  # that the batch now with the caller feeds
+        self._current: list[TieredModule] | None = None  # fed by the batch now with the caller
 
     def __len__(self) -> int:
         return len(self._loader)  # type: ignore[arg-type]
@@ -70,6 +70,7 @@ class Prefetch(Generic[B]):
                 self._given += 1
                 self._current = modules
                 yield batch
+                self._current = None
                 for module in modules:
                     module._runtime.settle()
             if failure is not None:
@@ -77,7 +78,8 @@ class Prefetch(Generic[B]):
             self._epochs += 1
             self._given = 0
         finally:
-            self._current = []
+            self._given = self._trained
+            self._current = None
             for module in streams:
                 module._runtime.close_stream()
 
@@ -87,8 +89,13 @@ class Prefetch(Generic[B]):
         A batch counts once a forward has used its rows, however far the loader was pulled ahead:
         saved between a backward and the next forward, no batch is trained twice or left out.
         """
-        waiting = any(module._runtime.expecting for module in self._current)
-        return {"epochs": self._epochs, "batches": self._given - waiting}
+        return {"epochs": self._epochs, "batches": self._trained}
+
+    @property
+    def _trained(self) -> int:
+        """Batches given, but for one that no forward has used yet."""
+        waits = bool(self._current) and not any(m._runtime.used for m in self._current or ())
+        return self._given - waits
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """The next loop leaves out the first ``batches`` of the loader, which must give the same
@@ -97,10 +104,11 @@ class Prefetch(Generic[B]):
         Raises:
             ConfigError: no cursor, or a loop is running.
         """
-        values = [state.get(name) for name in ("epochs", "batches")]
-        if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
+        values = [state.get(n) for n in ("epochs", "batches")] if isinstance(state, Mapping) else []
+        good = [type(v) is int and 0 <= v < 2**62 for v in values]
+        if not values or not all(good):
             raise ConfigError(f"{state!r} is no cursor of te.prefetch")
-        if self._current:
+        if self._current is not None:
             raise ConfigError("this te.prefetch loop is running; set its cursor before it starts")
         self._epochs, self._skip = state["epochs"], state["batches"]
         self._given = self._skip

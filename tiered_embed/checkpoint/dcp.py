@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..modules.pool import Pool
-from .save import pools_of
+from .save import pools_of, tiered_modules
 
 __all__ = ["RowsState"]
 
@@ -27,6 +27,9 @@ class RowsState:
 
     ``dcp.load`` fills the tensors that it is given, so that it restores into a model with as many
     rows as the saved one; :meth:`load` restores into any.
+
+    DCP keeps its own metadata as a pickle: read only directories that you trust. Checkpoints of
+    :func:`tiered_embed.checkpoint.save` hold no code.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -40,8 +43,9 @@ class RowsState:
         """
         out: dict[str, Any] = {}
         total = 0
+        for _, module in tiered_modules(self._model):
+            module._runtime.flush()
         for module_name, module, pool in pools_of(self._model):
-            pool.flush(module._runtime.steps)
             for t, (table, _) in enumerate(pool.layout.tables):
                 ids, records = [np.empty(0, np.int64)], [_no_records(pool)]
                 for rows, part in pool.materialised(t):
@@ -102,14 +106,27 @@ class RowsState:
         }
         if set(wanted) != set(state):
             raise ConfigError(f"the state is of {sorted(state)}; the model has {sorted(wanted)}")
-        for key, (_, pool, _) in wanted.items():
-            given = tuple(state[key]["records"].shape[1:])
-            if given != (pool.layout.record_bytes,):
-                raise ConfigError(f"{key}: records are {given}, not ({pool.layout.record_bytes},)")
+        for key, (_, pool, t) in wanted.items():
+            _check(key, state[key], pool, pool.layout.tables[t][1])
         for key, (module, pool, t) in wanted.items():
             part = state[key]
             pool.write(t, part["ids"].numpy(), part["records"].numpy())
             module._runtime.set_steps(int(part["steps"]))
+
+
+def _check(key: str, part: dict[str, torch.Tensor], pool: Pool, rows: int | None) -> None:
+    if set(part) != {"ids", "records", "steps"}:
+        raise ConfigError(f"{key} has {sorted(part)}, not ids, records and steps")
+    ids, records = part["ids"], part["records"]
+    if ids.dtype != torch.int64 or ids.dim() != 1 or records.dtype != torch.uint8:
+        raise ConfigError(f"{key}: ids are {ids.dtype} {tuple(ids.shape)}, not int64 (n,)")
+    if tuple(records.shape) != (len(ids), pool.layout.record_bytes):
+        wanted = (len(ids), pool.layout.record_bytes)
+        raise ConfigError(f"{key}: records are {tuple(records.shape)}, not {wanted}")
+    if len(set(ids.tolist())) != len(ids):
+        raise ConfigError(f"{key}: ids are repeated")
+    if len(ids) and rows is not None and not (int(ids.min()) >= 0 and int(ids.max()) < rows):
+        raise ConfigError(f"{key}: ids reach from {ids.min()} to {ids.max()}, of {rows} rows")
 
 
 def _key(module: str, table: str) -> str:

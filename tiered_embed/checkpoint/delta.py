@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -12,37 +13,36 @@ from ..errors import CorruptionError
 from ..store import KEY_BYTES, RowStore
 from ..store.directory import os_errors
 
-__all__ = ["delta_chunks", "write_delta"]
+__all__ = ["delta_chunks", "delta_keys", "write_delta"]
 
 U8 = npt.NDArray[np.uint8]
+KEYS, RECORDS = "keys.npy", "records.npy"
 CHUNK_ROWS = 1 << 14
 
 
 def write_delta(store: RowStore, keys: U8, target: Path) -> None:
-    """The store's records of ``keys`` (n, 12) as of now."""
+    """The store's records of ``keys`` (n, 12), ascending, as of now."""
     with os_errors(f"cannot write the delta '{target}'"):
         target.mkdir(mode=0o700)
-        np.save(target / "keys.npy", keys)
-        out = (
-            np.lib.format.open_memmap(
-                target / "records.npy", "w+", np.uint8, (len(keys), store.record_bytes)
-            )
-            if len(keys)
-            else None
-        )
-        if out is None:
-            np.save(target / "records.npy", np.empty((0, store.record_bytes), np.uint8))
-        for start in range(0, len(keys), CHUNK_ROWS):
-            part = np.ascontiguousarray(keys[start : start + CHUNK_ROWS])
-            records = np.empty((len(part), store.record_bytes), np.uint8)
-            found = store.get(part, records)
-            if not found.all():
-                missing = part[int(np.argmin(found))].tobytes().hex()
-                raise CorruptionError(f"store '{store.path}' has lost the row of key {missing}")
-            assert out is not None
-            out[start : start + len(part)] = records
-        if out is not None:
-            out.flush()
+        np.save(target / KEYS, keys)
+        with open(target / RECORDS, "xb") as file:
+            header = {"descr": "|u1", "fortran_order": False}
+            shape = (len(keys), store.record_bytes)
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
+            for start in range(0, len(keys), CHUNK_ROWS):
+                part = np.ascontiguousarray(keys[start : start + CHUNK_ROWS])
+                records = np.empty((len(part), store.record_bytes), np.uint8)
+                found = store.get(part, records)
+                if not found.all():
+                    missing = part[int(np.argmin(found))].tobytes().hex()
+                    raise CorruptionError(f"store '{store.path}' lost the row of key {missing}")
+                file.write(records.data)
+
+
+def delta_keys(folder: Path) -> U8:
+    """The keys (n, 12), ascending. Raises as :func:`delta_chunks`."""
+    with os_errors(f"cannot read '{folder}'"), open(folder / KEYS, "rb") as file:
+        return _read(file, folder / KEYS, _rows(file, folder / KEYS, KEY_BYTES), KEY_BYTES)
 
 
 def delta_chunks(folder: Path, record_bytes: int) -> Iterator[tuple[U8, U8]]:
@@ -51,24 +51,33 @@ def delta_chunks(folder: Path, record_bytes: int) -> Iterator[tuple[U8, U8]]:
     Raises:
         CorruptionError: not what :func:`write_delta` writes.
     """
-    arrays = []
-    for name, width in (("keys.npy", KEY_BYTES), ("records.npy", record_bytes)):
-        with os_errors(f"cannot read '{folder / name}'"):
-            try:
-                array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
-            except ValueError:  # an empty array cannot be mapped
-                try:
-                    array = np.load(folder / name, allow_pickle=False)
-                except (ValueError, EOFError) as error:
-                    raise CorruptionError(f"'{folder / name}' is not readable: {error}") from error
-        if array.dtype != np.uint8 or array.ndim != 2 or array.shape[1] != width:
-            raise CorruptionError(
-                f"'{folder / name}' holds {array.dtype} {array.shape}, not uint8 (n, {width})"
-            )
-        arrays.append(array)
-    keys, records = arrays
-    if len(keys) != len(records):
-        raise CorruptionError(f"'{folder}' has {len(keys)} keys and {len(records)} records")
-    for start in range(0, len(keys), CHUNK_ROWS):
-        part = slice(start, start + CHUNK_ROWS)
-        yield np.array(keys[part]), np.array(records[part])
+    keys = delta_keys(folder)
+    path = folder / RECORDS
+    with os_errors(f"cannot read '{folder}'"), open(path, "rb") as file:
+        if _rows(file, path, record_bytes) != len(keys):
+            raise CorruptionError(f"'{path}' has not the {len(keys)} records of its keys")
+        for start in range(0, len(keys), CHUNK_ROWS):
+            part = keys[start : start + CHUNK_ROWS]
+            yield part, _read(file, path, len(part), record_bytes)
+
+
+def _rows(file: BinaryIO, path: Path, width: int) -> int:
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("format 1.0 is wanted")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except (ValueError, SyntaxError, TypeError, RecursionError) as error:
+        raise CorruptionError(f"'{path}' is not readable: {error}") from error
+    if dtype != np.uint8 or fortran or len(shape) != 2 or shape[1] != width:
+        raise CorruptionError(f"'{path}' holds {dtype} {shape}, not uint8 (n, {width})")
+    left = path.stat().st_size - file.tell()
+    if left != shape[0] * width:
+        raise CorruptionError(f"'{path}' has {left} bytes for {shape[0]} rows of {width}")
+    return int(shape[0])
+
+
+def _read(file: BinaryIO, path: Path, rows: int, width: int) -> U8:
+    raw = file.read(rows * width)
+    if len(raw) != rows * width:
+        raise CorruptionError(f"'{path}' ended early")
+    return np.frombuffer(raw, np.uint8).reshape(rows, width)

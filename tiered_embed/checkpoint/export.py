@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ import safetensors.numpy
 from ..config import table_hash
 from ..errors import ConfigError
 from ..store import decode_rows
-from ..store.directory import os_errors
+from ..store.directory import make_directory, os_errors, sync_path
 from ..weights import ITEM_BYTES
+from .folders import directory
 from .load import open_chain, scan_pool
 
 __all__ = ["TableExport", "export"]
@@ -63,22 +63,21 @@ def export(
     chain.check()
     target = Path(out)
     with os_errors(f"cannot create '{target}'"):
-        target.mkdir(mode=0o700, parents=True, exist_ok=True)
-    near = Path(path) if os.access(path, os.W_OK) else Path(tempfile.gettempdir())
+        make_directory(target)
     exported = []
     for index, entry in enumerate(chain.manifest.pools):
-        dtype, dim = str(entry.layout.get("dtype")), int(entry.layout.get("dim", 0))
-        if dtype == "int8" or dtype not in ITEM_BYTES:
-            raise ConfigError(f"rows of {entry.layout.get('tables')} are {dtype}: nothing to do")
+        dtype, dim = entry.layout.dtype, entry.layout.dim
+        if dtype == "int8":
+            raise ConfigError(f"rows of {entry.layout.tables} are int8: there is nothing to do")
         parts: dict[bytes, list[tuple[Any, F32]]] = {}
-        for keys, records in scan_pool(chain, index, near):
+        for keys, records in scan_pool(chain, index, directory(path)):
             weights = _weights(records, dtype, dim)
             for head in np.unique(np.ascontiguousarray(keys[:, :4]).view("V4").ravel()):
                 mine = np.ascontiguousarray(keys[:, :4]).view("V4").ravel() == head
                 parts.setdefault(head.tobytes(), []).append(
                     (decode_rows(keys[mine]), weights[mine])
                 )
-        for name in entry.layout["tables"]:
+        for name in entry.layout.tables:
             found = parts.get(table_hash(name), [])
             ids = np.concatenate([np.empty(0, np.int64), *(i for i, _ in found)])
             rows = np.concatenate([np.empty((0, dim), np.float32), *(w for _, w in found)])
@@ -96,6 +95,9 @@ def _weights(records: npt.NDArray[np.uint8], dtype: str, dim: int) -> F32:
 def _write(target: Path, name: str, ids: Any, rows: F32, bits: int) -> TableExport:
     order = np.argsort(ids, kind="stable")
     ids, rows = ids[order], rows[order]
+    if not np.isfinite(rows).all():
+        bad = int(ids[np.argmin(np.isfinite(rows).all(axis=1))])
+        raise ConfigError(f"row {bad} of table {name!r} is not finite: it cannot be quantised")
     steps = 2**bits - 1
     low = rows.min(axis=1, initial=np.inf)
     scale = ((rows.max(axis=1, initial=-np.inf) - low) / steps).astype(np.float32)
@@ -110,12 +112,16 @@ def _write(target: Path, name: str, ids: Any, rows: F32, bits: int) -> TableExpo
         target / f"{re.sub('[^A-Za-z0-9_-]', '_', name)[:64]}-{table_hash(name).hex()}.safetensors"
     )
     tensors = {"ids": ids, "codes": codes, "scale": scale, "bias": low.astype(np.float32)}
+    packed = safetensors.numpy.save(
+        {k: np.ascontiguousarray(v) for k, v in tensors.items()},
+        {"table": name, "bits": str(bits), "dim": str(rows.shape[1])},
+    )
+    temporary = file.with_name(file.name + ".tmp")
     with os_errors(f"cannot write '{file}'"):
-        safetensors.numpy.save_file(
-            {k: np.ascontiguousarray(v) for k, v in tensors.items()},
-            file,
-            {"table": name, "bits": str(bits), "dim": str(rows.shape[1])},
-        )
+        temporary.write_bytes(packed)
+        sync_path(temporary)
+        os.replace(temporary, file)
+        sync_path(target)
     size = max(1, error.size)
     return TableExport(
         name,

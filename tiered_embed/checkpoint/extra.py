@@ -24,6 +24,7 @@ __all__ = ["encode", "read", "restore_rng", "rng_state"]
 
 JSON, TENSORS = "extra.json", "extra.safetensors"
 SCALARS = (str, int, float, bool, type(None))
+MOST_DEPTH = 64  # containers in containers
 
 
 def encode(extra: Any) -> dict[str, bytes]:
@@ -34,11 +35,13 @@ def encode(extra: Any) -> dict[str, bytes]:
     """
     tensors: dict[str, torch.Tensor] = {}
     try:
-        tree = _tree(extra, tensors, "extra")
-        text = json.dumps(tree)
-    except RecursionError as error:
-        raise ConfigError("extra is nested too deeply, or contains itself") from error
-    return {JSON: text.encode(), TENSORS: safetensors.torch.save(tensors)}
+        text = json.dumps(_tree(extra, tensors, "extra", 0))
+        packed = safetensors.torch.save(tensors)
+        return {JSON: text.encode(), TENSORS: packed}
+    except (ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"extra cannot be stored: {error!r}") from error
 
 
 def read(folder: Path) -> Any:
@@ -49,7 +52,10 @@ def read(folder: Path) -> Any:
         with os_errors(f"cannot read '{folder / TENSORS}'"):
             tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
         return _value(tree, tensors)
-    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError, RecursionError),
+        safetensors.SafetensorError,
+    ) as error:
         raise CorruptionError(
             f"the extra in '{folder}' is not readable ({error!r}); restore an earlier step"
         ) from error
@@ -65,13 +71,22 @@ def rng_state() -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Sets the generators back to what :func:`rng_state` gave."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    torch.random.set_rng_state(state["torch"])
+    """Sets the generators back to what :func:`rng_state` gave.
+
+    Raises:
+        ConfigError: it did not give this.
+    """
+    try:
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])  # noqa: NPY002
+        torch.random.set_rng_state(state["torch"])
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise ConfigError(f"this is no state of generators: {error!r}") from error
 
 
-def _tree(value: Any, tensors: dict[str, torch.Tensor], where: str) -> Any:
+def _tree(value: Any, tensors: dict[str, torch.Tensor], where: str, depth: int) -> Any:
+    if depth > MOST_DEPTH:
+        raise ConfigError(f"extra is nested deeper than {MOST_DEPTH}, or contains itself")
     if isinstance(value, (np.ndarray, torch.Tensor)):
         name = str(len(tensors))
         tensors[name] = _tensor(value, where)
@@ -84,11 +99,11 @@ def _tree(value: Any, tensors: dict[str, torch.Tensor], where: str) -> Any:
         for key in value:
             if not isinstance(key, SCALARS):
                 raise ConfigError(f"{where} has the key {key!r}; keys are strings or numbers")
-        pairs = [[k, _tree(v, tensors, f"{where}[{k!r}]")] for k, v in value.items()]
+        pairs = [[k, _tree(v, tensors, f"{where}[{k!r}]", depth + 1)] for k, v in value.items()]
         return {"dict": pairs}
     if isinstance(value, (list, tuple)):
         kind = "tuple" if isinstance(value, tuple) else "list"
-        return {kind: [_tree(v, tensors, f"{where}[{i}]") for i, v in enumerate(value)]}
+        return {kind: [_tree(v, tensors, f"{where}[{i}]", depth + 1) for i, v in enumerate(value)]}
     raise ConfigError(
         f"{where} is a {type(value).__name__}; extra takes dicts, lists, tuples, tensors, arrays, "
         "strings and numbers"
@@ -98,10 +113,10 @@ def _tree(value: Any, tensors: dict[str, torch.Tensor], where: str) -> Any:
 def _tensor(value: np.ndarray[Any, Any] | torch.Tensor, where: str) -> torch.Tensor:
     try:
         tensor = torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
-        if tensor.is_sparse or tensor.is_quantized or tensor.is_meta:
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
             raise TypeError(f"layout {tensor.layout}, device {tensor.device}")
         return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-    except (TypeError, NotImplementedError) as error:
+    except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
         raise ConfigError(f"{where} cannot be stored as a dense tensor: {error}") from error
 
 

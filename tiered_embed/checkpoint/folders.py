@@ -6,6 +6,7 @@
     path/step-N.tmp/       being written, or left by a crash: swept by the next save
     path/step-N/           committed: manifest.json, store/K/..., delta/K/..., extra.*
     path/step-N.replaced/  the delta that `compact` is replacing by a whole step
+    path/reading-*/        links to a step's files, for a reader; swept likewise
 
 Threading: one save at a time and process; the lock holds off other processes.
 """
@@ -17,11 +18,12 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ConfigError, StoreError
-from ..store.directory import os_errors, sync_path
+from ..store.directory import make_directory, os_errors, sync_path
 
 __all__ = [
     "check_step",
@@ -29,14 +31,18 @@ __all__ = [
     "committed_steps",
     "copy_tree",
     "current_folder",
+    "directory",
+    "drop_runtime_files",
     "lock",
     "prepare",
     "remove",
     "remove_tree",
     "step_folder",
+    "sweep",
     "sync_tree",
 ]
 
+SCRATCH = "reading-"  # copies that a reader opens; their names begin so
 _STEP = re.compile(r"step-(0|[1-9][0-9]{0,18})")
 
 
@@ -55,10 +61,26 @@ def check_step(step: object) -> int:
     return step
 
 
+def directory(path: object) -> Path:
+    """A directory of checkpoints as an absolute path: the working directory may change meanwhile.
+
+    Raises:
+        ConfigError: no path.
+    """
+    try:
+        name = os.fspath(path)  # type: ignore[call-overload]
+    except TypeError:
+        name = None
+    if not isinstance(name, str) or "\0" in name or not name:
+        raise ConfigError(f"the path of the checkpoints is {path!r}; pass a directory's path")
+    return Path(name).absolute()
+
+
 def committed_steps(path: Path) -> list[int]:
     """Ascending; empty where there is no directory."""
-    if not path.is_dir():
-        return []
+    with os_errors(f"cannot list '{path}'"):
+        if not stat_is_directory(path):
+            return []
     with os_errors(f"cannot list '{path}'"):
         names = [entry.name for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
     found = [_STEP.fullmatch(name) for name in names]
@@ -81,7 +103,7 @@ def lock(path: Path) -> Iterator[None]:
         StoreError: another process saves there, or it is not writable.
     """
     with os_errors(f"cannot create '{path}'"):
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(path)
     with os_errors(f"cannot open '{path / '.lock'}'"):
         fd = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -105,18 +127,7 @@ def prepare(path: Path, step: int) -> Path:
         ConfigError: the step is committed already.
     """
     with os_errors(f"cannot prepare '{path}'"):
-        for entry in list(os.scandir(path)):
-            name, _, suffix = entry.name.rpartition(".")
-            if not _STEP.fullmatch(name):
-                continue
-            if suffix == "tmp":
-                remove_tree(Path(entry.path))
-            elif suffix == "replaced":
-                if (path / name).is_dir():
-                    remove_tree(Path(entry.path))
-                else:
-                    os.rename(entry.path, path / name)
-                    sync_path(path)
+        sweep(path)
         if step_folder(path, step).exists():
             raise ConfigError(
                 f"'{step_folder(path, step)}' is committed already; save another step, or prune it"
@@ -126,23 +137,37 @@ def prepare(path: Path, step: int) -> Path:
         return folder
 
 
-def commit(folder: Path) -> Path:
+def sweep(path: Path) -> None:
+    """Removes what crashes left, and finishes what they interrupted. REQUIRES: the lock."""
+    with os_errors(f"cannot sweep '{path}'"):
+        for entry in list(os.scandir(path)):
+            name, _, suffix = entry.name.rpartition(".")
+            if entry.name.startswith(SCRATCH) or (suffix == "tmp" and _STEP.fullmatch(name)):
+                remove_tree(Path(entry.path))
+            elif suffix == "replaced" and _STEP.fullmatch(name):
+                if (path / name).is_dir():
+                    remove_tree(Path(entry.path))
+                else:
+                    os.rename(entry.path, path / name)
+                    sync_path(path)
+
+
+def commit(folder: Path) -> None:
     """``step-N.tmp`` becomes ``step-N``: files and folders are durable first, then the name is."""
-    target = folder.with_suffix("")
     with os_errors(f"cannot commit '{folder}'"):
         sync_tree(folder)
-        os.rename(folder, target)
+        os.rename(folder, folder.with_suffix(""))
         sync_path(folder.parent)
-    return target
 
 
 def remove(path: Path, step: int) -> None:
-    """Uncommits a step, then frees it: a crash in between leaves what the next save sweeps."""
-    folder = current_folder(path, step)
+    """Uncommits a step, then frees it: a crash in between leaves what the next sweep removes.
+
+    REQUIRES: the lock, and swept.
+    """
+    folder = step_folder(path, step)
     aside = path / f"step-{step}.tmp"
     with os_errors(f"cannot remove '{folder}'"):
-        if aside.exists():
-            remove_tree(aside)
         os.rename(folder, aside)
         sync_path(path)
         remove_tree(aside)
@@ -150,7 +175,11 @@ def remove(path: Path, step: int) -> None:
 
 def sync_tree(folder: Path) -> None:
     """fsyncs every file below ``folder``, then every folder, the deepest first."""
-    for below, _, names in os.walk(folder, topdown=False):
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for below, _, names in os.walk(folder, topdown=False, onerror=fail):
         for name in names:
             sync_path(Path(below) / name)
         sync_path(Path(below))
@@ -167,6 +196,21 @@ def copy_tree(source: Path, target: Path) -> None:
                 copy_tree(Path(entry.path), here)
             elif not (entry.name.endswith(".sst") and _linked(entry.path, here)):
                 shutil.copyfile(entry.path, here, follow_symlinks=False)
+
+
+def drop_runtime_files(store: Path) -> None:
+    """Removes what an open store leaves in its folder and a copy has no use for."""
+    with os_errors(f"cannot write into '{store}'"):
+        for path in (store / "LOCK", *(store / "db").glob("LO[CG]*")):
+            path.unlink(missing_ok=True)
+
+
+def stat_is_directory(path: Path) -> bool:
+    """As ``Path.is_dir``, but an error that says nothing of it is raised."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _linked(source: str, target: Path) -> bool:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,12 +21,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import ConfigError, CorruptionError, StoreError
 from ..store.directory import os_errors
 
-__all__ = ["FORMAT_VERSION", "MANIFEST", "FileEntry", "Manifest", "PoolEntry", "files_below"]
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "FileEntry",
+    "Layout",
+    "Manifest",
+    "PoolEntry",
+    "files_below",
+    "hashed",
+    "identity",
+    "sha256_of",
+]
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-MOST_BYTES = 256 << 20  # of a manifest
+MOST_BYTES = 64 << 20  # of a manifest
 MOST_FILES = 1 << 20
+MOST_DEPTH = 3  # store/0/db
 HASH_CHUNK = 8 << 20
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}"
@@ -36,7 +48,8 @@ FILE_PATTERN = (
 FOLDER_PATTERN = r"^(store|delta)/\d{1,6}$"
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Text = Annotated[str, Field(max_length=4096)]
+Text = Annotated[str, Field(max_length=65536)]
+Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class _Strict(BaseModel):
@@ -50,30 +63,45 @@ class FileEntry(_Strict):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class Layout(_Strict):
+    """``PoolLayout.describe()``: equal for pools whose records can take each other's place."""
+
+    tables: Annotated[list[Text], Field(min_length=1, max_length=65536)]
+    dim: Annotated[int, Field(ge=1, lt=2**24)]
+    dtype: Literal["float32", "float16", "bfloat16", "int8"]
+    optimizer: Text | None
+    state: Annotated[dict[Text, Count], Field(max_length=64)]
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
+    init: Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
 class PoolEntry(_Strict):
     """One pool's rows: a store, or for a delta the rows that changed.
 
-    module: its name inside the model, for people; ``layout`` is what identifies it.
+    module: its name inside the model, for people and where layouts are equal. rows, padding: per
+    table of the layout, its size (None: unbounded) and its padding row.
     """
 
     folder: Annotated[str, Field(pattern=FOLDER_PATTERN)]
     module: Text
-    layout: Annotated[dict[str, Any], Field(max_length=64)]
+    layout: Layout
+    rows: Annotated[list[Count | None], Field(max_length=65536)]
+    padding: Annotated[list[Count | None], Field(max_length=65536)]
     record_bytes: Annotated[int, Field(ge=1, lt=2**31)]
-    steps: Count  # updates of its module so far
-
-    @property
-    def identity(self) -> str:
-        """Equal for pools whose records can take each other's place."""
-        return json.dumps(self.layout, sort_keys=True)
+    steps: Annotated[int, Field(ge=0, lt=2**62)]  # updates of its module so far
 
 
 class Manifest(_Strict):
-    """A committed step. base: the step that a delta stands on, None for a whole one."""
+    """A committed step. base, base_id: of the step that a delta stands on, None for a whole one.
+
+    id: of this step's content, at random: another run's step of the same number is another one.
+    """
 
     version: Literal[1]
+    id: Id
     step: Count
     base: Count | None
+    base_id: Id | None
     pools: Annotated[list[PoolEntry], Field(max_length=100_000)]
     files: Annotated[
         dict[Annotated[str, Field(pattern=FILE_PATTERN)], FileEntry], Field(max_length=MOST_FILES)
@@ -132,11 +160,20 @@ class Manifest(_Strict):
         Raises:
             CorruptionError: a file is missing, differs, is no plain file, or is not listed.
         """
-        present = dict(files_below(folder))
+        present: dict[str, int] = {}
+        folders: set[str] = set()
+        for name, size in files_below(folder):
+            if name.endswith("/"):
+                folders.add(name)
+            else:
+                present[name] = size
         present.pop(MANIFEST, None)
+        implied = {name[: i + 1] for name in self.files for i, c in enumerate(name) if c == "/"}
+        implied |= {f"{pool.folder}/" for pool in self.pools} | {"store/", "delta/"}
         for what, names in (
             ("is missing", self.files.keys() - present.keys()),
             ("is not in the manifest", present.keys() - self.files.keys()),
+            ("is not in the manifest", folders - implied),
         ):
             if names:
                 raise CorruptionError(
@@ -158,6 +195,29 @@ class Manifest(_Strict):
         return total
 
 
+def hashed(folder: Path, known: Mapping[tuple[int, int, int], str]) -> dict[str, FileEntry]:
+    """An entry for every file below ``folder``.
+
+    known: (device, inode, size) -> digest of immutable files that need not be read again.
+    """
+    out = {}
+    for name, size in files_below(folder):
+        if name.endswith("/"):
+            continue
+        digest = None
+        if name.endswith(".sst"):  # never changes once written
+            digest = known.get(identity(folder / name))
+        out[name] = FileEntry(size=size, sha256=digest or sha256_of(folder / name))
+    return out
+
+
+def identity(path: Path) -> tuple[int, int, int]:
+    """(device, inode, size): the same for names of one file."""
+    with os_errors(f"cannot stat '{path}'"):
+        status = os.lstat(path)
+    return status.st_dev, status.st_ino, status.st_size
+
+
 def sha256_of(path: Path) -> str:
     """Of a file's bytes, in hexadecimal."""
     sha = hashlib.sha256()
@@ -168,10 +228,11 @@ def sha256_of(path: Path) -> str:
 
 
 def files_below(folder: Path) -> Iterator[tuple[str, int]]:
-    """(name relative to ``folder``, bytes) of every file below it.
+    """(name relative to ``folder``, bytes) of every file below it; folders end with a slash.
 
     Raises:
-        CorruptionError: a link, a device or anything else that is neither file nor folder.
+        CorruptionError: a link, a device or anything else that is neither file nor folder, or
+            folders deeper than any that a step has.
     """
     pending = [""]
     while pending:
@@ -182,12 +243,13 @@ def files_below(folder: Path) -> Iterator[tuple[str, int]]:
             name = below + entry.name
             with os_errors(f"cannot stat '{entry.path}'"):
                 status = entry.stat(follow_symlinks=False)
-            if stat.S_ISDIR(status.st_mode):
+            if stat.S_ISDIR(status.st_mode) and name.count("/") < MOST_DEPTH:
+                yield name + "/", 0
                 pending.append(name + "/")
             elif stat.S_ISREG(status.st_mode):
                 yield name, status.st_size
             else:
-                raise CorruptionError(f"'{entry.path}' is neither a file nor a folder; remove it")
+                raise CorruptionError(f"'{entry.path}' is no file or folder of a step; remove it")
 
 
 def _load(path: Path, remedy: str) -> dict[str, Any]:

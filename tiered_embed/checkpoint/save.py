@@ -11,18 +11,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from torch import nn
 
-from ..errors import ConfigError, StoreError, TieredEmbedError
+from ..errors import ClosedError, ConfigError, StoreError, TieredEmbedError
 from ..modules.base import TieredModule
 from ..modules.pool import Pool
 from ..store import encode_keys, open_store, write_meta
@@ -30,11 +34,32 @@ from ..store.directory import os_errors
 from ..tiers import ChangedKeys
 from . import extra as extras
 from .delta import write_delta
-from .folders import check_step, commit, committed_steps, current_folder, lock, prepare, remove_tree
-from .manifest import FileEntry, Manifest, PoolEntry, files_below, sha256_of
+from .folders import (
+    check_step,
+    commit,
+    committed_steps,
+    current_folder,
+    directory,
+    drop_runtime_files,
+    lock,
+    prepare,
+    remove_tree,
+    step_folder,
+)
+from .manifest import Layout, Manifest, PoolEntry, hashed, identity
 
-__all__ = ["Saved", "pools_of", "save", "save_delta", "tiered_modules"]
+__all__ = [
+    "Saved",
+    "note_restored",
+    "pool_entry",
+    "pools_of",
+    "save",
+    "save_delta",
+    "settle",
+    "tiered_modules",
+]
 
+KNOWN_STEPS = 8
 _log = logging.getLogger("tiered_embed")
 
 
@@ -42,6 +67,7 @@ class Saved:
     """A save that was cut; :meth:`wait` tells that it is committed."""
 
     def __init__(self, path: Path, step: int) -> None:
+        self._pid = os.getpid()
         self.step = step
         self._path = path
         self._future: Future[None] | None = None
@@ -61,10 +87,15 @@ class Saved:
 
         Raises:
             StoreError: it is not, and will not be; training may go on.
+            ClosedError: another process saves.
         """
-        self._told = True
-        if self._future is not None:
-            self._future.result()
+        if self._pid != os.getpid():
+            raise ClosedError(f"process {self._pid} saves step {self.step}; wait for it there")
+        try:
+            if self._future is not None:
+                self._future.result()
+        finally:
+            self._told = self._told or self.done
         return self
 
     def raise_untold(self) -> None:
@@ -79,6 +110,7 @@ class _Basis:
 
     path: Path
     step: int
+    id: str
     changed: list[ChangedKeys]  # per pool, since then
 
 
@@ -93,6 +125,8 @@ def tiered_modules(model: nn.Module) -> list[tuple[str, TieredModule]]:
     Raises:
         ConfigError: there is none.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"the model is a {type(model).__name__}; pass an nn.Module")
     found = [(n, m) for n, m in model.named_modules() if isinstance(m, TieredModule)]
     if not found:
         raise ConfigError("the model has no tiered module: there are no rows to save or restore")
@@ -133,7 +167,7 @@ def save(
         StoreError: it could not be written, or an earlier background save failed. Nothing that was
             committed is lost.
     """
-    return _save(model, Path(path), check_step(step), extra, background, None)
+    return _save(model, directory(path), check_step(step), extra, background, None)
 
 
 def save_delta(
@@ -152,34 +186,36 @@ def save_delta(
         ConfigError: nothing in ``path`` to stand on, or a pool without an SSD tier. Else as
             :func:`save`.
     """
-    directory = Path(path)
-    _settle(model)
+    where = directory(path)
+    settle(model, "save")
     basis = _bases.get(model)
-    if (
-        basis is None
-        or basis.path != directory.absolute()
-        or basis.step not in committed_steps(directory)
-    ):
-        raise ConfigError(
-            f"a delta needs the newest save or restore of this model in '{directory}'; "
-            "call te.checkpoint.save first"
-        )
+    if basis is None or basis.path != where:
+        raise _no_basis(where)
     if basis.step >= check_step(step):
         raise ConfigError(f"step {step} is not behind step {basis.step}, on which it stands")
-    return _save(model, directory, step, extra, background, basis)
+    return _save(model, where, step, extra, background, basis)
 
 
-def settle(model: nn.Module) -> None:
-    """Waits for the model's newest save; raises its failure unless somebody has seen it."""
-    _settle(model)
+def _no_basis(path: Path) -> ConfigError:
+    return ConfigError(
+        f"a delta needs the newest save or restore of this model in '{path}', and all writes since "
+        "then; call te.checkpoint.save first"
+    )
 
 
-def note_restored(model: nn.Module, path: Path, step: int) -> None:
+def note_restored(model: nn.Module, path: Path, manifest: Manifest) -> None:
     """The model's rows are those of a committed step."""
-    _bases[model] = _Basis(path.absolute(), step, _track(model))
+    _bases[model] = _Basis(path, manifest.step, manifest.id, _track(model))
 
 
-def _settle(model: nn.Module) -> None:
+def settle(model: nn.Module, what: str) -> None:
+    """Waits for the model's newest save.
+
+    Raises:
+        StoreError: how it failed, unless somebody has seen that. As :meth:`Runtime.check_idle`.
+    """
+    for _, module in tiered_modules(model):
+        module._runtime.check_idle(what)
     newest = _newest.get(model)
     if newest is None:
         return
@@ -198,72 +234,106 @@ def _track(model: nn.Module) -> list[ChangedKeys]:
 def _save(
     model: nn.Module, path: Path, step: int, extra: Any, background: bool, basis: _Basis | None
 ) -> Saved:
-    _settle(model)
+    settle(model, "save")
     pools = pools_of(model)
     _check(pools, basis is not None)
     encoded = {} if extra is None else extras.encode(extra)
     held = contextlib.ExitStack()
     held.enter_context(lock(path))
+    cuts: list[Future[None]] = []
     try:
+        if basis is not None:
+            _check_basis(basis, path, pools)
         folder = prepare(path, step)
         held.callback(_sweep, folder)
         kind = "store" if basis is None else "delta"
         with os_errors(f"cannot write into '{folder}'"):
             (folder / kind).mkdir(mode=0o700)
-        cuts: list[Future[None]] = []
         entries: list[PoolEntry] = []
         changed: list[ChangedKeys] = []
         for i, (name, module, pool) in enumerate(pools):
             runtime = module._runtime
-            entries.append(
-                PoolEntry(
-                    folder=f"{kind}/{i}",
-                    module=name,
-                    layout=pool.layout.describe(),
-                    record_bytes=pool.layout.record_bytes,
-                    steps=runtime.steps,
-                )
-            )
+            entries.append(pool_entry(name, pool, f"{kind}/{i}", runtime.steps))
             target = folder / kind / str(i)
             since = None if basis is None else basis.changed[i]
             cuts.append(_cut(pool, target, runtime.steps, since, changed))
+        this = secrets.token_hex(16)
+
+        def finish() -> None:
+            with held:
+                for cut in futures.wait(cuts).done:
+                    cut.result()
+                _write(folder, encoded)
+                manifest = Manifest(
+                    version=1,
+                    id=this,
+                    step=step,
+                    base=None if basis is None else basis.step,
+                    base_id=None if basis is None else basis.id,
+                    pools=entries,
+                    files=hashed(folder, _known(path)),
+                )
+                manifest.write(folder)
+                commit(folder)
+
+        saved = Saved(step_folder(path, step), step)
+        if background:
+            saved._future = pools[0][2].pipeline.in_saving_thread(_logged(finish, saved))
     except BaseException:
+        # What was cut still runs, and must not meet the folder of a later save.
+        futures.wait(cuts)
         held.close()
         raise
-
-    def finish() -> None:
-        with held:
-            for cut in cuts:
-                cut.result()
-            _write(folder, encoded)
-            manifest = Manifest(
-                version=1,
-                step=step,
-                base=None if basis is None else basis.step,
-                pools=entries,
-                files=_hashed(folder, path),
-            )
-            manifest.write(folder)
-            commit(folder)
-
-    saved = Saved(path / f"step-{step}", step)
     _newest[model] = saved
-    if background:
-        saved._future = pools[0][2].pipeline.in_saving_thread(_logged(finish, saved))
-        # A delta may stand on it at once: the next save waits for this one, and raises its failure.
-    else:
+    if not background:
         saved._told = True
         finish()
-    _bases[model] = _Basis(path.absolute(), step, changed)
+    _bases[model] = _Basis(path, step, this, changed)
     return saved
 
 
+def pool_entry(module: str, pool: Pool, folder: str, steps: int) -> PoolEntry:
+    """What a manifest says of a pool.
+
+    Raises:
+        ConfigError: it cannot say it, such as a name of more than 65,536 characters.
+    """
+    layout = pool.layout
+    sizes, padding = (
+        dict(layout.tables),
+        dict(
+            zip((name for name, _ in layout.tables), layout.padding or repeat(None), strict=False)
+        ),
+    )
+    described = layout.describe()
+    try:
+        return PoolEntry(
+            folder=folder,
+            module=module,
+            layout=Layout.model_validate(described),
+            rows=[sizes[name] for name in described["tables"]],
+            padding=[padding[name] for name in described["tables"]],
+            record_bytes=layout.record_bytes,
+            steps=steps,
+        )
+    except ValidationError as error:
+        raise ConfigError(f"a manifest cannot describe module {module[:99]!r}: {error}") from error
+
+
+def _check_basis(basis: _Basis, path: Path, pools: list[tuple[str, TieredModule, Pool]]) -> None:
+    """The step is still there, and every write since then is known. REQUIRES: the lock."""
+    if basis.step not in committed_steps(path) or len(basis.changed) != len(pools):
+        raise _no_basis(path)
+    if Manifest.read(current_folder(path, basis.step)).id != basis.id:
+        raise _no_basis(path)
+    for (_, _, pool), changed in zip(pools, basis.changed, strict=True):
+        if pool.pipeline.ssd is None or not pool.pipeline.ssd.tracks(changed):
+            raise _no_basis(path)
+
+
 def _check(pools: list[tuple[str, TieredModule, Pool]], delta: bool) -> None:
-    for name, module, pool in pools:
+    for name, _, pool in pools:
         pool.pipeline.check()
-        updates = module._runtime.updates
-        if updates is not None and updates.accumulating:
-            raise ConfigError("gradients are being accumulated; save after te.accumulate")
         if delta and pool.store is None:
             raise ConfigError(
                 f"module {name!r} has no SSD tier, so nobody knows which rows changed; "
@@ -308,8 +378,7 @@ def _copied(pool: Pool, target: Path, steps: int) -> Future[None]:
     with open_store("auto", target, layout.record_bytes, layout.describe(), "create") as store:
         store.import_sorted(chunks())
     write_meta(target, {"step": steps, "settled": True})
-    with os_errors(f"cannot write into '{target}'"):
-        (target / "LOCK").unlink()
+    drop_runtime_files(target)
     done: Future[None] = Future()
     done.set_result(None)
     return done
@@ -321,23 +390,15 @@ def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
             (folder / name).write_bytes(content)
 
 
-def _hashed(folder: Path, path: Path) -> dict[str, FileEntry]:
-    """Size and digest of every file; those of files shared with a committed step are known."""
+def _known(path: Path) -> dict[tuple[int, int, int], str]:
+    """Digests of the files of the newest steps, which a new one may share."""
     known: dict[tuple[int, int, int], str] = {}
-    for step in reversed(committed_steps(path)[-8:]):
+    for step in reversed(committed_steps(path)[-KNOWN_STEPS:]):
         before = current_folder(path, step)
-        with contextlib.suppress(StoreError, OSError):
+        with contextlib.suppress(StoreError):
             for name, entry in Manifest.read(before).files.items():
-                status = os.lstat(before / name)
-                known.setdefault((status.st_dev, status.st_ino, entry.size), entry.sha256)
-    out = {}
-    for name, size in files_below(folder):
-        status = os.lstat(folder / name)
-        digest = None
-        if name.endswith(".sst"):  # never changes once written
-            digest = known.get((status.st_dev, status.st_ino, size))
-        out[name] = FileEntry(size=size, sha256=digest or sha256_of(folder / name))
-    return out
+                known.setdefault(identity(before / name), entry.sha256)
+    return known
 
 
 def _sweep(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import os
-from pathlib import Path
 
 from ..errors import ConfigError
 from . import folders
@@ -15,7 +14,7 @@ __all__ = ["list", "prune"]
 
 def list(path: str | os.PathLike[str]) -> builtins.list[int]:
     """The committed steps in ``path``, ascending; empty where there is no directory."""
-    return folders.committed_steps(Path(path))
+    return folders.committed_steps(folders.directory(path))
 
 
 def prune(path: str | os.PathLike[str], *, keep: int) -> builtins.list[int]:
@@ -28,15 +27,17 @@ def prune(path: str | os.PathLike[str], *, keep: int) -> builtins.list[int]:
     """
     if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
         raise ConfigError(f"keep is {keep!r}; it must be an integer, 1 or more")
-    directory = Path(path)
-    steps = folders.committed_steps(directory)
-    needed: set[int] = set()
-    for step in steps[-keep:]:
-        needed.update(manifest.step for _, manifest in open_chain(directory, step).links)
-    removed = [step for step in steps if step not in needed]
-    if removed:
-        with folders.lock(directory):
-            # Newest first: no delta ever lacks its base.
-            for step in reversed(removed):
-                folders.remove(directory, step)
+    directory = folders.directory(path)
+    if not folders.committed_steps(directory):
+        return []
+    with folders.lock(directory):
+        folders.sweep(directory)
+        steps = folders.committed_steps(directory)
+        needed: set[int] = set()
+        for step in steps[-keep:]:
+            needed.update(manifest.step for _, manifest in open_chain(directory, step).links)
+        removed = [step for step in steps if step not in needed]
+        # Newest first: no delta ever lacks its base.
+        for step in reversed(removed):
+            folders.remove(directory, step)
     return removed

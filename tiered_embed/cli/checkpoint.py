@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .. import checkpoint as checkpoints
@@ -36,7 +37,11 @@ def inspect(path: Directory, as_json: Json = False) -> None:
                 "files": len(manifest.files),
                 "bytes": sum(entry.size for entry in manifest.files.values()),
                 "pools": [
-                    {**pool.layout, "record_bytes": pool.record_bytes, "updates": pool.steps}
+                    {
+                        **pool.layout.model_dump(),
+                        "record_bytes": pool.record_bytes,
+                        "updates": pool.steps,
+                    }
                     for pool in manifest.pools
                 ],
             }
@@ -44,7 +49,7 @@ def inspect(path: Directory, as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(steps, indent=2))
         return
-    table = Table(title=f"{path}", title_justify="left")
+    table = Table(title=escape(str(path)), title_justify="left")
     for column in ("step", "stands on", "updates", "tables", "files", "bytes"):
         table.add_column(column, justify="left" if column == "tables" else "right")
     for each in steps:
@@ -52,7 +57,7 @@ def inspect(path: Directory, as_json: Json = False) -> None:
         names = ", ".join(name for pool in pools for name in pool.get("tables", []))
         table.add_row(
             *(str(each["step"]), "" if each["base"] is None else str(each["base"])),
-            *(str(max((p["updates"] for p in pools), default=0)), names),
+            *(str(max((p["updates"] for p in pools), default=0)), escape(names)),
             *(f"{each['files']:,}", f"{each['bytes']:,}"),
         )
     Console(highlight=False).print(table)
@@ -67,7 +72,10 @@ def verify(path: Directory, step: Step = None, as_json: Json = False) -> None:
     for each in steps:
         with console.status(f"step {each}"):
             try:
-                results.append({"step": each, "bytes": checkpoints.verify(path, each)})
+                chain = checkpoints.open_chain(path, each)
+                # Without an option every step is read, so that none is read for another one.
+                size = chain.check() if step is not None else chain.check_own()
+                results.append({"step": each, "bytes": size})
             except (TieredEmbedError, FileNotFoundError) as error:
                 results.append({"step": each, "error": str(error)})
     if as_json:

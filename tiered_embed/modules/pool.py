@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,11 @@ from ..residency import Planner, PoolSlots, Segment
 from ..stages import Stages
 from ..stats import Counts, TierStats
 from ..store import RowStore, open_store, read_meta
-from ..store.directory import StoreDirectory
+from ..store.directory import StoreDirectory, os_errors
 from ..tiers import DdrTier, PoolLayout, SsdTier
 from ..weights import renormalised
 
-__all__ = ["Pool", "store_folder"]
+__all__ = ["Pool", "beside"]
 
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
@@ -160,11 +162,19 @@ class Pool:
             finally:
                 lease.release(updated=True)
 
-    def flush(self, step: int) -> None:
-        """Writes dirty rows back and records the step count."""
+    def flush(self) -> None:
+        """Writes dirty rows back."""
         self.pipeline.flush()
+
+    def settle(self, step: int) -> None:
+        """Records that the store holds every row as of ``step``. REQUIRES: flushed or finished."""
         if self.pipeline.ssd is not None:
             self.pipeline.ssd.settle(step)
+
+    def unsettle(self) -> None:
+        """Records that the store's rows are of no one step."""
+        if self.pipeline.ssd is not None:
+            self.pipeline.ssd.unsettle()
 
     def materialised(self, table: int) -> Iterator[tuple[I64, U8]]:
         """(row ids, records) of a table's materialised rows in key order, in chunks.
@@ -205,14 +215,14 @@ class Pool:
             out.add(c)
         return out
 
-    def close(self, step: int) -> None:
-        """Flushes, records the step count, and lets go of threads and files."""
-        try:
-            if self.pipeline.close() and self.pipeline.ssd is not None:
-                self.pipeline.ssd.settle(step)
-        finally:
-            if self.store is not None:
-                self.store.close()
+    def finish(self) -> bool:
+        """Flushes and lets go of threads; whether this call flushed."""
+        return self.pipeline.close()
+
+    def close(self) -> None:
+        """Lets go of files. REQUIRES: finished."""
+        if self.store is not None:
+            self.store.close()
 
     def discard(self, why: TieredEmbedError) -> None:
         """Lets go of threads and files, with every row lost; every later call raises ``why``."""
@@ -235,15 +245,24 @@ def store_folder(layout: PoolLayout, root: Path) -> Path:
 
 
 def _open(layout: PoolLayout, tiers: Tiers, root: Path) -> RowStore:
+    folder = store_folder(layout, root)
+    restoring, discarded = beside(folder)
+    if discarded.is_dir() and not folder.exists():
+        # A restore ended between its two renames: these rows are marked as of no step.
+        with os_errors(f"cannot rename '{discarded}'"):
+            os.rename(discarded, folder)
     _refuse_other_pools(root, sorted(name for name, _ in layout.tables))
     options: dict[str, Any] = {"direct_io": True} if tiers.direct_io else {}
-    return open_store(
-        tiers.store,
-        store_folder(layout, root),
-        layout.record_bytes,
-        layout.describe(),
-        **options,
-    )
+    store = open_store(tiers.store, folder, layout.record_bytes, layout.describe(), **options)
+    for leftover in (restoring, discarded):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return store
+
+
+def beside(folder: Path) -> tuple[Path, Path]:
+    """Where a restore prepares a store, and where it puts the one that it replaces."""
+    name = folder.name.removeprefix("pool-")
+    return folder.with_name(f"restoring-{name}"), folder.with_name(f"discarded-{name}")
 
 
 def _refuse_other_pools(root: Path, names: Sequence[str]) -> None:

@@ -84,7 +84,7 @@ class Rows:
         p, i = self._place[table]
         pool = self._pools[p]
         pool.pipeline.quiesce()
-        if pool.store is None:
+        if pool.pipeline.ssd is None:
             raise ConfigError("import_rows writes to the SSD tier: pass te.Tiers(ssd=...)")
         if pool.planner.num_resident:
             raise ConfigError("import_rows needs a module that has not trained; use load_rows")
@@ -96,7 +96,7 @@ class Rows:
                 yield encode_keys(key, ids), self._encoded(table, len(ids), weights, state)
 
         self.version += 1
-        return pool.store.import_sorted(encoded())
+        return pool.pipeline.ssd.import_sorted(encoded())
 
     def _checked(self, table: int, ids: I64) -> I64:
         config = self._tables[table]

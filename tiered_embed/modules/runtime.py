@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -91,6 +91,7 @@ class Runtime:
         self._pooled = pooled
         self._streaming = False
         self._expected = False  # the loop has been given the stream's oldest batch
+        self._used = False  # a forward has read rows since then
         self._closed = False
         self.stages = Stages()
         self._updated_at: float | None = None  # the last backward's end
@@ -174,7 +175,8 @@ class Runtime:
                 )
         except BaseException:
             for pool in pools:
-                pool.close(pool.stored_step)
+                pool.finish()
+                pool.close()
             raise
         return pools
 
@@ -344,7 +346,9 @@ class Runtime:
     def _acquire(self, batch: Batch) -> list[Lease]:
         """The batch's leases, once its rows are in their slots."""
         with self.stages.time("wait"):
-            return self._lease(batch)
+            leases = self._lease(batch)
+        self._used = True
+        return leases
 
     def _lease(self, batch: Batch) -> list[Lease]:
         """Streamed ones when the loop trains on what it prefetched, else fresh ones."""
@@ -386,9 +390,9 @@ class Runtime:
         return self._streaming
 
     @property
-    def expecting(self) -> bool:
-        """The loop has the stream's oldest batch, and no forward has taken it yet."""
-        return self._expected
+    def used(self) -> bool:
+        """Whether a forward has read rows since the loop was given its batch."""
+        return self._used
 
     def open_stream(self) -> None:
         if self._streaming:
@@ -410,6 +414,7 @@ class Runtime:
     def expect(self) -> None:
         """The loop is about to get the stream's oldest batch."""
         self._expected = True
+        self._used = False
 
     def settle(self) -> None:
         """The loop is done with its batch; one that no forward used is let go."""
@@ -462,21 +467,42 @@ class Runtime:
         return Stats(self.steps, tiers, tables, skipped, self.stages.times(), depth)
 
     def flush(self) -> None:
+        if len(self.pools) > 1:
+            # Ended halfway, some stores would be of this step and others of an earlier one.
+            for pool in self.pools:
+                pool.pipeline.check()
+            for pool in self.pools:
+                pool.unsettle()
         for pool in self.pools:
-            pool.flush(self.steps)
+            pool.flush()
+        for pool in self.pools:
+            pool.settle(self.steps)
+
+    def check_idle(self, what: str) -> None:
+        """Raises unless rows may be replaced or saved now: by this process, between two steps.
+
+        Raises:
+            ClosedError: closed, or of another process. ConfigError: gradients are accumulated.
+        """
+        if self._closed:
+            raise ClosedError(f"the module was closed; make a new one to {what}")
+        for pool in self.pools:
+            pool.pipeline.check_process()
+        if self.updates is not None and self.updates.accumulating:
+            raise ConfigError(f"gradients are being accumulated; {what} after te.accumulate")
 
     def discard(self, why: TieredEmbedError) -> None:
         """Lets go of every row, file and thread; every call raises ``why`` until :meth:`reopen`.
 
-        Raises:
-            ConfigError: a te.prefetch loop is running, or the module is closed; nothing is lost.
+        REQUIRES: idle, and no te.prefetch loop.
         """
-        if self._closed:
-            raise ClosedError("the module was closed; make a new one to restore into")
-        if self._streaming:
-            raise ConfigError("a te.prefetch loop is running; restore before it, or leave it first")
         for pool in self.pools:
             pool.discard(why)
+
+    def refuse(self, why: TieredEmbedError) -> None:
+        """Every call raises ``why`` until :meth:`reopen`."""
+        for pool in self.pools:
+            pool.pipeline.refuse(why)
 
     def reopen(self) -> None:
         """After :meth:`discard`: the rows are what the SSD tier's directory holds by now."""
@@ -507,11 +533,23 @@ class Runtime:
         self._closed = True
         self._expected = False
         errors: list[BaseException] = []
-        for pool in self.pools:
+
+        def attempt(call: Callable[[], object]) -> object:
             try:
-                pool.close(self.steps)
+                return call()
             except BaseException as error:
                 errors.append(error)
+                return None
+
+        if len(self.pools) > 1 and all(pool.pipeline.usable for pool in self.pools):
+            for pool in self.pools:
+                attempt(pool.unsettle)
+        finished = [attempt(pool.finish) for pool in self.pools]
+        if all(finished) and not errors:
+            for pool in self.pools:
+                attempt(lambda pool=pool: pool.settle(self.steps))  # type: ignore[misc]
+        for pool in self.pools:
+            attempt(pool.close)
         if errors:
             raise errors[0]
 

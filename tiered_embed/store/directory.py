@@ -25,7 +25,15 @@ from typing import Any, Literal
 
 from ..errors import ConfigError, CorruptionError, StoreError
 
-__all__ = ["Mode", "StoreDirectory", "os_errors", "read_meta", "sync_path", "write_meta"]
+__all__ = [
+    "Mode",
+    "StoreDirectory",
+    "make_directory",
+    "os_errors",
+    "read_meta",
+    "sync_path",
+    "write_meta",
+]
 
 Mode = Literal["create", "read_write", "read_only"]
 
@@ -50,6 +58,16 @@ def sync_path(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_directory(path: Path) -> None:
+    """Creates ``path`` (0700) and what is missing above it, durably: its name survives, too."""
+    if path.is_dir():
+        return
+    if path.parent != path:
+        make_directory(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+    sync_path(path.parent)
 
 
 def _digest(content: Any) -> str:
@@ -120,7 +138,7 @@ class StoreDirectory:
         self._lock_fd: int | None = None
         if mode == "create":
             with os_errors(f"cannot create the store directory '{self.path}'"):
-                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_directory(self.path)
                 self.path.chmod(0o700)
         elif not self.exists(self.path):
             raise StoreError(

@@ -6,13 +6,14 @@ Threading: any thread may call anything; write-backs follow one another.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import _native
 from ..stats import TierStats
-from ..store import RowStore, encode_keys, read_meta, write_meta
+from ..store import Chunk, RowStore, encode_keys, read_meta, write_meta
 from .layout import PoolLayout
 
 __all__ = ["ChangedKeys", "SsdTier"]
@@ -135,6 +136,17 @@ class SsdTier:
         with self._writing:
             self._mark(settled=True, step=step)
 
+    def unsettle(self) -> None:
+        """From here on the store's rows are of no one step."""
+        with self._writing:
+            self._mark(settled=False)
+
+    def import_sorted(self, chunks: Iterable[Chunk]) -> int:
+        """As :meth:`RowStore.import_sorted`, past the buffer; nobody tracks its keys."""
+        with self._writing:
+            self._changed = None
+            return self.store.import_sorted(chunks)
+
     def _mark(self, *, settled: bool, step: int | None = None) -> None:
         """Notes in the store's directory whether its rows belong to one step. Guarded: _writing."""
         if settled or self._settled is not settled:
@@ -150,6 +162,11 @@ class SsdTier:
         with self._writing:
             self._changed = ChangedKeys()
             return self._changed
+
+    def tracks(self, changed: ChangedKeys) -> bool:
+        """Whether ``changed`` has heard of every key written since :meth:`track` gave it."""
+        with self._writing:
+            return self._changed is changed
 
     def stats(self) -> TierStats:
         with self._lock:
