@@ -25,7 +25,7 @@ class Buffer(RuleBasedStateMachine):
         self.buffer = WriteBuffer(BYTES)
         self.batches = []
         self.taken = 0
-        self.cuts = []  # (for take, batches before it)
+        self.cuts = []  # batches before each
         self.count = 0
 
     @rule(keys=KEYS)
@@ -48,14 +48,20 @@ class Buffer(RuleBasedStateMachine):
 
     @rule()
     def cut(self):
-        self.cuts.append((self.buffer.cut(), len(self.batches)))
+        self.buffer.cut()
+        self.cuts.append(len(self.batches))
 
-    @rule(at_cut=st.booleans())
-    def take(self, at_cut):
+    @rule()
+    def lift_cut(self):
+        self.buffer.lift_cut()
+        del self.cuts[:1]
+
+    @rule()
+    def take(self):
         if self.taken:
             return
-        before, count = self.cuts.pop(0) if at_cut and self.cuts else (None, len(self.batches))
-        tables, rows, records = self.buffer.take(before)
+        count = self.cuts[0] if self.cuts else len(self.batches)
+        tables, rows, records = self.buffer.take()
         got = dict(
             zip(
                 zip(tables.tolist(), rows.tolist(), strict=True),
@@ -75,7 +81,7 @@ class Buffer(RuleBasedStateMachine):
             return
         self.buffer.arrived()
         del self.batches[: self.taken]
-        self.cuts = [(before, max(0, count - self.taken)) for before, count in self.cuts]
+        self.cuts = [max(0, count - self.taken) for count in self.cuts]
         self.taken = 0
 
     @invariant()

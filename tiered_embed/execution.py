@@ -184,12 +184,12 @@ class Execution:
                 self._post_write(ssd)
                 self._await_writes(CUT_BYTES // 2)
             ssd.hand_down(tables[part], rows[part], self._ddr.gather(slots[part]))
-        before = ssd.cut()
+        ssd.cut()
         self._cut_bytes = ssd.in_flight_bytes + CUT_SLACK_BYTES
         out: Future[T] = Future()
 
         def write() -> None:
-            self._write(ssd, before)
+            self._write(ssd)
             ssd.store.flush()
 
         def follow() -> None:
@@ -199,6 +199,8 @@ class Execution:
                 out.set_result(job())
             except BaseException as error:
                 out.set_exception(error)
+            finally:
+                ssd.lift_cut()
 
         self._writes.append(self._submit(self._executors.writing, write))
         self._cut = self._submit(self._executors.writing, follow)
@@ -252,9 +254,7 @@ class Execution:
             self._writes.popleft()
 
     def _post_write(self, ssd: SsdTier) -> None:
-        # What is handed down later may belong to the other side of a cut.
-        before = ssd.cut()
-        self._writes.append(self._submit(self._executors.writing, lambda: self._write(ssd, before)))
+        self._writes.append(self._submit(self._executors.writing, lambda: self._write(ssd)))
 
     # --- jobs -----------------------------------------------------------------------------------
 
@@ -270,9 +270,9 @@ class Execution:
             if not found.all():
                 self._ddr.initialise(slots, tables, rows, found)
 
-    def _write(self, ssd: SsdTier, before: int) -> None:
+    def _write(self, ssd: SsdTier) -> None:
         with self._stages.time("write"):
-            ssd.write_back(before)
+            ssd.write_back()
 
     def _submit(self, executor: Executor, job: Callable[[], T]) -> Future[T]:
         try:

@@ -1,7 +1,3 @@
-#include <nanobind/stl/optional.h>
-
-#include <cstdint>
-#include <optional>
 #include <stdexcept>
 
 #include "bindings/arrays.h"
@@ -39,19 +35,18 @@ void bind_write_buffer(nb::module_& m) {
              b.read(tables.data(), rows.data(), static_cast<int64_t>(rows.size()), out.data(),
                     found.data());
            })
-      .def(
-          "take",
-          [](WriteBuffer& b, std::optional<int64_t> before) {
-            BufferedRows taken;
-            {
-              nb::gil_scoped_release nogil;
-              taken = b.take(before.value_or(INT64_MAX));
-            }
-            return nb::make_tuple(own(std::move(taken.tables)), own(std::move(taken.rows)),
-                                  own(std::move(taken.records)));
-          },
-          nb::arg("before") = nb::none())
+      .def("take",
+           [](WriteBuffer& b) {
+             BufferedRows taken;
+             {
+               nb::gil_scoped_release nogil;
+               taken = b.take();
+             }
+             return nb::make_tuple(own(std::move(taken.tables)), own(std::move(taken.rows)),
+                                   own(std::move(taken.records)));
+           })
       .def("cut", &WriteBuffer::cut)
+      .def("lift_cut", &WriteBuffer::lift_cut)
       .def("arrived", &WriteBuffer::arrived, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("bytes", &WriteBuffer::bytes);
 }

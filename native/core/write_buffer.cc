@@ -39,14 +39,19 @@ void WriteBuffer::read(const uint16_t* tables, const int64_t* rows, int64_t n, u
   }
 }
 
-int64_t WriteBuffer::cut() const {
+void WriteBuffer::cut() {
   std::lock_guard<std::mutex> lock(mutex_);
-  return next_number_;
+  cuts_.push_back(next_number_);
 }
 
-BufferedRows WriteBuffer::take(int64_t before) {
+void WriteBuffer::lift_cut() {
   std::lock_guard<std::mutex> lock(mutex_);
-  before = std::min(before, next_number_);
+  if (!cuts_.empty()) cuts_.pop_front();
+}
+
+BufferedRows WriteBuffer::take() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const int64_t before = cuts_.empty() ? next_number_ : cuts_.front();
   BufferedRows out;
   const size_t size = static_cast<size_t>(record_bytes_);
   size_t most = 0;

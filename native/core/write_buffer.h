@@ -2,7 +2,7 @@
 //
 // Of a row that is added again before its record was taken only the newest record goes down. Taken
 // records stay readable until `arrived`, so that a row is always found here or below. A `cut` parts
-// what was added before it from what comes later: both go down, one after the other.
+// what was added before it from what comes later: both go down, the latter once it is lifted.
 //
 // Threading: every method locks. One thread takes and reports arrivals; any may add and read.
 #pragma once
@@ -33,12 +33,13 @@ class WriteBuffer {
   void read(const uint16_t* tables, const int64_t* rows, int64_t n, uint8_t* out,
             bool* found) const;
 
-  // For `take`: everything added so far lies before it.
-  int64_t cut() const;
+  // Until it is lifted, oldest first, nothing that is added from now on is taken.
+  void cut();
+  void lift_cut();
 
-  // What was added before the cut `before` (all of it by default) and not taken, for the tier
-  // below; of a row the newest such record. REQUIRES: what was taken last has arrived.
-  BufferedRows take(int64_t before = INT64_MAX);
+  // What was added before the oldest cut (all, without one) and not taken, for the tier below; of a
+  // row the newest such record. REQUIRES: what was taken last has arrived.
+  BufferedRows take();
 
   // What was taken last is below now.
   void arrived();
@@ -77,6 +78,7 @@ class WriteBuffer {
   std::unordered_map<Key, Place, Hash> newest_;
   int64_t next_number_ = 0;
   int64_t taken_before_ = 0;  // batches below this number were taken
+  std::deque<int64_t> cuts_;  // numbers of the first batches behind them
   int64_t bytes_ = 0;
 };
 

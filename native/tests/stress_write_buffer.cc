@@ -60,7 +60,6 @@ struct Round {
 };
 
 struct Cut {
-  int64_t before = 0;
   std::vector<uint64_t> added;  // by row, when it was made
 };
 
@@ -92,11 +91,10 @@ void add_batches(Round* round, int adder, uint64_t seed) {
   --round->adders_left;
 }
 
-// Takes everything, or what was added before an earlier cut: by then the store has every row as of
-// that cut, whatever was added since.
+// Takes everything, or what was added before `cut`, which it lifts: the store has every row as of
+// then, whatever was added since.
 void write_back(Round* round, const Cut* cut = nullptr) {
-  const BufferedRows taken =
-      cut == nullptr ? round->buffer.take() : round->buffer.take(cut->before);
+  const BufferedRows taken = round->buffer.take();
   std::set<std::pair<uint16_t, int64_t>> seen;
   for (size_t i = 0; i < taken.rows.size(); ++i) {
     const std::pair<uint16_t, int64_t> key{taken.tables[i], taken.rows[i]};
@@ -110,6 +108,7 @@ void write_back(Round* round, const Cut* cut = nullptr) {
   }
   round->buffer.arrived();
   if (cut == nullptr) return;
+  round->buffer.lift_cut();
   std::lock_guard<std::mutex> lock(round->store_mutex);
   for (int64_t r = 0; r < kNumRows; ++r) {
     const auto it = round->store.find({table_of(r), id_of(r)});
@@ -126,7 +125,7 @@ Cut cut_now(Round* round) {
   for (const auto& version : round->added) {
     cut.added.push_back(version.load(std::memory_order_relaxed));
   }
-  cut.before = round->buffer.cut();
+  round->buffer.cut();
   return cut;
 }
 
@@ -179,10 +178,9 @@ void stress_round(uint64_t seed) {
       threads.start([&round, r, seed] { read_rows(&round, seed * 16 + kNumAdders + r); });
     }
     threads.start([&round] {
-      Cut cut = cut_now(&round);
       while (round.adders_left.load() > 0) {
+        const Cut cut = cut_now(&round);
         write_back(&round, &cut);
-        cut = cut_now(&round);
         write_back(&round);
       }
     });

@@ -115,14 +115,18 @@ class SsdTier:
             self._stats.staged += len(rows)
             self._stats.bytes_in += len(rows) * self.layout.record_bytes
 
-    def cut(self) -> int:
-        """For :meth:`write_back`: everything handed down so far lies before it."""
-        return self._buffer.cut()
+    def cut(self) -> None:
+        """Until it is lifted, nothing that is handed down from now on is stored."""
+        self._buffer.cut()
 
-    def write_back(self, before: int | None = None) -> None:
-        """Stores what was handed down before a cut, or all of it; of a row its newest record."""
+    def lift_cut(self) -> None:
+        """Lets what waits behind the oldest cut go down."""
+        self._buffer.lift_cut()
+
+    def write_back(self) -> None:
+        """Stores what was handed down, up to the oldest cut; of a row only its newest record."""
         with self._writing:
-            tables, rows, records = self._buffer.take(before)
+            tables, rows, records = self._buffer.take()
             if len(rows):
                 keys = self._keys(tables, rows)
                 self._mark(settled=False)
