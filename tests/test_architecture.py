@@ -33,6 +33,7 @@ RANKS = {
     "training": 9,
     "candidates": 9,
     "swap": 10,
+    "simulate": 10,
     "__init__": 11,
     "examples": 12,
     "bench": 13,
