@@ -1,4 +1,4 @@
-"""Numbers rows 0, 1, 2, ... in the order of their first use, so that loops index plain arrays.
+"""Numbers a trace's rows from 0 on without gaps, so that loops index plain arrays.
 
 An open-addressing index per table: key and number lie side by side, at most two thirds full. A
 block of keys is touched before it is looked up, so that its cache misses overlap.

@@ -27,6 +27,8 @@ PEERS = (
     *("LeCaR", "Cacheus", "Sieve", "S3FIFO", "WTinyLFU"),
 )
 
+LEAST_SLOTS = 100
+
 _REQUEST = np.dtype(
     [("time", "<u4"), ("row", "<u8"), ("size", "<u4"), ("next", "<i8")], align=False
 )
@@ -63,10 +65,15 @@ class PeerTrace:
         """One policy's counts.
 
         Raises:
-            ConfigError: an unknown policy, or libCacheSim is not installed.
+            ConfigError: an unknown policy, too few slots, or libCacheSim is not installed.
         """
         if policy not in PEERS:
             raise ConfigError(f"policy is {policy!r}; choose one of {', '.join(PEERS)}")
+        if slots < LEAST_SLOTS:
+            raise ConfigError(
+                f"slots is {slots}; below {LEAST_SLOTS} some of libCacheSim's queues are empty, "
+                "and it aborts or never hits"
+            )
         cache: Any = getattr(_library(), policy)(slots, hashpower=20)
         ratio, _ = cache.process_trace(self.reader())
         misses = round(ratio * self.num_accesses)
