@@ -35,4 +35,4 @@ def _popcount(typing_context: Any, value: Any) -> Any:
 
 
 # The number of set bits of a uint64, in one instruction: numba has no name for it.
-popcount: Callable[[Any], int] = _popcount
+popcount = cast(Callable[[Any], int], _popcount)
