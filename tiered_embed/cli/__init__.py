@@ -8,6 +8,7 @@ import typer
 
 from ..errors import TieredEmbedError
 from .bench import bench
+from .trace import trace
 from .train import train
 
 __all__ = ["app", "main"]
@@ -26,6 +27,7 @@ def _root() -> None:
 
 app.command()(train)
 app.command()(bench)
+app.add_typer(trace, name="trace")
 
 
 def main() -> None:
