@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tiered_embed.errors import ConfigError
-from tiered_embed.traces.chunk import check_batch
+from tiered_embed.traces.chunk import I64, check_batch
 from tiered_embed.traces.popularity import Steps
 from tiered_embed.traces.reuse import ReuseHistogram
 from tiered_embed.traces.stream import GeneratedStream, GeneratedTable
@@ -28,6 +28,7 @@ F64 = npt.NDArray[np.float64]
 
 _LEAST_RATE = 0.25
 _RATES_PER_DOUBLING = 6
+_FEW_ROWS = 8
 _TAIL_DOUBLINGS = 3  # rates above the last edge
 
 
@@ -77,10 +78,8 @@ def calibrate(histogram: ReuseHistogram, window: int = 1 << 24, name: str = "tab
     system = np.concatenate([rows, accesses / histogram.mean_uses], axis=1).T
     mixture = _nonnegative_least_squares(system, target)
     distinct = window / histogram.mean_uses
-    numbers = mixture[:-1] * distinct  # rows of each rate
-    kept = numbers >= 0.5
-    counts = np.maximum(1, np.rint(numbers[kept])).astype(np.int64)
-    shares = numbers[kept] * rates[kept] / window
+    counts, uses = _whole_rows(mixture[:-1] * distinct, rates, edges)
+    shares = uses / window
     one_hit = float(mixture[-1]) * distinct / window
     total = float(shares.sum()) + one_hit
     shares, one_hit = np.round(shares / total, 9), round(one_hit / total, 9)
@@ -116,6 +115,37 @@ def _columns(rates: F64, edges: tuple[int, ...]) -> tuple[F64, F64]:
         rows[j] = np.bincount(bucket, weights=chances, minlength=len(edges))
         accesses[j] = np.bincount(bucket, weights=chances * uses, minlength=len(edges))
     return rows, accesses
+
+
+def _whole_rows(numbers: F64, rates: F64, edges: tuple[int, ...]) -> tuple[I64, F64]:
+    """Classes of whole rows for ``numbers`` (J,) of each rate: rows (C,), and uses of each class.
+
+    Classes of few rows become one per bucket, of as many rows as stay in that bucket; what is not
+    one row's worth goes to the bucket below.
+    """
+    bucket = np.searchsorted(np.array(edges), rates, side="left") - 1
+    counts: list[int] = []
+    uses: list[float] = []
+    carried = 0.0
+    for b in reversed(range(len(edges))):
+        mine = bucket == b
+        many = mine & (numbers >= _FEW_ROWS)
+        counts += np.rint(numbers[many]).astype(np.int64).tolist()
+        uses += (numbers[many] * rates[many]).tolist()
+        few = mine & ~many
+        left = carried + float((numbers[few] * rates[few]).sum())
+        low = edges[b] + 2.0 * edges[b] ** 0.5
+        if left < max(1.0, low):
+            carried = left
+            continue
+        carried = 0.0
+        wanted = int(np.rint(numbers[few].sum()))
+        least = 1
+        if b + 1 < len(edges):
+            least = int(np.ceil(left / max(1.0, edges[b + 1] - 2.0 * edges[b + 1] ** 0.5)))
+        counts.append(max(1, min(max(wanted, least), int(left / max(1.0, low)))))
+        uses.append(left)
+    return np.array(counts, np.int64), np.array(uses, np.float64)
 
 
 def _expected(

@@ -94,7 +94,8 @@ _BUCKET = re.compile(r"\((\d+)(?:, (\d+)\]|\+): ([0-9.]+)")
 def read_locality(path: StrPath) -> list[ReuseHistogram]:
     """Read Meta's published histograms: one per section of the file.
 
-    Format: https://github.com/facebookresearch/dlrm_datasets, ``*_locality.txt``.
+    A last section that is cut off, as in excerpts, is left out. Format:
+    https://github.com/facebookresearch/dlrm_datasets, ``*_locality.txt``.
 
     Raises:
         ConfigError: a section without both histograms or its averages, with its line.
@@ -103,11 +104,13 @@ def read_locality(path: StrPath) -> list[ReuseHistogram]:
     out: list[ReuseHistogram] = []
     lines = Path(path).read_text("utf-8", "replace").splitlines()
     begins = [i for i, line in enumerate(lines) if line.startswith("Locality stats")]
-    for begin, end in zip(begins, [*begins[1:], len(lines) + 1], strict=True):
+    for begin, end in zip(begins, [*begins[1:], len(lines) + 1], strict=False):
         name = lines[begin - 1].strip() if begin else ""
         try:
             out.append(_section(name, lines[begin : end - 1]))
-        except (ValueError, IndexError) as error:
+        except ValueError as error:
+            if out and begin == begins[-1]:
+                break
             raise ConfigError(f"{os.fspath(path)}, line {begin + 1}: {error}") from error
     if not out:
         raise ConfigError(f"{os.fspath(path)}: no line starts with 'Locality stats'")
