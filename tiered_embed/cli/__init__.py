@@ -9,6 +9,7 @@ import typer
 from ..errors import TieredEmbedError
 from .bench import bench
 from .simulate import simulate
+from .trace import trace
 from .train import train
 
 __all__ = ["app", "main"]
@@ -28,6 +29,7 @@ def _root() -> None:
 app.command()(train)
 app.command()(bench)
 app.command()(simulate)
+app.add_typer(trace, name="trace")
 
 
 def main() -> None:

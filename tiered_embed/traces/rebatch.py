@@ -78,7 +78,8 @@ def _slice(samples: _Samples, first: int, last: int) -> _Samples:
 def _join(parts: list[_Samples]) -> _Samples:
     if len(parts) == 1:
         return parts[0]
-    ids, starts = [], []
+    ids: list[I64] = []
+    starts: list[I64 | None] = []
     for t in range(len(parts[0].ids)):
         ids.append(np.concatenate([part.ids[t] for part in parts]))
         if all(part.starts[t] is None for part in parts):
