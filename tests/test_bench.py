@@ -58,8 +58,31 @@ def test_a_trace_is_replayed(tmp_path):
     assert abs(out["stats"]["tables"]["t0"]["lookups"] - 20 * 256) <= 3 * 256
 
 
+@pytest.mark.parametrize("policy", ["lru", "lookahead"])
+def test_the_simulation_beside_it_has_the_same_counts(policy, tmp_path):
+    options = ["--tables", "3", "--ddr", "20KiB", "--policy", policy]
+    out = json.loads(invoke(*options, "--ssd", str(tmp_path), "--json"))
+    assert out["differences"] == []
+    measured, told = out["measured"]["tiers"]["DDR"], out["simulated"]["tiers"]["DDR"]
+    assert measured["lookups"] == told["lookups"] == 25 * 3 * 32 * 8
+    assert measured["written_back"] == told["written_back"] > 0
+    text = invoke(*options)
+    assert "all counts are equal" in text
+    # The store has rows now, of which a simulation knows nothing: DDR's counts are equal still.
+    again = json.loads(invoke(*options, "--ssd", str(tmp_path), "--json"))
+    assert again["differences"] == []
+    alone = json.loads(invoke(*options, "--no-compare", "--json"))
+    assert "differences" not in alone
+
+
 def test_what_cannot_work_is_refused():
-    for bad in ({"steps": 0}, {"model": "dense"}, {"trace": np.arange(3), "tables": 2}):
+    for bad in (
+        {"steps": 0},
+        {"model": "dense"},
+        {"trace": np.arange(3), "tables": 2},
+        {"compare": True, "depth": "auto"},
+        {"compare": True, "fill": True},
+    ):
         with pytest.raises(te.ConfigError):
             BenchOptions(te.Tiers(ddr="1MiB"), **bad)
     with pytest.raises(te.ConfigError, match="less than one batch"):

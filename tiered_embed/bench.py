@@ -20,12 +20,15 @@ import torch
 from . import TableConfig, TieredEmbeddingBagCollection, Tiers, optim, prefetch
 from .errors import ConfigError
 from .examples.dlrm import DLRM
+from .simulate import Difference, Records, ReplayResult, replay
 from .stats import Stats
 from .store.rocksdb import RocksDbRowStore
 from .traces import IdStream
+from .traces.chunk import TraceChunk, TraceTable
 from .traces.generate import Distribution
+from .traces.trace import Trace
 
-__all__ = ["BenchOptions", "BenchResult", "run"]
+__all__ = ["BenchOptions", "BenchResult", "run", "simulated"]
 
 I64 = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
@@ -68,6 +71,7 @@ class BenchOptions:
     steps: int = 200
     fill: bool = False
     materialise: bool = False
+    compare: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -81,6 +85,12 @@ class BenchOptions:
             raise ConfigError(f"a trace is of one table, not of {self.tables}")
         if self.trace is not None and self.materialise:
             raise ConfigError("a trace's rows are not known beforehand: leave materialise out")
+
+        if self.compare and (self.depth == "auto" or self.fill or self.materialise):
+            raise ConfigError(
+                "compare needs a run that a simulation can repeat: a fixed depth, and neither fill "
+                "nor materialise"
+            )
 
     @property
     def rows_per_table(self) -> int:
@@ -121,7 +131,10 @@ class BenchOptions:
 class BenchResult:
     """Of the timed steps: ``seconds`` for ``steps``, counts and times in ``stats``.
 
-    spans_s: seconds of every timed step. ``stats.steps`` counts the warm-up too.
+    spans_s: seconds of every timed step. ``stats.steps`` counts the warm-up too. total: counts of
+    the whole run. simulated: the same by simulation, which took ``simulate_s``; None unless
+    ``compare`` was set. new_store: the store was empty at the start; otherwise what it has is not
+    simulated.
     """
 
     options: BenchOptions
@@ -132,6 +145,18 @@ class BenchResult:
     waits_s: list[float]
     lookups_s: list[float]
     updates_s: list[float]
+    total: Stats
+    simulated: ReplayResult | None = None
+    simulate_s: float = 0.0
+    new_store: bool = True
+
+    @property
+    def differences(self) -> list[Difference] | None:
+        """Counts of the whole run that the simulation does not share; None where none was made."""
+        if self.simulated is None:
+            return None
+        found = self.simulated.differences(self.total)
+        return [d for d in found if self.new_store or d.where != "SSD"]
 
     @property
     def ids_per_s(self) -> float:
@@ -163,11 +188,12 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
     offsets = torch.arange(options.batch_size) * options.pooling
     loader = (
         {name: (torch.from_numpy(ids), offsets) for name, ids in zip(names, batch, strict=True)}
-        for batch in options.batches()
+        for batch in itertools.islice(options.batches(), _num_batches(options))
     )
     stages = collection._runtime.stages
     with collection:
-        if options.materialise and _is_empty(collection):
+        new_store = _is_empty(collection)
+        if options.materialise and new_store:
             _write_every_row(options, collection, names)
         first = before = collection.stats()
         start = time.perf_counter()
@@ -195,6 +221,11 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
         seconds = time.perf_counter() - start
         samples = {name: stages.newest(name) for name in ("step", "wait", "lookup", "update")}
         stats = collection.stats().since(before)
+        for pool in collection._runtime.pools:
+            pool.pipeline.quiesce()  # the last write-backs count too
+        total = collection.stats()
+    start = time.perf_counter()
+    simulation = simulated(options) if options.compare else None
     return BenchResult(
         options,
         options.steps,
@@ -204,6 +235,40 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
         samples["wait"],
         samples["lookup"],
         samples["update"],
+        total,
+        simulation,
+        time.perf_counter() - start,
+        new_store,
+    )
+
+
+def _num_batches(options: BenchOptions) -> int | None:
+    """A run that is compared ends where its simulation does; others go on past the last step."""
+    return options.warm_steps + options.steps if options.compare else None
+
+
+def simulated(options: BenchOptions) -> ReplayResult:
+    """What the whole run counts, told without it. The SSD tier's counts are those of a new store.
+
+    Raises:
+        ConfigError: ``depth="auto"``, which follows the clock.
+    """
+    rows = None if options.trace is not None else options.rows_per_table
+
+    def chunks() -> Iterator[TraceChunk]:
+        for batch in itertools.islice(options.batches(), options.warm_steps + options.steps):
+            yield TraceChunk(tuple((np.array([0, len(ids)], np.int64), ids) for ids in batch))
+
+    trace = Trace([TraceTable(f"t{i}", rows) for i in range(options.tables)], chunks)
+    if isinstance(options.depth, str):
+        raise ConfigError("depth='auto' follows the clock; a simulation needs a number")
+    return replay(
+        trace,
+        options.tiers,
+        options.policy,
+        options.lookahead,
+        options.depth,
+        records=Records(options.dim, options.optimizer),
     )
 
 

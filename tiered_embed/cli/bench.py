@@ -40,6 +40,9 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1)] = None,
     warm_steps: Annotated[int, typer.Option(min=1, help="Not timed.")] = 50,
     steps: Annotated[int, typer.Option(min=1, help="Timed.")] = 200,
+    compare: Annotated[
+        bool, typer.Option(help="Simulate the same run and show what differs.")
+    ] = True,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     picture: Annotated[Path | None, typer.Option(help="Draw every step, stacked (PNG).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -74,6 +77,7 @@ def bench(
             num_threads=threads,
             warm_steps=warm_steps,
             steps=steps,
+            compare=compare and depth != "auto",  # which no simulation can tell
             seed=seed,
         )
         console = Console(highlight=False, stderr=as_json)

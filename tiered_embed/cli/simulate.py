@@ -16,6 +16,7 @@ from .. import optim
 from ..config import Tiers, parse_bytes
 from ..errors import ConfigError
 from ..residency import POLICIES
+from ..traces import open_trace
 
 if TYPE_CHECKING:
     from ..simulate.planner_replay import ReplayResult
@@ -36,6 +37,10 @@ def simulate(
     policies: Annotated[
         str, typer.Option(help="Also access:NAME, libcachesim:NAME and belady.")
     ] = DEFAULT_POLICIES,
+    format: Annotated[str, typer.Option(help="Of the trace; auto looks into it.")] = "auto",
+    columns: Annotated[
+        str | None, typer.Option(help="Id columns of csv, tsv, parquet: table=column,...")
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Cut the trace into so many samples a batch.")
     ] = None,
@@ -67,7 +72,7 @@ def simulate(
     if optimizer not in OPTIMIZERS:
         raise typer.BadParameter(f"optimizer is {optimizer!r}; choose {', '.join(OPTIMIZERS)}")
     records = Records(dim, getattr(optim, optimizer)(lr=0.01), dtype)
-    opened = _open(trace, batch)
+    opened = _open(trace, format, batch, columns)
     names = [name.strip() for name in policies.split(",") if name.strip()]
     console = Console(highlight=False, stderr=as_json)
     if ddr is not None:
@@ -103,11 +108,10 @@ def simulate(
                 console.print(f"written: {path}")
 
 
-def _open(path: Path, batch: int | None) -> Trace:
-    from ..traces import read_raw
-    from ..traces.trace import Trace
-
-    return Trace.from_ids(read_raw(path), batch=batch or 1024, name=path.name.partition(".")[0])
+def _open(path: Path, format: str, batch: int | None, columns: str | None) -> Trace:
+    pairs = [each.partition("=") for each in columns.split(",")] if columns else []
+    names = {table: column or table for table, _, column in pairs} or None
+    return open_trace(path, cast(Any, format), batch=batch, columns=names)
 
 
 def _size(text: str, record_bytes: int) -> float:

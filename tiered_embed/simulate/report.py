@@ -32,7 +32,8 @@ def html(found: Study) -> str:
     )
     environment.filters.update(short=short, size=size_text)
     source = files(__package__).joinpath("report.html.j2").read_text()
-    frame = Frame(*_span(found))
+    frame = Frame(1.0, _above(found.num_rows))
+    near = Frame(max(1.0, found.sizes[0] / 3), max(2.0, min(frame.high, found.sizes[-1] * 3)))
     series = _curves(found)
     policies = _policies(found)
     return environment.from_string(source).render(
@@ -42,13 +43,14 @@ def html(found: Study) -> str:
         ),
         curve_legend=[(s.name, s.color, s.kind) for s in series],
         policy_chart=_safe(
-            lines(frame, policies, "cache size, rows", "hit rate", "Hit rate by policy")
+            lines(near, policies, "cache size, rows", "hit rate", "Hit rate by policy")
         ),
         policy_legend=[(s.name, s.color, s.kind) for s in policies],
         policy_rows=_policy_rows(found),
         histograms=_histograms(found),
         tables=table_rows(found),
-        slider=_safe(json.dumps(_slider(found, frame)).replace("<", "\\u003c")),
+        slider=_safe(json.dumps(_slider(found, [frame, near])).replace("<", "\\u003c")),
+        last_step=SLIDER_STEPS - 1,
     )
 
 
@@ -79,8 +81,10 @@ def _safe(text: str) -> Any:
     return Markup(text)
 
 
-def _span(found: Study) -> tuple[float, float]:
-    return 1.0, float(10 ** math.ceil(math.log10(max(10, found.num_rows))))
+def _above(rows: int) -> float:
+    """The next of 10, 20, 50, 100, ..."""
+    power = 10.0 ** math.floor(math.log10(max(10, rows)))
+    return next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= rows)
 
 
 def _grid(found: Study) -> F64:
@@ -141,16 +145,18 @@ def _histograms(found: Study) -> list[dict[str, Any]]:
     if len(found.curve.by_table) > 1:
         ordered = sorted(found.curve.by_table.items(), key=lambda item: -item[1].lookups)
         curves += ordered[:MOST_HISTOGRAMS]
+    width = 760 if len(curves) == 1 else 470  # one a line, or two
     out = []
-    for i, (name, curve) in enumerate(curves):
+    for name, curve in curves:
         labels, shares = octaves(curve)
         repeats = 1 - curve.unique / max(1.0, curve.lookups)
-        chart = bars(labels, shares, min(i, 1), "reuse distance, rows", f"Reuse distances: {name}")
+        title = f"Reuse distances: {name}"
+        chart = bars(labels, shares, 1, "reuse distance, rows", title, width)
         out.append({"name": name, "chart": _safe(chart), "repeats": repeats})
     return out
 
 
-def _slider(found: Study, frame: Frame) -> dict[str, Any]:
+def _slider(found: Study, frames: list[Frame]) -> dict[str, Any]:
     sizes = _grid(found)
     policies = []
     for policy in found.policies:
@@ -171,7 +177,11 @@ def _slider(found: Study, frame: Frame) -> dict[str, Any]:
         )
     return {
         "sizes": [round(s) for s in sizes.tolist()],
-        "x": [round(frame.x(s), 1) for s in sizes.tolist()],
+        "start": int(np.searchsorted(sizes, found.sizes[len(found.sizes) // 2])),
+        "x": [
+            [round(frame.x(s), 1) if frame.low <= s <= frame.high else None for s in sizes.tolist()]
+            for frame in frames
+        ],
         "lru": [round(r, 5) for r in found.curve.hit_rate(sizes).tolist()],
         "lookups": found.curve.lookups / max(1, found.steps),
         "record_bytes": found.record_bytes,

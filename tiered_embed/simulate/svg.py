@@ -63,16 +63,17 @@ def lines(frame: Frame, series: Sequence[Series], x_label: str, y_label: str, ti
     ]
     parts += _grid(frame, x_label, y_label)
     for one in series:
-        places = [(frame.x(x), frame.y(y)) for x, y in one.points if x >= frame.low]
-        if not places:
+        shown = [(x, y) for x, y in one.points if frame.low <= x <= frame.high]
+        if not shown:
             continue
+        places = [(frame.x(x), frame.y(y)) for x, y in shown]
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
         parts.append(f'<path class="{one.kind} s{one.color}" d="{path}"/>')
         if one.kind == "dots":
             parts += [
                 f'<circle class="dot s{one.color}" cx="{x:.1f}" cy="{y:.1f}" r="3.6">'
                 f"<title>{escape(one.name)}: {short(at)} rows, {rate:.2%}</title></circle>"
-                for (x, y), (at, rate) in zip(places, one.points, strict=False)
+                for (x, y), (at, rate) in zip(places, shown, strict=True)
             ]
     bottom = frame.height - frame.below
     parts.append(
@@ -92,14 +93,14 @@ def _grid(frame: Frame, x_label: str, y_label: str) -> list[str]:
             f'<text class="tick" x="{frame.left - 7}" y="{y + 4:.1f}" text-anchor="end">'
             f"{value:.0%}</text>"
         )
-    for power in range(math.ceil(math.log10(frame.low)), math.floor(math.log10(frame.high)) + 1):
-        x = frame.x(10.0**power)
+    for at in _marks(frame.low, frame.high):
+        x = frame.x(at)
         out.append(
             f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.above}" y2="{bottom}"/>'
         )
         out.append(
             f'<text class="tick" x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">'
-            f"{short(10.0**power)}</text>"
+            f"{short(at)}</text>"
         )
     middle = (frame.left + right) / 2
     out.append(
@@ -114,11 +115,24 @@ def _grid(frame: Frame, x_label: str, y_label: str) -> list[str]:
     return out
 
 
+def _marks(low: float, high: float) -> list[float]:
+    """Powers of ten, with their doubles and fives where the axis is short."""
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    steps = (1, 2, 5) if math.log10(high / low) < 3.5 else (1,)
+    marks = [step * 10.0**power for power in powers for step in steps]
+    return [mark for mark in marks if low <= mark <= high]
+
+
 def bars(
-    labels: Sequence[str], values: Sequence[float], color: int, x_label: str, title: str
+    labels: Sequence[str],
+    values: Sequence[float],
+    color: int,
+    x_label: str,
+    title: str,
+    width: int = 760,
 ) -> str:
     """Shares in [0, 1] as columns; each tells its value under the pointer."""
-    width, height, left, above, below = 760, 230, 52, 14, 46
+    height, left, above, below = 230, 52, 14, 46
     top = max([*values, 1e-9])
     step = (width - left - 16) / max(1, len(values))
     floor = height - below
@@ -133,7 +147,7 @@ def bars(
             f'<text class="tick" x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">'
             f"{top * i / 4:.1%}</text>"
         )
-    every = max(1, math.ceil(len(labels) / 14))
+    every = max(1, math.ceil(len(labels) / (width / 54)))
     for i, (label, value) in enumerate(zip(labels, values, strict=True)):
         x, tall = left + i * step, value / top * (floor - above)
         out.append(
