@@ -19,7 +19,7 @@ from ..traces.trace import Trace
 from .numbering import Numbering, accesses
 from .planner_replay import SimulatedCounts
 
-__all__ = ["PEERS", "PeerTrace", "peer"]
+__all__ = ["PEERS", "PeerTrace", "least_slots", "peer"]
 
 # Without LFUDA, which never ends on the check-ins (0.3.5), and what learns or needs the future.
 PEERS = (
@@ -27,7 +27,8 @@ PEERS = (
     *("LeCaR", "Cacheus", "Sieve", "S3FIFO", "WTinyLFU"),
 )
 
-LEAST_SLOTS = 100
+# Below it a policy's smallest queue is empty: it never hits, or aborts the process.
+_LEAST_SLOTS = {"WTinyLFU": 100, "S3FIFO": 20}
 
 _REQUEST = np.dtype(
     [("time", "<u4"), ("row", "<u8"), ("size", "<u4"), ("next", "<i8")], align=False
@@ -69,10 +70,10 @@ class PeerTrace:
         """
         if policy not in PEERS:
             raise ConfigError(f"policy is {policy!r}; choose one of {', '.join(PEERS)}")
-        if slots < LEAST_SLOTS:
+        if slots < least_slots(policy):
             raise ConfigError(
-                f"slots is {slots}; below {LEAST_SLOTS} some of libCacheSim's queues are empty, "
-                "and it aborts or never hits"
+                f"slots is {slots}; libCacheSim's {policy} needs {least_slots(policy)}, or its "
+                "smallest queue is empty"
             )
         cache: Any = getattr(_library(), policy)(slots, hashpower=20)
         ratio, _ = cache.process_trace(self.reader())
@@ -92,6 +93,11 @@ class PeerTrace:
     def reader(self) -> Any:
         library = _library()
         return library.TraceReader(str(self._path), library.TraceType.ORACLE_GENERAL_TRACE)
+
+
+def least_slots(policy: str) -> int:
+    """The fewest rows with which libCacheSim's policy works."""
+    return _LEAST_SLOTS.get(policy, 10)
 
 
 def peer(trace: Trace, slots: int, policy: str) -> SimulatedCounts:

@@ -17,7 +17,7 @@ from ..residency import POLICIES
 from ..traces.trace import Trace
 from .curve import CurveError, MissRatioCurve
 from .curves import Within, aet, che, lru_curve
-from .peers import PeerTrace
+from .peers import PeerTrace, least_slots
 from .planner_replay import SimulatedCounts, replay
 from .policies import misses_of, policy_names
 from .records import Records
@@ -53,7 +53,7 @@ class StudyOptions:
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """One policy at the study's sizes; None where the pinned rows do not fit.
+    """One policy at the study's sizes; None where it has too little room to work.
 
     counts: the topmost tier by size. tables: likewise, by table, where it is known.
     """
@@ -197,7 +197,8 @@ def _policy(
             counts.append(None if result.total.overflow else result.total)
             tables.append(dict(result.tables))
         elif written is not None and policy.startswith(PEER):
-            counts.append(written.counts(policy.removeprefix(PEER), size))
+            name = policy.removeprefix(PEER)
+            counts.append(written.counts(name, size) if size >= least_slots(name) else None)
         else:
             try:
                 counts.append(misses_of(trace, size, policy, depth=options.depth))
