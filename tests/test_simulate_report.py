@@ -112,6 +112,8 @@ def test_studies_that_cannot_be_are_refused():
         study(trace, StudyOptions(policies=("best",)))
     with pytest.raises(ConfigError, match="of one dim at a time"):
         study(trace, StudyOptions(records=Records({"a": 1, "b": 2})))
+    with pytest.raises(ConfigError, match="no access"):
+        study(Trace.from_ids(np.empty(0, np.int64)))
     with pytest.raises(ConfigError, match="pass rows"):
         StudyOptions(sizes=(0,))
 

@@ -129,7 +129,7 @@ def study(
     """Simulates everything that the options ask for; ``told(what, done, total)`` follows.
 
     Raises:
-        ConfigError: an unknown policy, tables of several record layouts.
+        ConfigError: an unknown policy, tables of several record layouts, a trace without accesses.
     """
     options = options or StudyOptions()
     _check_policies(options.policies)
@@ -145,6 +145,8 @@ def study(
     total = 1 + len(methods) + len(options.policies)
     told("exact curve", 0, total)
     curve = lru_curve(trace, options.within)
+    if curve.lookups == 0:
+        raise ConfigError("the trace has no access; there is nothing to simulate")
     rows = {table: round(c.cold) for table, c in curve.by_table.items()}
     sizes = sorted({_rows_of(size, sum(rows.values())) for size in options.sizes})
     estimates = []
