@@ -36,6 +36,7 @@ RANKS = {
     "simulate": 10,
     "__init__": 11,
     "examples": 12,
+    "bench_options": 12,
     "bench": 13,
     "bench_report": 14,
     "cli": 15,

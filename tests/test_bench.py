@@ -8,9 +8,10 @@ import torch
 from typer.testing import CliRunner
 
 import tiered_embed as te
-from tiered_embed.bench import BenchOptions, run
+from tiered_embed.bench import BenchOptions, run, simulated
 from tiered_embed.bench_report import shares
 from tiered_embed.cli import app
+from tiered_embed.traces import Trace
 
 SMALL = ["--rows", "3000", "--dim", "8", "--batch-size", "32", "--warm-steps", "5", "--steps", "20"]
 
@@ -56,6 +57,21 @@ def test_a_trace_is_replayed(tmp_path):
     # 7 whole batches of 256 ids, again and again: all of them are planned in the warm-up.
     assert out["stats"]["tables"]["t0"]["misses"] == 0
     assert abs(out["stats"]["tables"]["t0"]["lookups"] - 20 * 256) <= 3 * 256
+
+
+def test_a_trace_of_several_tables_is_replayed_and_simulated(data_file):
+    log = str(data_file("lbsn_checkins_nyc.tsv.xz"))
+    out = json.loads(invoke("--trace", log, "--ddr", "16KiB", "--depth", "1", "--json"))
+    assert set(out["stats"]["tables"]) == {"user", "hour", "venue", "category"}
+    assert out["differences"] == []
+    assert out["measured"]["tiers"]["DDR"]["lookups"] == 25 * 4 * 32
+    assert out["measured"]["tiers"]["DDR"]["evicted"] > 0
+    with pytest.raises(te.ConfigError, match="dlrm needs"):
+        BenchOptions(te.Tiers(ddr="1MiB"), trace=Trace.from_ids(np.arange(9)), model="dlrm")
+    with pytest.raises(te.ConfigError, match="no batch"):
+        run(BenchOptions(te.Tiers(ddr="1MiB"), trace=Trace.from_ids(np.empty(0, np.int64))))
+    with pytest.raises(te.ConfigError, match="its stream has an end"):
+        simulated(BenchOptions(te.Tiers(ddr="1MiB")))
 
 
 @pytest.mark.parametrize("policy", ["lru", "lookahead"])

@@ -26,7 +26,7 @@ def bench(
     distribution: Annotated[str, typer.Option(help="zipf, log_uniform, uniform")] = "zipf",
     exponent: Annotated[float, typer.Option(min=0, help="Of zipf.")] = 1.05,
     trace: Annotated[
-        Path | None, typer.Option(help="Replay big-endian int64 ids: plain, .gz or .xz.")
+        Path | None, typer.Option(help="Replay a trace: raw ids in batches of their own, or any.")
     ] = None,
     model: Annotated[str, typer.Option(help="embedding, or dlrm with its MLPs")] = "embedding",
     ddr: Annotated[str, typer.Option(help="DDR budget, such as 512MiB.")] = "64MiB",
@@ -53,12 +53,17 @@ def bench(
         from .. import bench_report  # need the extra `demo`
     except ImportError as error:
         raise typer.BadParameter(f"{error}; pip install 'tiered_embed[demo]'") from error
-    from ..traces import read_raw
+    from ..traces import find_format, open_trace, read_raw
 
     if trace is not None and not trace.exists():
         raise typer.BadParameter(f"no file {trace}")
     if depth != "auto" and not depth.isdecimal():
         raise typer.BadParameter(f"depth is {depth!r}; pass a number or auto")
+    ids: Any = None
+    if trace is not None:
+        # Bare ids make bags of `pooling`; other formats know their bags and tables.
+        whole = find_format(trace) == "raw"
+        ids = read_raw(trace) if whole else open_trace(trace, batch=batch_size)
     with tempfile.TemporaryDirectory(prefix="tiered-embed-bench-") as scratch:
         options = benchmark.BenchOptions(
             Tiers(ddr=ddr, ssd=ssd or Path(scratch), direct_io=direct_io),
@@ -69,7 +74,7 @@ def bench(
             pooling=pooling,
             distribution=cast(Any, distribution),
             exponent=exponent,
-            trace=None if trace is None else read_raw(trace),
+            trace=ids,
             model=cast(Any, model),
             policy=policy,
             lookahead=lookahead,
