@@ -6,6 +6,7 @@ import json
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -172,7 +173,9 @@ def record(
     tiered_embed.traces.record(model, path) records any model.
     """
     with traces.record_first(out, codec=cast(Any, codec), evaluation=evaluation) as recorders:
-        _run(program)
+        # A program's own output does not mix with the JSON.
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            _run(program)
     if not recorders:
         raise ConfigError(
             f"{' '.join(program)}: no module with embeddings ran its forward; nothing was recorded"
@@ -189,7 +192,7 @@ def _run(program: Sequence[str]) -> None:
         return
     script = Path(program[0])
     if not script.is_file():
-        raise typer.BadParameter(f"{script} is no script, nor train or bench")
+        raise typer.BadParameter(f"no script {script}, and it is not train or bench")
     before, path = sys.argv, list(sys.path)
     sys.argv = list(program)
     sys.path.insert(0, str(script.parent))
