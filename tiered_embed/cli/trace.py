@@ -172,10 +172,11 @@ def record(
     TorchRec's collections, tiered modules. A batch is one forward of it. In a program of your own,
     tiered_embed.traces.record(model, path) records any model.
     """
-    with traces.record_first(out, codec=cast(Any, codec), evaluation=evaluation) as recorders:
-        # A program's own output does not mix with the JSON.
-        with redirect_stdout(sys.stderr) if as_json else nullcontext():
-            _run(program)
+    # A program's own output does not mix with the JSON.
+    aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
+    recording = traces.record_first(out, codec=cast(Any, codec), evaluation=evaluation)
+    with recording as recorders, aside:
+        _run(program)
     if not recorders:
         raise ConfigError(
             f"{' '.join(program)}: no module with embeddings ran its forward; nothing was recorded"
