@@ -142,6 +142,16 @@ def test_crafted_columns_are_refused_by_damage_alone(data):
         decode_chunk(bytes(columns), 2)
 
 
+def test_distinct_values_must_be_there():
+    columns = bytearray(encode_chunk(next(traces.Trace.from_ids([10**18, 1] * 9, 18).chunks())))
+    assert columns[18] == 2
+    for place, value in ((18 + 18, 2), (18 + 10, 1), (-2, 2)):
+        damaged = columns.copy()
+        damaged[place] = value
+        with pytest.raises(Damage, match="a column of"):
+            decode_chunk(bytes(damaged), 1)
+
+
 def test_a_column_cannot_claim_endless_memory():
     with pytest.raises(Damage, match="a column of"):
         decode_chunk(struct.pack("<BBQq", 0, 0, 1 << 40, 0), 1)
@@ -245,11 +255,18 @@ def test_numbers_take_as_few_bytes_as_they_need():
         "constant": np.full(1000, 5),
         "small": ids % 200 + 10**12,
         "ordered": ids * 3 + 10**12,
+        "repeated": (ids * 7919 % 13) * 10**17,
         "any": np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 1000),
     }.items():
         (chunk,) = Trace.from_ids(values, 1000).chunks()
         sizes[name] = len(encode_chunk(chunk)) - 18 - 18 - 1
-    assert sizes == {"constant": 0, "small": 1000, "ordered": 1000, "any": 8000}
+    assert sizes == {
+        "constant": 0,
+        "small": 1000,
+        "ordered": 1000,
+        "repeated": 1000 + 18 + 13 * 8,
+        "any": 8000,
+    }
 
 
 def test_the_header_is_readable_json(written):
