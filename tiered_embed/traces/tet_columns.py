@@ -27,7 +27,7 @@ U64 = npt.NDArray[np.uint64]
 
 _HEAD = struct.Struct("<BBQq")
 _PLAIN, _DELTA, _DISTINCT = 0, 1, 2
-_WIDE = 5  # bytes a value; narrower ones are left as they are
+_WIDE = 4  # bytes a value; narrower ones are left as they are
 _WORTH = 0.8
 # Values without planes cost no bytes: a count above this has planes, or the bytes are damaged.
 _MOST_WITHOUT_PLANES = 1 << 28
