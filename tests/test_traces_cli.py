@@ -43,7 +43,7 @@ def log(tmp_path):
 
 def test_help_names_every_command():
     out = invoke("--help")
-    for name in ("record", "info", "convert", "head", "sample"):
+    for name in ("record", "info", "convert", "head", "sample", "generate"):
         assert name in out
 
 
@@ -98,6 +98,30 @@ def test_sample_writes_a_share_of_the_rows(tmp_path):
     kept = traces.read_tet(out)
     assert kept.num_batches == 10
     assert 850 < kept.num_accesses < 1150
+
+
+def test_generate_is_the_library_s_stream(tmp_path):
+    out = tmp_path / "a.tet"
+    law = ["--tables", 2, "--rows", 500, "--exponent", 0.9, "--one-hit", 0.1, "--pooling", 2]
+    told = json.loads(invoke("generate", out, "--accesses", 20_000, *law, "--seed", 3, "--json"))
+    assert abs(told["accesses"] - 20_000) < 3000
+    tables = [
+        traces.GeneratedTable(
+            f"t{t}", traces.Zipf(500, 0.9), traces.Pooling.geometric(2, 16), one_hit=0.1
+        )
+        for t in range(2)
+    ]
+    expected = traces.GeneratedStream(tuple(tables), 1024, told["batches"], 3).trace()
+    assert batches(traces.read_tet(out)) == batches(expected)
+
+
+def test_generate_fits_a_histogram(tmp_path, data_file):
+    out, source = tmp_path / "a.tet", data_file("dlrm_2021_locality.txt")
+    invoke("generate", out, "--accesses", 1 << 20, "--histogram", source, "--window", 1 << 20)
+    told = json.loads(invoke("info", out, "--json"))["tables"]["table"]
+    assert abs(told["reuse"]["(0, 1]"]["rows"] - 0.473) < 0.02
+    with pytest.raises(ConfigError, match="a histogram is fitted to one table"):
+        invoke("generate", out, "--accesses", 100, "--histogram", source, "--tables", 2)
 
 
 def test_record_runs_a_script(tmp_path):

@@ -312,14 +312,26 @@ def test_oracle_general_across_blocks_and_cut(tmp_path):
         list(traces.open_trace(path).chunks())
 
 
+def test_libcachesim_reads_the_same(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 2**64, 1000, np.uint64)
+    requests = np.zeros(1000, traces.libcachesim.ORACLE_GENERAL)
+    requests["object"], requests["size"], requests["next_access"] = ids, 1, -1
+    path = tmp_path / "t.oracleGeneral.bin"
+    path.write_bytes(requests.tobytes())
+    lcs = pytest.importorskip("libcachesim")
+    reader = lcs.TraceReader(trace=str(path), trace_type=lcs.TraceType.ORACLE_GENERAL_TRACE)
+    theirs = np.array([request.obj_id for request in reader], np.uint64)
+    assert flat(traces.open_trace(path)) == theirs.view(np.int64).tolist()
+
+
 def test_libcachesim_csv(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("0,17,1,2\n1,18,1,-2\n2,17,1,-2\n")
     assert flat(traces.open_trace(path, "libcachesim_csv")) == [17, 18, 17]
     path.write_text("id,time\n17,0\n18,0\n")
-    options = TraceOptions(object_column=1, num_columns=2, has_header=True)
+    options = TraceOptions(object_column=1)
     assert flat(traces.open_trace(path, "libcachesim_csv", options)) == [17, 18]
-    with pytest.raises(ConfigError, match=r"object_column must be in \[1, 4\]"):
+    with pytest.raises(ConfigError, match=r"object_column must be in \[1, 2\], the columns of"):
         traces.csv_requests_trace(path, object_column=5)
 
 
