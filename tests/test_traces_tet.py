@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import pickle
@@ -74,8 +75,12 @@ def test_the_golden_file_is_written_byte_for_byte(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def written():
-    return (GOLDEN / "trace_v1_zlib.tet").read_bytes()
+def written(tmp_path_factory):
+    """A file of two small chunks."""
+    path = tmp_path_factory.mktemp("tet") / "small.tet"
+    whole = Trace.from_columns({"user": [7, 999, 0], "item": [-(2**63), 2**63 - 1, -1]}, 2)
+    write_tet(Trace(whole.tables, lambda: itertools.chain(whole.chunks(), whole.chunks())), path)
+    return path.read_bytes()
 
 
 def refused(path, data):
@@ -135,6 +140,16 @@ def test_crafted_columns_are_refused_by_damage_alone(data):
         columns[data.draw(st.integers(0, len(columns) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(Damage):
         decode_chunk(bytes(columns), 2)
+
+
+def test_distinct_values_must_be_there():
+    columns = bytearray(encode_chunk(next(traces.Trace.from_ids([10**18, 1] * 9, 18).chunks())))
+    assert columns[18] == 2
+    for place, value in ((18 + 18, 2), (18 + 10, 1), (-2, 2)):
+        damaged = columns.copy()
+        damaged[place] = value
+        with pytest.raises(Damage, match="a column of"):
+            decode_chunk(bytes(damaged), 1)
 
 
 def test_a_column_cannot_claim_endless_memory():
@@ -240,15 +255,22 @@ def test_numbers_take_as_few_bytes_as_they_need():
         "constant": np.full(1000, 5),
         "small": ids % 200 + 10**12,
         "ordered": ids * 3 + 10**12,
+        "repeated": (ids * 7919 % 13) * 10**17,
         "any": np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 1000),
     }.items():
         (chunk,) = Trace.from_ids(values, 1000).chunks()
         sizes[name] = len(encode_chunk(chunk)) - 18 - 18 - 1
-    assert sizes == {"constant": 0, "small": 1000, "ordered": 1000, "any": 8000}
+    assert sizes == {
+        "constant": 0,
+        "small": 1000,
+        "ordered": 1000,
+        "repeated": 1000 + 18 + 13 * 8,
+        "any": 8000,
+    }
 
 
 def test_the_header_is_readable_json(written):
     size = struct.unpack_from("<I", written, 12)[0]
     assert json.loads(written[16 : 16 + size]) == {
-        "tables": [{"name": "user", "num_rows": 1000}, {"name": "item", "num_rows": None}]
+        "tables": [{"name": "user", "num_rows": None}, {"name": "item", "num_rows": None}]
     }

@@ -1,48 +1,43 @@
-"""``tiered-embed trace``: record, look at, convert, shorten id streams."""
+"""``tiered-embed trace``: look at, convert and shorten id streams; record and generate them."""
 
 from __future__ import annotations
 
 import json
-import runpy
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from .. import traces
-from ..errors import ConfigError
-from ..traces.opening import Format
-from ..traces.raw import Layout
 from ..traces.reuse import TableCounts
 from .progress import LateBar
+from .trace_generate import generate
+from .trace_record import record
+from .trace_source import (
+    AsJson,
+    Batch,
+    Codec,
+    ColumnNames,
+    FormatName,
+    LayoutName,
+    Missing,
+    ObjectColumn,
+    Out,
+    Source,
+    open_source,
+    write,
+)
 
 __all__ = ["trace"]
 
 trace = typer.Typer(no_args_is_help=True, help="Record, inspect, convert and shorten id streams.")
-
-Source = Annotated[Path, typer.Argument(help="A trace in any format, plain or compressed.")]
-Out = Annotated[Path, typer.Argument(help="The .tet file to write.")]
-FormatName = Annotated[
-    str, typer.Option("--format", help=", ".join(get_args(Format)), show_default=True)
-]
-Batch = Annotated[
-    int | None,
-    typer.Option(min=1, help="Samples to a batch: 1024, or the file's own where it has some."),
-]
-ColumnNames = Annotated[
-    str | None, typer.Option("--columns", help="Id columns, as in user,item or u=userId,i=itemId.")
-]
-Missing = Annotated[int | None, typer.Option(help="The id of an empty field.")]
-LayoutName = Annotated[
-    str | None, typer.Option("--layout", help=f"Of raw integers: {', '.join(get_args(Layout))}")
-]
-ObjectColumn = Annotated[int, typer.Option(min=1, help="Of libcachesim_csv, from 1.")]
-Codec = Annotated[str, typer.Option(help="auto, none, zlib, zstd")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+trace.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(
+    record
+)
+trace.command()(generate)
 
 
 @trace.command()
@@ -60,7 +55,7 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Tell what a trace holds: tables, batches, accesses, distinct rows, reuse."""
-    opened = _open(source, format, batch, columns, missing, layout, object_column)
+    opened = open_source(source, format, batch, columns, missing, layout, object_column)
     out: dict[str, Any] = {
         "format": traces.find_format(source) if format == "auto" else format,
         "file_bytes": source.stat().st_size,
@@ -95,8 +90,8 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Write a trace of any format as .tet."""
-    opened = _open(source, format, batch, columns, missing, layout, object_column)
-    _write(opened, out, codec, as_json)
+    opened = open_source(source, format, batch, columns, missing, layout, object_column)
+    write(opened, out, codec, as_json)
 
 
 @trace.command()
@@ -114,10 +109,10 @@ def head(
     as_json: AsJson = False,
 ) -> None:
     """Show or write the first batches; nothing behind them is read."""
-    opened = _open(source, format, batch, columns, missing, layout, object_column)
+    opened = open_source(source, format, batch, columns, missing, layout, object_column)
     first = traces.head(opened, batches)
     if out is not None:
-        _write(first, out, codec, as_json)
+        write(first, out, codec, as_json)
         return
     names = [table.name for table in first.tables]
     if as_json:
@@ -150,81 +145,8 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Write the accesses to a sample of the rows: a small trace with the whole one's locality."""
-    opened = _open(source, format, batch, columns, missing, layout, object_column)
-    _write(traces.sample(opened, rate, seed), out, codec, as_json)
-
-
-@trace.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-def record(
-    out: Out,
-    program: Annotated[
-        list[str],
-        typer.Argument(help="A Python script with its arguments, or train or bench with theirs."),
-    ],
-    codec: Codec = "auto",
-    evaluation: Annotated[bool, typer.Option(help="Forwards without gradients, too.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Run a program and record what its model looks up.
-
-    The model is the first module with embeddings whose forward runs: nn.Embedding, nn.EmbeddingBag,
-    TorchRec's collections, tiered modules. A batch is one forward of it. In a program of your own,
-    tiered_embed.traces.record(model, path) records any model.
-    """
-    with traces.record_first(out, codec=cast(Any, codec), evaluation=evaluation) as recorders:
-        _run(program)
-    if not recorders:
-        raise ConfigError(
-            f"{' '.join(program)}: no module with embeddings ran its forward; nothing was recorded"
-        )
-    (recorder,) = recorders
-    _report(out, recorder.num_batches, recorder.num_accesses, as_json)
-
-
-def _run(program: Sequence[str]) -> None:
-    if program[0] in ("train", "bench"):
-        from . import app  # which has this command in it
-
-        app(list(program), standalone_mode=False)
-        return
-    script = Path(program[0])
-    if not script.is_file():
-        raise typer.BadParameter(f"{script} is no script, nor train or bench")
-    before, path = sys.argv, list(sys.path)
-    sys.argv = list(program)
-    sys.path.insert(0, str(script.parent))
-    try:
-        runpy.run_path(str(script), run_name="__main__")
-    except SystemExit as end:
-        if end.code not in (None, 0):
-            raise
-    finally:
-        sys.argv, sys.path[:] = before, path
-
-
-def _open(
-    source: Path,
-    format: str,
-    batch: int | None,
-    columns: str | None,
-    missing: int | None,
-    layout: str | None,
-    object_column: int,
-) -> traces.Trace:
-    if not source.is_file():
-        raise typer.BadParameter(f"no file {source}")
-    names = None
-    if columns is not None:
-        pairs = [each.partition("=") for each in columns.split(",")]
-        names = {table: column or table for table, _, column in pairs}
-    options = traces.TraceOptions(
-        batch=batch,
-        columns=names,
-        missing=missing,
-        layout=cast(Any, layout),
-        object_column=object_column,
-    )
-    return traces.open_trace(source, cast(Any, format), options)
+    opened = open_source(source, format, batch, columns, missing, layout, object_column)
+    write(traces.sample(opened, rate, seed), out, codec, as_json)
 
 
 def _count(opened: traces.Trace, progress: Callable[[int], None]) -> tuple[list[TableCounts], int]:
@@ -277,27 +199,3 @@ def _show(out: dict[str, Any]) -> None:
             f"{own['least_id']} to {own['largest_id']}" if "least_id" in own else "",
         )
     console.print(table)
-
-
-def _write(opened: traces.Trace, out: Path, codec: str, as_json: bool) -> None:
-    with LateBar(f"writing {out.name}", opened.num_accesses) as bar:
-        traces.write_tet(opened, out, cast(Any, codec), bar.advance)
-    written = traces.read_tet(out)
-    _report(out, written.num_batches or 0, written.num_accesses or 0, as_json)
-
-
-def _report(out: Path, num_batches: int, num_accesses: int, as_json: bool) -> None:
-    size = out.stat().st_size
-    if as_json:
-        result = {
-            "path": str(out),
-            "batches": num_batches,
-            "accesses": num_accesses,
-            "file_bytes": size,
-        }
-        typer.echo(json.dumps(result, indent=2))
-        return
-    typer.echo(
-        f"{out}: {num_batches:,} batches, {num_accesses:,} accesses, {size:,} bytes"
-        f" ({size / max(1, num_accesses):.2f} an id)"
-    )

@@ -23,6 +23,7 @@ from tiered_embed.traces.chunk import (
     TraceBags,
     TraceChunk,
     TraceTable,
+    as_ids,
     check_batch,
 )
 from tiered_embed.traces.extras import require
@@ -87,7 +88,7 @@ def parquet_trace(
 
     def blocks() -> Iterator[Any]:
         arrow, parquet = _arrow(path), require("pyarrow.parquet", f"read {os.fspath(path)}")
-        with Path(path).open("rb") as file, _mapped(path, arrow):
+        with Path(path).open("rb") as file, _Mapped(path, arrow):
             source = parquet.ParquetFile(file)
             _check_names(path, names, source.schema_arrow.names)
             yield from source.iter_batches(
@@ -110,7 +111,7 @@ def _arrow(path: StrPath) -> ModuleType:
     return require("pyarrow", f"read {os.fspath(path)}")
 
 
-class _mapped:
+class _Mapped:
     """Maps pyarrow's exceptions to ConfigError."""
 
     def __init__(self, path: StrPath, arrow: ModuleType) -> None:
@@ -120,8 +121,10 @@ class _mapped:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # A ConfigError of read_blocks comes back through pyarrow as itself.
-        if isinstance(error, self._arrow.ArrowException) and not isinstance(error, OSError):
+        # A ConfigError of read_blocks comes back through pyarrow as itself. An OSError without a
+        # number is not the system's: pyarrow means damaged pages.
+        theirs = isinstance(error, (self._arrow.ArrowException, OSError))
+        if theirs and getattr(error, "errno", None) is None:
             text = str(error).strip().splitlines()[0]
             raise ConfigError(f"{os.fspath(self._path)}: {text}") from error
 
@@ -156,7 +159,7 @@ def _csv_blocks(
 ) -> Iterator[Any]:
     arrow, csv = _arrow(path), require("pyarrow.csv", f"read {os.fspath(path)}")
     wanted = list(names.values())
-    with _mapped(path, arrow):
+    with _Mapped(path, arrow):
         source = arrow.PythonFile(_Blocks(path), mode="r")
         # Serial reading knows row numbers.
         reading = csv.ReadOptions(
@@ -249,5 +252,7 @@ def _ids(
                 f"{os.fspath(path)}, row {row + at + 1}: column {name!r} is empty; pass missing="
                 " an id that stands for it"
             )
-        column = column.fill_null(missing)
-    return column.cast(arrow.int64()).to_numpy(zero_copy_only=False), None
+        with _Mapped(path, arrow):
+            column = column.cast(arrow.int64()).fill_null(missing)
+    where = f"{os.fspath(path)}, column {name!r} behind row {row}"
+    return as_ids(where, column.to_numpy(zero_copy_only=False)), None

@@ -62,20 +62,22 @@ def csv_requests_trace(
     batch: int = 1024,
     *,
     object_column: int = 2,
-    num_columns: int = 4,
     separator: str = ",",
-    has_header: bool = False,
     name: str = "table",
 ) -> Trace:
     """Return a csv of requests, whose columns are numbered from 1 as in ``obj-id-col=2``.
 
-    ``num_columns``: of the file; ids are integers. Raises as ``csv_trace``.
+    Ids are integers; a first line whose id is none is a header. Raises as ``csv_trace``.
     """
-    if not 1 <= object_column <= num_columns:
+    first = next(read_blocks(path), b"").partition(b"\n")[0].rstrip(b"\r")
+    fields = first.split(separator.encode())
+    if not 1 <= object_column <= len(fields):
         raise ConfigError(
-            f"object_column must be in [1, {num_columns}] (num_columns), got {object_column!r}"
+            f"object_column must be in [1, {len(fields)}], the columns of {os.fspath(path)}, got"
+            f" {object_column!r}"
         )
-    names = [str(column) for column in range(1, num_columns + 1)]
+    names = [str(column) for column in range(1, len(fields) + 1)]
+    has_header = not fields[object_column - 1].strip().lstrip(b"-").isdigit()
     return csv_trace(
         path,
         {name: str(object_column)},

@@ -60,8 +60,6 @@ class TraceOptions:
     num_rows: Mapping[str, int | None] | None = None
     hashed_rows: int | None = None
     object_column: int = 2
-    num_columns: int = 4
-    has_header: bool = False
 
     @property
     def samples(self) -> int:
@@ -118,13 +116,7 @@ def _open(paths: Sequence[StrPath], found: Format, options: TraceOptions) -> Tra
     if found == "oracle_general":
         return oracle_general_trace(path, batch)
     if found == "libcachesim_csv":
-        return csv_requests_trace(
-            path,
-            batch,
-            object_column=options.object_column,
-            num_columns=options.num_columns,
-            has_header=options.has_header,
-        )
+        return csv_requests_trace(path, batch, object_column=options.object_column)
     if found == "raw":
         sizes = options.num_rows or {}
         return raw_trace(path, options.layout, batch, num_rows=sizes.get("table"))

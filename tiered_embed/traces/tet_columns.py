@@ -4,6 +4,8 @@ A column is 18 bytes, ``kind`` u8, ``width`` u8, ``count`` u64, ``base`` i64 (li
 ``width`` planes of ``count`` bytes: the lowest byte of every value, then the second, and so on, so
 that a compressor meets like with like. Value ``i`` is ``base + v[i]`` (kind 0) or, for kind 1, the
 first is ``base`` and each next one adds ``v[i]`` in zigzag form. All arithmetic is modulo 2**64.
+Kind 2 is for wide values that repeat: ``base`` distinct ones are a column of their own, ahead of
+the planes, and value ``i`` is number ``v[i]`` of them.
 
 A chunk is, for each table, the lengths of its batches and its ids; then one byte: 1 where bags are
 known, and then the samples of every batch, and for each table one byte (1: its bags' lengths
@@ -24,7 +26,9 @@ __all__ = ["Damage", "decode_chunk", "encode_chunk"]
 U64 = npt.NDArray[np.uint64]
 
 _HEAD = struct.Struct("<BBQq")
-_PLAIN, _DELTA = 0, 1
+_PLAIN, _DELTA, _DISTINCT = 0, 1, 2
+_WIDE = 4  # bytes a value; narrower ones are left as they are
+_WORTH = 0.8
 # Values without planes cost no bytes: a count above this has planes, or the bytes are damaged.
 _MOST_WITHOUT_PLANES = 1 << 28
 
@@ -94,21 +98,40 @@ def _agree(what: str, offsets: I64, num_ids: int) -> None:
 
 
 def _encode(values: I64) -> bytes:
+    simple = _encode_simple(values)
+    if len(values) == 0 or len(simple) < _WIDE * len(values):
+        return simple
+    distinct, places = np.unique(values, return_inverse=True)
+    if 2 * len(distinct) > len(values):
+        return simple
+    planes = _planes(places.astype(np.uint64))
+    ahead = _encode_simple(distinct)
+    if len(ahead) + len(planes) > _WORTH * len(simple):
+        return simple
+    width = len(planes) // len(values)
+    return _HEAD.pack(_DISTINCT, width, len(values), len(distinct)) + ahead + planes
+
+
+def _encode_simple(values: I64) -> bytes:
+    """The shorter of the kinds 0 and 1."""
     if len(values) == 0:
         return _HEAD.pack(_PLAIN, 0, 0, 0)
     unsigned = values.view(np.uint64)
-    low = int(values.min())
+    low, first = int(values.min()), int(values[0])
     plain = unsigned - np.array(low, np.int64).view(np.uint64)
     steps = np.zeros(len(values), np.uint64)
     steps[1:] = _zigzag(unsigned[1:] - unsigned[:-1])
-    widths = _width(plain), _width(steps)
-    if widths[1] < widths[0]:
-        kind, width, base, packed = _DELTA, widths[1], int(values[0]), steps
-    else:
-        kind, width, base, packed = _PLAIN, widths[0], low, plain
-    width = max(width, int(len(values) > _MOST_WITHOUT_PLANES))
-    planes = packed.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)[:, :width]
-    return _HEAD.pack(kind, width, len(values), base) + planes.T.tobytes()
+    if _width(steps) < _width(plain):
+        planes = _planes(steps)
+        return _HEAD.pack(_DELTA, len(planes) // len(values), len(values), first) + planes
+    planes = _planes(plain)
+    return _HEAD.pack(_PLAIN, len(planes) // len(values), len(values), low) + planes
+
+
+def _planes(values: U64) -> bytes:
+    width = max(_width(values), int(len(values) > _MOST_WITHOUT_PLANES))
+    as_bytes = values.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)
+    return as_bytes[:, :width].T.tobytes()
 
 
 def _width(values: U64) -> int:
@@ -136,22 +159,27 @@ class _Reader:
         self.position += 1
         return value == 1
 
-    def column(self) -> I64:
+    def column(self, *, nested: bool = False) -> I64:
         start = self.position
         if len(self.data) - start < _HEAD.size:
             raise Damage(f"a column is cut off at byte {start}")
         kind, width, count, base = _HEAD.unpack_from(self.data, start)
-        start += _HEAD.size
-        if kind > _DELTA or width > 8:
-            raise Damage(f"a column of kind {kind} and width {width} at byte {self.position}")
+        if kind > (_DELTA if nested else _DISTINCT) or width > 8:
+            raise Damage(f"a column of kind {kind} and width {width} at byte {start}")
+        self.position = start + _HEAD.size
+        distinct = self.column(nested=True) if kind == _DISTINCT else None
         too_many = width == 0 and count > _MOST_WITHOUT_PLANES
-        if too_many or width * count > len(self.data) - start:
-            raise Damage(f"a column of {count} values of {width} bytes at byte {self.position}")
-        self.position = start + width * count
-        planes = np.frombuffer(self.data, np.uint8, width * count, start).reshape(width, count)
+        if too_many or width * count > len(self.data) - self.position:
+            raise Damage(f"a column of {count} values of {width} bytes at byte {start}")
+        planes = np.frombuffer(self.data, np.uint8, width * count, self.position)
+        self.position += width * count
         wide = np.zeros((count, 8), np.uint8)
-        wide[:, :width] = planes.T
+        wide[:, :width] = planes.reshape(width, count).T
         values = wide.reshape(-1).view("<u8").astype(np.uint64, copy=False)
+        if distinct is not None:
+            if len(distinct) != base or (count and values.max() >= np.uint64(base)):
+                raise Damage(f"a column of {base} distinct values has others, at byte {start}")
+            return distinct[values.view(np.int64)]
         origin = np.array(base, np.int64).view(np.uint64)
         if kind == _DELTA:
             steps = (values >> np.uint64(1)) ^ (np.uint64(0) - (values & np.uint64(1)))
