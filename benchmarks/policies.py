@@ -5,7 +5,7 @@ trace: hit rate per access with slots for 1, 10 and 20 % of the ids. Ours are gi
 batches whose rows stay pinned while later ones are staged. "-": the pinned rows do not fit, or a
 peer keeps nothing in so few slots.
 
-Needs the extra `bench` (libcachesim, matplotlib) and the traces in TIERED_EMBED_DATA.
+Needs the extra `sim` and the traces in TIERED_EMBED_DATA.
 """
 
 import sys
@@ -19,14 +19,13 @@ from rich.table import Table
 from common import Target, console, print_origin, print_targets, report, write_json
 from policies_runs import (
     DEPTHS,
-    PEERS,
     Stream,
     belady_of_accesses,
     belady_of_batches,
     check,
     our_variants,
     ours,
-    peer,
+    peers,
     read_streams,
 )
 from tiered_embed import traces
@@ -49,15 +48,14 @@ def measure(stream: Stream) -> dict[str, Any]:
     for policy, window in track(our_variants(), f"{stream.name}: ours", console=console):
         rates = {d: [ours(stream, policy, s, window, d) for s in slots] for d in DEPTHS}
         found.append({"policy": policy, "window": window, "by_depth": rates})
-    peers = track(PEERS, f"{stream.name}: libCacheSim", console=console)
     result = {
         "trace": stream.name,
         "accesses": stream.num_accesses,
         "rows": stream.num_rows,
-        "ids_per_batch": len(stream.rows[0]),
+        "ids_per_batch": stream.ids_per_batch,
         "slots": slots,
         "ours": found,
-        "libcachesim": {policy: [peer(stream, policy, s) for s in slots] for policy in peers},
+        "libcachesim": peers(stream, slots),
         "belady_of_batches": {d: [belady_of_batches(stream, s, d) for s in slots] for d in DEPTHS},
         "belady_of_accesses": [belady_of_accesses(stream, s) for s in slots],
     }

@@ -8,9 +8,10 @@ import torch
 from typer.testing import CliRunner
 
 import tiered_embed as te
-from tiered_embed.bench import BenchOptions, run
+from tiered_embed.bench import BenchOptions, run, simulated
 from tiered_embed.bench_report import shares
 from tiered_embed.cli import app
+from tiered_embed.traces import Trace
 
 SMALL = ["--rows", "3000", "--dim", "8", "--batch-size", "32", "--warm-steps", "5", "--steps", "20"]
 
@@ -58,8 +59,46 @@ def test_a_trace_is_replayed(tmp_path):
     assert abs(out["stats"]["tables"]["t0"]["lookups"] - 20 * 256) <= 3 * 256
 
 
+def test_a_trace_of_several_tables_is_replayed_and_simulated(data_file):
+    log = str(data_file("lbsn_checkins_nyc.tsv.xz"))
+    out = json.loads(invoke("--trace", log, "--ddr", "16KiB", "--depth", "1", "--json"))
+    assert set(out["stats"]["tables"]) == {"user", "hour", "venue", "category"}
+    assert out["differences"] == []
+    assert out["measured"]["tiers"]["DDR"]["lookups"] == 25 * 4 * 32
+    assert out["measured"]["tiers"]["DDR"]["evicted"] > 0
+    with pytest.raises(te.ConfigError, match="dlrm needs"):
+        BenchOptions(te.Tiers(ddr="1MiB"), trace=Trace.from_ids(np.arange(9)), model="dlrm")
+    with pytest.raises(te.ConfigError, match="no batch"):
+        run(BenchOptions(te.Tiers(ddr="1MiB"), trace=Trace.from_ids(np.empty(0, np.int64))))
+    with pytest.raises(te.ConfigError, match="its stream has an end"):
+        simulated(BenchOptions(te.Tiers(ddr="1MiB")))
+
+
+@pytest.mark.parametrize("policy", ["lru", "lookahead"])
+def test_the_simulation_beside_it_has_the_same_counts(policy, tmp_path):
+    options = ["--tables", "3", "--ddr", "20KiB", "--policy", policy]
+    out = json.loads(invoke(*options, "--ssd", str(tmp_path), "--json"))
+    assert out["differences"] == []
+    measured, told = out["measured"]["tiers"]["DDR"], out["simulated"]["tiers"]["DDR"]
+    assert measured["lookups"] == told["lookups"] == 25 * 3 * 32 * 8
+    assert measured["written_back"] == told["written_back"] > 0
+    text = invoke(*options)
+    assert "all counts are equal" in text
+    # The store has rows now, of which a simulation knows nothing: DDR's counts are equal still.
+    again = json.loads(invoke(*options, "--ssd", str(tmp_path), "--json"))
+    assert again["differences"] == []
+    alone = json.loads(invoke(*options, "--no-compare", "--json"))
+    assert "differences" not in alone
+
+
 def test_what_cannot_work_is_refused():
-    for bad in ({"steps": 0}, {"model": "dense"}, {"trace": np.arange(3), "tables": 2}):
+    for bad in (
+        {"steps": 0},
+        {"model": "dense"},
+        {"trace": np.arange(3), "tables": 2},
+        {"compare": True, "depth": "auto"},
+        {"compare": True, "fill": True},
+    ):
         with pytest.raises(te.ConfigError):
             BenchOptions(te.Tiers(ddr="1MiB"), **bad)
     with pytest.raises(te.ConfigError, match="less than one batch"):

@@ -68,6 +68,23 @@ class Planner:
     def renumber(self) -> None: ...
     def counts(self) -> list[tuple[int, int, int, int, int, int]]: ...
 
+class Replay:
+    num_steps: int
+    cold: list[int]
+    def __init__(
+        self,
+        planner: Planner,
+        *,
+        num_tables: int,
+        lookahead: int,
+        depth: int,
+        updated: bool,
+        per_step: bool,
+    ) -> None: ...
+    def push(self, tables: list[tuple[int, I64, I64]]) -> None: ...
+    def finish(self) -> None: ...
+    def take_steps(self) -> I64: ...
+
 class RecordArray:
     record_bytes: int
     def __init__(self, num_slots: int, dim: int, weight_type: int, state_floats: int) -> None: ...

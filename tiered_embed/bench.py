@@ -7,25 +7,23 @@ is told by ``Stats.stages``; see ``stages.py`` for their meaning.
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from . import TableConfig, TieredEmbeddingBagCollection, Tiers, optim, prefetch
+from . import TableConfig, TieredEmbeddingBagCollection, prefetch
+from .bench_options import BenchOptions
 from .errors import ConfigError
 from .examples.dlrm import DLRM
+from .simulate import Difference, Records, ReplayResult, replay
 from .stats import Stats
 from .store.rocksdb import RocksDbRowStore
-from .traces import IdStream
-from .traces.generate import Distribution
 
-__all__ = ["BenchOptions", "BenchResult", "run"]
+__all__ = ["BenchOptions", "BenchResult", "run", "simulated"]
 
 I64 = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
@@ -36,92 +34,13 @@ CHUNK_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
-class BenchOptions:
-    """What to train.
-
-    rows: of all tables together. pooling: ids in a bag. trace: ids to replay instead of drawing
-    them, cut into batches. model: ``"embedding"`` or ``"dlrm"``, whose MLPs have the hidden widths
-    ``bottom`` and ``top``. depth: a number or ``"auto"``. fill: steps of the embedding alone come
-    before the warm-up, until as many rows were staged as the topmost tier holds. materialise: every
-    row is written first where the store is empty, so that a miss reads; otherwise a row's first use
-    is computed.
-    """
-
-    tiers: Tiers
-    rows: int = 1_000_000
-    tables: int = 1
-    dim: int = 64
-    batch_size: int = 2048
-    pooling: int = 8
-    distribution: Distribution = "zipf"
-    exponent: float = 1.05
-    trace: I64 | None = field(default=None, repr=False)
-    model: Literal["embedding", "dlrm"] = "embedding"
-    bottom: Sequence[int] = (512, 256)
-    top: Sequence[int] = (1024, 512, 256)
-    optimizer: optim.Optimizer = field(default_factory=lambda: optim.RowWiseAdagrad(lr=0.02))
-    policy: str = "lookahead"
-    lookahead: int = 32
-    depth: int | str = 2
-    num_threads: int | None = None
-    warm_steps: int = 50
-    steps: int = 200
-    fill: bool = False
-    materialise: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, low in (("tables", 1), ("steps", 1), ("warm_steps", 1), ("batch_size", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ConfigError(f"{name} is {value!r}; it must be an integer of at least {low}")
-        if self.model not in ("embedding", "dlrm"):
-            raise ConfigError(f"model is {self.model!r}; choose embedding or dlrm")
-        if self.trace is not None and self.tables != 1:
-            raise ConfigError(f"a trace is of one table, not of {self.tables}")
-        if self.trace is not None and self.materialise:
-            raise ConfigError("a trace's rows are not known beforehand: leave materialise out")
-
-    @property
-    def rows_per_table(self) -> int:
-        return max(1, self.rows // self.tables)
-
-    @property
-    def ids_per_step(self) -> int:
-        return self.tables * self.batch_size * self.pooling
-
-    def batches(self) -> Iterator[list[I64]]:
-        """Per step, each table's ids (batch_size * pooling,); for ever."""
-        size = self.batch_size * self.pooling
-        if self.trace is not None:
-            whole = len(self.trace) // size
-            if whole == 0:
-                raise ConfigError(
-                    f"the trace has {len(self.trace)} ids, less than one batch of {size}"
-                )
-            for i in itertools.count():
-                yield [self.trace[i % whole * size : (i % whole + 1) * size]]
-        streams = [
-            IdStream(
-                self.rows_per_table,
-                self.batch_size,
-                1 << 40,
-                self.pooling,
-                self.distribution,
-                self.exponent,
-                seed=self.seed * 1009 + t,
-            )
-            for t in range(self.tables)
-        ]
-        for i in itertools.count():
-            yield [stream.batch(i).ids for stream in streams]
-
-
-@dataclass(frozen=True)
 class BenchResult:
     """Of the timed steps: ``seconds`` for ``steps``, counts and times in ``stats``.
 
-    spans_s: seconds of every timed step. ``stats.steps`` counts the warm-up too.
+    spans_s: seconds of every timed step. ``stats.steps`` counts the warm-up too. num_ids: looked
+    up in those steps. total: counts of the whole run. simulated: the same by simulation, which took
+    ``simulate_s``; None unless ``compare`` was set. new_store: the store was empty at the start;
+    otherwise what it has is not simulated.
     """
 
     options: BenchOptions
@@ -132,10 +51,23 @@ class BenchResult:
     waits_s: list[float]
     lookups_s: list[float]
     updates_s: list[float]
+    num_ids: int
+    total: Stats
+    simulated: ReplayResult | None = None
+    simulate_s: float = 0.0
+    new_store: bool = True
+
+    @property
+    def differences(self) -> list[Difference] | None:
+        """Counts of the whole run that the simulation does not share; None where none was made."""
+        if self.simulated is None:
+            return None
+        found = self.simulated.differences(self.total)
+        return [d for d in found if self.new_store or d.where != "SSD"]
 
     @property
     def ids_per_s(self) -> float:
-        return self.steps * self.options.ids_per_step / self.seconds
+        return self.num_ids / self.seconds
 
     @property
     def staged_per_s(self) -> float:
@@ -155,35 +87,44 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
     Raises:
         ConfigError, CapacityError, StoreError: as the module does.
     """
-    names = [f"t{i}" for i in range(options.tables)]
-    collection = _collection(options, names)
+    names = [table.name for table in options.shapes]
+    collection = _collection(options)
     step = _dlrm_step(options, collection, names) if options.model == "dlrm" else None
     # Under a model's loss rows must stay where they are while the tier fills.
-    grad = torch.full((options.batch_size, options.dim), 0.0 if step else 0.01)
-    offsets = torch.arange(options.batch_size) * options.pooling
+    grads: dict[int, torch.Tensor] = {}  # by number of bags
     loader = (
-        {name: (torch.from_numpy(ids), offsets) for name, ids in zip(names, batch, strict=True)}
+        {
+            name: (torch.from_numpy(ids), torch.from_numpy(starts))
+            for name, (ids, starts) in zip(names, batch, strict=True)
+        }
         for batch in options.batches()
     )
     stages = collection._runtime.stages
     with collection:
-        if options.materialise and _is_empty(collection):
+        new_store = _is_empty(collection)
+        if options.materialise and new_store:
             _write_every_row(options, collection, names)
         first = before = collection.stats()
         start = time.perf_counter()
         filling = 0  # steps so far
         left = options.warm_steps + options.steps
+        num_ids = 0  # of the timed steps
         for batch in prefetch(loader, collection, ids=lambda batch: {collection: batch}):
             fill = options.fill and filling < MOST_FILLING and not _turned_over(collection, first)
             if step is None or fill:
                 out = collection(batch)
-                torch.autograd.backward([out[name] for name in names], [grad] * len(names))
+                bags = len(out[names[0]])
+                if bags not in grads:
+                    grads[bags] = torch.full((bags, options.dim), 0.0 if step else 0.01)
+                torch.autograd.backward([out[name] for name in names], [grads[bags]] * len(names))
             else:
                 step(batch)
             if fill:
                 filling += 1
                 continue
             left -= 1
+            if left < options.steps:
+                num_ids += sum(len(ids) for ids, _ in batch.values())
             if left == options.steps:
                 before = collection.stats()
                 stages.clear()
@@ -195,6 +136,11 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
         seconds = time.perf_counter() - start
         samples = {name: stages.newest(name) for name in ("step", "wait", "lookup", "update")}
         stats = collection.stats().since(before)
+        for pool in collection._runtime.pools:
+            pool.pipeline.quiesce()  # the last write-backs count too
+        total = collection.stats()
+    start = time.perf_counter()
+    simulation = simulated(options) if options.compare else None
     return BenchResult(
         options,
         options.steps,
@@ -204,13 +150,35 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
         samples["wait"],
         samples["lookup"],
         samples["update"],
+        num_ids,
+        total,
+        simulation,
+        time.perf_counter() - start,
+        new_store,
     )
 
 
-def _collection(options: BenchOptions, names: Sequence[str]) -> TieredEmbeddingBagCollection:
-    num_rows = None if options.trace is not None else options.rows_per_table
+def simulated(options: BenchOptions) -> ReplayResult:
+    """What the whole run counts, told without it. The SSD tier's counts are those of a new store.
+
+    Raises:
+        ConfigError: a run without ``compare``, whose stream has no end.
+    """
+    if not options.compare or isinstance(options.depth, str):
+        raise ConfigError("only a run with compare=True can be simulated: its stream has an end")
+    return replay(
+        options.stream(),
+        options.tiers,
+        options.policy,
+        options.lookahead,
+        options.depth,
+        records=Records(options.dim, options.optimizer),
+    )
+
+
+def _collection(options: BenchOptions) -> TieredEmbeddingBagCollection:
     return TieredEmbeddingBagCollection(
-        [TableConfig(name, num_rows, options.dim, [name]) for name in names],
+        [TableConfig(table.name, table.num_rows, options.dim) for table in options.shapes],
         tiers=options.tiers,
         optimizer=options.optimizer,
         seed=options.seed,

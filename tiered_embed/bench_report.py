@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .bench import BenchResult
+from .simulate import ReplayResult
 from .stats import StageTimes
 
 __all__ = ["as_dict", "draw", "show"]
@@ -34,6 +36,10 @@ MEANING = {
 }
 COLOURS = {"wait": "red", "lookup": "green", "update": "blue", "rest": "bright_black"}
 CHART_COLOURS = {"wait": "#c1432e", "lookup": "#3f8f5f", "update": "#33658a", "rest": "#b9b9b9"}
+COUNTS = (
+    *("lookups", "unique", "hits", "misses", "staged", "evicted", "written_back", "overflow"),
+    *("bytes_in", "bytes_out"),
+)
 BAR_CELLS = 60
 CHART_BINS = 100
 
@@ -58,6 +64,18 @@ def as_dict(result: BenchResult) -> dict[str, Any]:
         | {"ddr_bytes": options.tiers.ddr, "direct_io": options.tiers.direct_io},
         "step_shares": shares(result),
         "stats": result.stats.as_dict(),
+        **_comparison(result),
+    }
+
+
+def _comparison(result: BenchResult) -> dict[str, Any]:
+    if result.simulated is None or result.differences is None:
+        return {}
+    return {
+        "measured": result.total.as_dict(),
+        "simulated": result.simulated.as_dict(),
+        "differences": [asdict(difference) for difference in result.differences],
+        "simulate_s": result.simulate_s,
     }
 
 
@@ -80,6 +98,30 @@ def show(console: Console, result: BenchResult) -> None:
     console.print(_bar(shares(result)))
     if len(result.stats.tables) > 1:
         console.print(_tables(result))
+    if result.simulated is not None:
+        console.print(_simulation(result, result.simulated))
+
+
+def _simulation(result: BenchResult, simulated: ReplayResult) -> RenderableType:
+    """The whole run's counts beside the simulation's."""
+    table = Table(title="whole run, DDR: measured beside simulated", title_justify="left")
+    for column in ("count", "measured", "simulated", "difference"):
+        table.add_column(column, justify="left" if column == "count" else "right")
+    measured = result.total.tiers["DDR"]
+    for name in COUNTS:
+        ran, told = getattr(measured, name), getattr(simulated.total, name)
+        style = "red" if ran != told else ""
+        table.add_row(
+            name.replace("_", " "), f"{ran:,}", f"{told:,}", f"{ran - told:,}", style=style
+        )
+    differences = result.differences or []
+    verdict = "all counts are equal, by tier and table"
+    if differences:
+        verdict = f"{len(differences)} counts differ: " + "; ".join(
+            f"{d.where} {d.count}: {d.measured:,} measured, {d.simulated:,} simulated"
+            for d in differences[:5]
+        )
+    return Group(table, Text(f"{verdict} (simulated in {result.simulate_s:.2f} s)"))
 
 
 def _stages(result: BenchResult) -> Table:

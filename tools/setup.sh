@@ -24,6 +24,13 @@ if have_rocksdb; then
 else
   echo "setup: no librocksdb-dev here: the SSD tier will be the rocksdb-py wheel"
 fi
+# The simulator's page is tested in a browser; without one that test skips, but not in CI.
+if ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null \
+    && command -v apt-get >/dev/null; then
+  echo "setup: installing chromium"
+  { as_root apt-get update -qq && as_root env DEBIAN_FRONTEND=noninteractive \
+      apt-get install -y -qq chromium >/dev/null; } || true
+fi
 if ! command -v c++ >/dev/null; then
   echo "setup: a C++17 compiler is needed (apt-get install g++)" >&2
   exit 1

@@ -33,6 +33,7 @@ View<T> own(std::vector<T> v) {
 }
 
 void bind_residency(nb::module_& m);
+void bind_replay(nb::module_& m);
 void bind_records(nb::module_& m);
 void bind_write_buffer(nb::module_& m);
 

@@ -3,6 +3,7 @@
 NB_MODULE(_native, m) {
   m.doc() = "Native mechanisms of tiered_embed: residency, records and kernels.";
   te::bind_residency(m);
+  te::bind_replay(m);
   te::bind_records(m);
   te::bind_write_buffer(m);
 }

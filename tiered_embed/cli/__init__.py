@@ -9,6 +9,8 @@ import typer
 from ..errors import TieredEmbedError
 from . import checkpoint
 from .bench import bench
+from .simulate import simulate
+from .trace import trace
 from .train import train
 
 __all__ = ["app", "main"]
@@ -28,6 +30,8 @@ def _root() -> None:
 app.command()(train)
 app.command()(bench)
 app.add_typer(checkpoint.app, name="checkpoint")
+app.command()(simulate)
+app.add_typer(trace, name="trace")
 
 
 def main() -> None:

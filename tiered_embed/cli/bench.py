@@ -26,7 +26,7 @@ def bench(
     distribution: Annotated[str, typer.Option(help="zipf, log_uniform, uniform")] = "zipf",
     exponent: Annotated[float, typer.Option(min=0, help="Of zipf.")] = 1.05,
     trace: Annotated[
-        Path | None, typer.Option(help="Replay big-endian int64 ids: plain, .gz or .xz.")
+        Path | None, typer.Option(help="Replay a trace: raw ids in batches of their own, or any.")
     ] = None,
     model: Annotated[str, typer.Option(help="embedding, or dlrm with its MLPs")] = "embedding",
     ddr: Annotated[str, typer.Option(help="DDR budget, such as 512MiB.")] = "64MiB",
@@ -40,6 +40,9 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1)] = None,
     warm_steps: Annotated[int, typer.Option(min=1, help="Not timed.")] = 50,
     steps: Annotated[int, typer.Option(min=1, help="Timed.")] = 200,
+    compare: Annotated[
+        bool, typer.Option(help="Simulate the same run and show what differs.")
+    ] = True,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     picture: Annotated[Path | None, typer.Option(help="Draw every step, stacked (PNG).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -50,12 +53,17 @@ def bench(
         from .. import bench_report  # need the extra `demo`
     except ImportError as error:
         raise typer.BadParameter(f"{error}; pip install 'tiered_embed[demo]'") from error
-    from ..traces import read_raw
+    from ..traces import find_format, open_trace, read_raw
 
     if trace is not None and not trace.exists():
         raise typer.BadParameter(f"no file {trace}")
     if depth != "auto" and not depth.isdecimal():
         raise typer.BadParameter(f"depth is {depth!r}; pass a number or auto")
+    ids: Any = None
+    if trace is not None:
+        # Bare ids make bags of `pooling`; other formats know their bags and tables.
+        whole = find_format(trace) == "raw"
+        ids = read_raw(trace) if whole else open_trace(trace, batch=batch_size)
     with tempfile.TemporaryDirectory(prefix="tiered-embed-bench-") as scratch:
         options = benchmark.BenchOptions(
             Tiers(ddr=ddr, ssd=ssd or Path(scratch), direct_io=direct_io),
@@ -66,7 +74,7 @@ def bench(
             pooling=pooling,
             distribution=cast(Any, distribution),
             exponent=exponent,
-            trace=None if trace is None else read_raw(trace),
+            trace=ids,
             model=cast(Any, model),
             policy=policy,
             lookahead=lookahead,
@@ -74,6 +82,7 @@ def bench(
             num_threads=threads,
             warm_steps=warm_steps,
             steps=steps,
+            compare=compare and depth != "auto",  # which no simulation can tell
             seed=seed,
         )
         console = Console(highlight=False, stderr=as_json)

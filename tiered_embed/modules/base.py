@@ -21,6 +21,7 @@ from ..errors import ConfigError, NotCopyableError
 from ..execution import apart_from_own_threads
 from ..optim import Optimizer
 from ..stats import Stats
+from ..traces.recorder import Lookup
 from .batch import Batch
 from .options import RuntimeOptions
 from .runtime import Runtime
@@ -113,6 +114,18 @@ class TieredModule(nn.Module):
 
     def _forward(self, batch: Batch) -> torch.Tensor:
         return self._runtime.forward(batch, training=self.training)
+
+    def trace_tables(self) -> list[tuple[str, int | None]]:
+        """Name and rows of every table, for ``traces.record``."""
+        return [(table.name, table.num_embeddings) for table in self._runtime.tables]
+
+    def lookups(self, *args: Any) -> list[Lookup]:
+        """What a forward with these arguments looks up, as its planner sees it.
+
+        Returns:
+            Per feature, pool after pool: (table, its rows, ids (N,), bag starts (B + 1,) or None).
+        """
+        return self._runtime.lookups(self.prepare(args if len(args) > 1 else args[0]))
 
     def rows(self, ids: object, table: str | None = None) -> torch.Tensor:
         """Current weights of ``ids`` (n,) -> (n, D), a copy; stages and changes nothing.

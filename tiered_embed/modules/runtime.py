@@ -29,6 +29,7 @@ from ..stages import Stages
 from ..stats import Stats, TierStats
 from ..store import encode_keys
 from ..tiers import PoolLayout
+from ..traces.recorder import Lookup
 from .batch import Batch, PoolBatch, all_weights, join_offsets
 from .inputs import FeatureBatch, check_ids, drop_ids
 from .options import RuntimeOptions
@@ -230,6 +231,19 @@ class Runtime:
         if bounds_check != "ignore" and table.padding_idx is None:
             return feature
         return drop_ids(feature, table.num_embeddings, table.padding_idx)
+
+    def lookups(self, batch: Batch) -> list[Lookup]:
+        """Per feature, pool after pool: (table, its rows, ids (N,), bag starts or None)."""
+        out: list[Lookup] = []
+        for part, mine in zip(batch.pools, self._pool_features, strict=True):
+            for k, (f, (_, ids)) in enumerate(zip(mine, part.segments, strict=True)):
+                table = self.tables[self.features[f][1]]
+                starts = part.bags.offsets
+                if starts is not None:
+                    starts = starts[k * batch.rows : (k + 1) * batch.rows + 1]
+                    starts = starts - starts[0]
+                out.append((table.name, table.num_embeddings, ids, starts))
+        return out
 
     def forward(self, batch: Batch, *, training: bool) -> torch.Tensor:
         """(rows, num_columns) of the output dtype; rows are updated when it is differentiated."""

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from tiered_embed.traces.files import StrPath
 from tiered_embed.traces.table import read_table
 
-__all__ = ["NUM_HOURS", "CheckIns", "read_checkins"]
+__all__ = ["HEADER", "NUM_HOURS", "CheckIns", "read_checkins"]
 
 NUM_HOURS = 168
-_HEADER = ("user", "hour_of_week", "venue", "category")
+HEADER = ("user", "hour_of_week", "venue", "category")
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def read_checkins(path: StrPath) -> CheckIns:
             line; damaged compression.
         OSError: the file cannot be read.
     """
-    blocks = [np.empty((0, len(_HEADER)), dtype=np.int64)]
-    for fields in read_table(path, b"\t", _HEADER):
-        block = fields.integers(0, len(_HEADER))
+    blocks = [np.empty((0, len(HEADER)), dtype=np.int64)]
+    for fields in read_table(path, b"\t", HEADER):
+        block = fields.integers(0, len(HEADER))
         outside = (block[:, 1] < 1) | (block[:, 1] > NUM_HOURS)
         if outside.any():
             row = int(outside.argmax())

@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import IO, cast
 
 from tiered_embed.errors import ConfigError
+from tiered_embed.traces.extras import require
 
-__all__ = ["StrPath", "read_all", "read_blocks", "read_line_blocks"]
+__all__ = ["COMPRESSED_SUFFIXES", "StrPath", "read_blocks", "read_line_blocks"]
 
 StrPath = str | os.PathLike[str]
 
 _XZ_MAGIC = b"\xfd7zXZ\x00"
 _GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+COMPRESSED_SUFFIXES = (".gz", ".xz", ".zst")
+# A zstd block of 4 bytes may stand for 128 KiB: small pieces bound what one of them expands to.
+_ZSTD_PIECE_BYTES = 2048
 _BLOCK_BYTES = 1 << 20
 _LINE_LIMIT_BYTES = 1 << 16
 
@@ -29,12 +34,16 @@ def read_blocks(path: StrPath, block_bytes: int = _BLOCK_BYTES) -> Iterator[byte
 
     Raises:
         ConfigError: the compressed data is cut off or damaged; names the bytes that were readable.
+            zstd data without the extra ``sim``.
         OSError: the file cannot be opened or read.
     """
     done_bytes = 0
     with Path(path).open("rb") as file:
         magic = file.read(len(_XZ_MAGIC))
         file.seek(0)
+        if magic.startswith(_ZSTD_MAGIC):
+            yield from _zstd_blocks(path, file, block_bytes)
+            return
         stream: IO[bytes] = file
         if magic == _XZ_MAGIC:
             # typeshed: LZMAFile is an IO[bytes] in all but its declared base.
@@ -45,20 +54,43 @@ def read_blocks(path: StrPath, block_bytes: int = _BLOCK_BYTES) -> Iterator[byte
             try:
                 block = stream.read(block_bytes)
             except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
-                raise ConfigError(
-                    f"{os.fspath(path)}: compressed data is cut off or damaged near byte"
-                    f" {file.tell()} of the file, after decompressed byte {done_bytes} ({error});"
-                    " fetch the file again"
-                ) from error
+                raise _damaged(path, file.tell(), done_bytes, error) from error
             if not block:
                 return
             done_bytes += len(block)
             yield block
 
 
-def read_all(path: StrPath) -> bytes:
-    """Return all decompressed bytes of ``path``; raises as ``read_blocks`` does."""
-    return b"".join(read_blocks(path))
+def _zstd_blocks(path: StrPath, file: IO[bytes], block_bytes: int) -> Iterator[bytes]:
+    zstandard = require("zstandard", f"read {os.fspath(path)}")
+    frame = None
+    piece = b""
+    waiting = bytearray()
+    done_bytes = 0
+    while piece := piece or file.read(_ZSTD_PIECE_BYTES):
+        frame = frame or zstandard.ZstdDecompressor().decompressobj()
+        try:
+            waiting += frame.decompress(piece)
+        except zstandard.ZstdError as error:
+            raise _damaged(path, file.tell(), done_bytes + len(waiting), error) from error
+        piece = frame.unused_data if frame.eof else b""
+        frame = None if frame.eof else frame
+        while len(waiting) >= block_bytes:
+            done_bytes += block_bytes
+            yield bytes(waiting[:block_bytes])
+            del waiting[:block_bytes]
+    if waiting:
+        done_bytes += len(waiting)
+        yield bytes(waiting)
+    if frame is not None:
+        raise _damaged(path, file.tell(), done_bytes, "the file ends inside a frame")
+
+
+def _damaged(path: StrPath, at: int, done_bytes: int, fact: object) -> ConfigError:
+    return ConfigError(
+        f"{os.fspath(path)}: compressed data is cut off or damaged near byte {at} of the file,"
+        f" after decompressed byte {done_bytes} ({fact}); fetch the file again"
+    )
 
 
 def read_line_blocks(path: StrPath, block_bytes: int = _BLOCK_BYTES) -> Iterator[bytes]:

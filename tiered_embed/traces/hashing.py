@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["scatter", "splitmix64"]
+__all__ = ["scatter", "scatter_factors", "splitmix64"]
 
 
 def splitmix64(values: npt.NDArray[np.int64] | npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -26,7 +26,7 @@ def scatter(values: npt.NDArray[np.int64], num_rows: int, seed: int) -> npt.NDAr
     """
     bits = max(1, (num_rows - 1).bit_length())
     mask, shift = np.uint64((1 << bits) - 1), np.uint64((bits + 1) // 2)
-    factors = splitmix64(np.array([seed, seed ^ 0x5CA77E2], dtype=np.uint64)) | np.uint64(1)
+    factors = scatter_factors(seed)
     out = values.astype(np.uint64)
     todo = np.arange(out.size)
     flat = out.reshape(-1)
@@ -38,3 +38,8 @@ def scatter(values: npt.NDArray[np.int64], num_rows: int, seed: int) -> npt.NDAr
         flat[todo] = walked
         todo = todo[walked >= np.uint64(num_rows)]
     return out.astype(np.int64)
+
+
+def scatter_factors(seed: int) -> npt.NDArray[np.uint64]:
+    """Return the two odd factors of ``scatter``: uint64 (2,)."""
+    return splitmix64(np.array([seed, seed ^ 0x5CA77E2], dtype=np.uint64)) | np.uint64(1)

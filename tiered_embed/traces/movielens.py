@@ -12,9 +12,9 @@ import numpy.typing as npt
 from tiered_embed.traces.files import StrPath
 from tiered_embed.traces.table import read_table
 
-__all__ = ["Ratings", "read_ratings"]
+__all__ = ["HEADER", "Ratings", "read_ratings"]
 
-_HEADER = ("userId", "movieId", "rating", "timestamp")
+HEADER = ("userId", "movieId", "rating", "timestamp")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def read_ratings(path: StrPath) -> Ratings:
     """
     blocks = [
         (block.integers(0, 2), block.decimals(2), block.integers(3, 4))
-        for block in read_table(path, b",", _HEADER)
+        for block in read_table(path, b",", HEADER)
     ]
     ids = np.concatenate([np.empty((0, 2), dtype=np.int64), *(ids for ids, _, _ in blocks)])
     ratings = np.concatenate([np.empty(0), *(ratings for _, ratings, _ in blocks)])

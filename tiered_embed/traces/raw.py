@@ -2,15 +2,18 @@
 
 import os
 import re
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from tiered_embed.errors import ConfigError
-from tiered_embed.traces.files import StrPath, read_all
+from tiered_embed.traces.chunk import CHUNK_IDS, TraceChunk, TraceTable, check_batch, even_offsets
+from tiered_embed.traces.files import StrPath, read_blocks
+from tiered_embed.traces.trace import Trace
 
-__all__ = ["Layout", "read_raw"]
+__all__ = ["Layout", "layout_in_name", "raw_trace", "read_raw"]
 
 Layout = Literal["i64be", "i64le", "u32be", "u32le"]
 _DTYPES = {"i64be": ">i8", "i64le": "<i8", "u32be": ">u4", "u32le": "<u4"}
@@ -27,25 +30,65 @@ def read_raw(path: StrPath, layout: Layout | None = None) -> npt.NDArray[np.int6
             byte), or compressed data is damaged.
         OSError: the file cannot be read.
     """
-    name = layout if layout is not None else _layout_in_name(path)
-    if name not in _DTYPES:
-        raise ConfigError(f"layout must be one of {', '.join(get_args(Layout))}, got {name!r}")
-    dtype = np.dtype(_DTYPES[name])
-    data = read_all(path)
-    extra = len(data) % dtype.itemsize
-    if extra:
-        raise ConfigError(
-            f"{os.fspath(path)}: {len(data)} bytes are no multiple of {dtype.itemsize} ({name});"
-            f" the id that starts at byte {len(data) - extra} is cut off"
-        )
-    return np.frombuffer(data, dtype=dtype).astype(np.int64)
+    blocks = list(_read_ids(path, _dtype(path, layout), 1 << 17))
+    return np.concatenate([np.empty(0, np.int64), *blocks])
 
 
-def _layout_in_name(path: StrPath) -> str:
-    found = re.search(r"\.([iu]\d+[bl]e)(\.xz|\.gz)?$", os.fspath(path))
-    if found is None:
+def raw_trace(
+    path: StrPath,
+    layout: Layout | None = None,
+    batch: int = 1024,
+    *,
+    name: str = "table",
+    num_rows: int | None = None,
+) -> Trace:
+    """Return a raw trace, streamed: one table, ``batch`` ids a batch. Raises as ``read_raw``."""
+    dtype = _dtype(path, layout)
+    step = max(1, CHUNK_IDS // check_batch(batch)) * batch
+
+    def chunks() -> Iterator[TraceChunk]:
+        for ids in _read_ids(path, dtype, step):
+            yield TraceChunk(((even_offsets(len(ids), batch), ids),))
+
+    return Trace([TraceTable(name, num_rows)], chunks)
+
+
+def _dtype(path: StrPath, layout: Layout | None) -> np.dtype[np.generic]:
+    name = layout if layout is not None else layout_in_name(path)
+    if name is None:
         raise ConfigError(
             f"{os.fspath(path)}: the name does not tell the integer layout; pass layout="
             f" one of {', '.join(get_args(Layout))}"
         )
-    return found.group(1)
+    if name not in _DTYPES:
+        raise ConfigError(f"layout must be one of {', '.join(get_args(Layout))}, got {name!r}")
+    return np.dtype(_DTYPES[name])
+
+
+def layout_in_name(path: StrPath) -> str | None:
+    """Return the layout that a name such as ``scarab_recs.i64be.xz`` tells, or None."""
+    found = re.search(r"\.([iu]\d+[bl]e)(\.xz|\.gz|\.zst)?$", os.fspath(path))
+    return None if found is None else found.group(1)
+
+
+def _read_ids(
+    path: StrPath, dtype: np.dtype[np.generic], num_ids: int
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield ``num_ids`` ids at a time, the last ones fewer."""
+    rest = bytearray()
+    done_bytes = 0
+    piece = num_ids * dtype.itemsize
+    for block in read_blocks(path):
+        rest += block
+        done_bytes += len(block)
+        while len(rest) >= piece:
+            yield np.frombuffer(bytes(rest[:piece]), dtype).astype(np.int64)
+            del rest[:piece]
+    extra = len(rest) % dtype.itemsize
+    if extra:
+        raise ConfigError(
+            f"{os.fspath(path)}: {done_bytes} bytes are no multiple of {dtype.itemsize}"
+            f" ({dtype.str[1:]}); the id that starts at byte {done_bytes - extra} is cut off"
+        )
+    if rest:
+        yield np.frombuffer(bytes(rest), dtype).astype(np.int64)

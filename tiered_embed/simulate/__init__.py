@@ -1,0 +1,70 @@
+"""What a training run would count, and what any cache size would, told from its id stream alone.
+
+``replay`` drives the runtime's own planner over a trace and moves no row: its counts are the run's.
+``belady`` and ``belady_batches`` are the bounds; ``classic`` and ``peer`` the literature's
+policies. ``lru_curve`` has LRU's misses of every size; ``shards``, ``aet``, ``che`` and
+``mini_simulation`` have them for less. ``replay`` needs nothing more than the package; what loops
+over single accesses needs the extra ``sim``, which brings numba.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .planner_replay import Difference, ReplayResult, SimulatedCounts, replay
+from .records import Records
+
+if TYPE_CHECKING:
+    from .bounds import belady, belady_batches
+    from .classics import CLASSICS, classic
+    from .curve import CurveError, MissRatioCurve
+    from .curves import aet, che, lru_curve, mini_simulation
+    from .lru_replay import lru
+    from .peers import PEERS, peer
+    from .policies import misses_of, policy_names
+    from .sampling import sampled, shards
+
+__all__ = [
+    "CLASSICS",
+    "PEERS",
+    "CurveError",
+    "Difference",
+    "MissRatioCurve",
+    "Records",
+    "ReplayResult",
+    "SimulatedCounts",
+    "aet",
+    "belady",
+    "belady_batches",
+    "che",
+    "classic",
+    "lru",
+    "lru_curve",
+    "mini_simulation",
+    "misses_of",
+    "peer",
+    "policy_names",
+    "replay",
+    "sampled",
+    "shards",
+]
+
+# numba takes seconds to import: only who asks for its loops waits.
+_PLACES = {
+    "bounds": ("belady", "belady_batches"),
+    "classics": ("CLASSICS", "classic"),
+    "curve": ("CurveError", "MissRatioCurve"),
+    "curves": ("aet", "che", "lru_curve", "mini_simulation"),
+    "lru_replay": ("lru",),
+    "peers": ("PEERS", "peer"),
+    "policies": ("misses_of", "policy_names"),
+    "sampling": ("sampled", "shards"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _PLACES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

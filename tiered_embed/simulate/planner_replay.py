@@ -1,0 +1,291 @@
+"""Replays a trace through the runtime's own planner, without moving a row.
+
+The planner never looks at a clock, so what it decides for a trace is what it decides in a training
+run that reads the same batches through ``te.prefetch``: the counts are equal to the last one. Only
+``depth="auto"`` depends on time, and is refused.
+
+Nothing here starts a thread. Memory: one chunk of the trace, the window, and 38 bytes per distinct
+row (which misses are cold).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import Tiers
+from ..errors import ConfigError
+from ..residency import OVERFLOW_SLOTS, Planner, PoolSlots, Replay, allocate
+from ..stats import Counts, Stats
+from ..traces.trace import Trace
+from .records import RecordPool, Records
+
+__all__ = ["STEP_COLUMNS", "Difference", "ReplayResult", "SimulatedCounts", "replay"]
+
+I64 = npt.NDArray[np.int64]
+Progress = Callable[[int], None]
+
+STEP_COLUMNS = Replay.COLUMNS
+
+
+@dataclass
+class SimulatedCounts(Counts):
+    """As a run counts, and which misses no size would have spared.
+
+    cold: misses of rows that had never been resident; the others are for want of room.
+    """
+
+    cold: int = 0
+
+    def add(self, other: Counts) -> None:
+        super().add(other)
+        if isinstance(other, SimulatedCounts):
+            self.cold += other.cold
+
+    @property
+    def capacity_misses(self) -> int:
+        return self.misses - self.cold
+
+    @property
+    def hit_rate(self) -> float:
+        """Per access: a repeat inside a batch is a hit."""
+        return 1.0 - self.misses / self.lookups if self.lookups else 0.0
+
+    @property
+    def unique_hit_rate(self) -> float:
+        """Per unique row of a batch."""
+        return self.hits / self.unique if self.unique else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        out = asdict(self)
+        del out["stall_s"]
+        return {**out, "capacity_misses": self.capacity_misses, "hit_rate": self.hit_rate}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A count that a run and a simulation do not share."""
+
+    where: str
+    count: str
+    simulated: int
+    measured: int
+
+
+@dataclass(frozen=True)
+class ReplayResult:
+    """What a run over the trace would have counted.
+
+    tiers, tables: as ``stats()`` has them when every batch has been trained and every write has
+    arrived; the SSD tier as one that was empty at the start. flushed: the tables behind a
+    ``flush()``. per_step: None, or (steps, tables, ``STEP_COLUMNS``) int64, in the trace's order of
+    tables.
+    """
+
+    steps: int
+    policy: str
+    lookahead: int
+    depth: int
+    slots: int
+    tiers: Mapping[str, SimulatedCounts]
+    tables: Mapping[str, SimulatedCounts]
+    flushed: Mapping[str, SimulatedCounts]
+    per_step: I64 | None = field(default=None, repr=False)
+
+    @property
+    def total(self) -> SimulatedCounts:
+        """The topmost tier."""
+        return self.tiers["DDR"]
+
+    def differences(self, stats: Stats, *, flushed: bool = False) -> list[Difference]:
+        """Where a run's ``stats()`` counted otherwise; empty when all are equal.
+
+        ``flushed``: the run has flushed since its last batch. Stall seconds and memory are no
+        counts, and the SSD tier is compared where the run has one.
+        """
+        tables = self.flushed if flushed else self.tables
+        pairs: list[tuple[str, SimulatedCounts, Counts]] = []
+        for name, counts in tables.items():
+            pairs.append((f"table {name!r}", counts, stats.tables.get(name, Counts())))
+        pairs.append(("DDR", _sum(tables.values()), stats.tiers["DDR"]))
+        if "SSD" in stats.tiers and "SSD" in self.tiers:
+            ssd = self.tiers["SSD"]
+            if flushed:
+                ssd = _below(tables.values())
+            pairs.append(("SSD", ssd, stats.tiers["SSD"]))
+        return [
+            Difference(where, f.name, getattr(mine, f.name), getattr(theirs, f.name))
+            for where, mine, theirs in pairs
+            for f in fields(Counts)
+            if f.name != "stall_s" and getattr(mine, f.name) != getattr(theirs, f.name)
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps,
+            "policy": self.policy,
+            "lookahead": self.lookahead,
+            "depth": self.depth,
+            "slots": self.slots,
+            "tiers": {name: c.as_dict() for name, c in self.tiers.items()},
+            "tables": {name: c.as_dict() for name, c in self.tables.items()},
+        }
+
+
+def replay(
+    trace: Trace,
+    tiers: Tiers | int,
+    policy: str = "lookahead",
+    lookahead: int = 32,
+    depth: int = 2,
+    batch: int | None = None,
+    *,
+    records: Records | None = None,
+    per_step: bool = False,
+    progress: Progress | None = None,
+) -> ReplayResult:
+    """Counts what training over ``trace`` would count, exactly.
+
+    Args:
+        trace: its batches are the run's.
+        tiers: budgets, as a module takes them, or a number of DDR rows that all tables share, with
+            an SSD below.
+        policy, lookahead, depth: as a module takes them.
+        batch: cuts the trace anew, into so many samples a batch; see ``Trace.rebatch``.
+        records: bytes of a row and which tables share slots; 64 float32 columns under row-wise
+            Adagrad by default.
+        per_step: keep every step's counts: 56 bytes per step and table.
+        progress: told the number of steps so far, after every chunk.
+
+    Raises:
+        ConfigError: options that a module refuses too, or ``tiers`` with an HBM.
+        CapacityError: as the run would: no tier below, and no room.
+        IdRangeError: an id outside its table.
+    """
+    records = records or Records()
+    _check_window(lookahead, depth)
+    if batch is not None:
+        trace = trace.rebatch(batch)
+    pools = records.pools(trace.tables)
+    slots, backed = _slots(pools, tiers)
+    planners = [
+        Planner(pool.tables, cut, policy=policy, backed=backed, tier="DDR")
+        for pool, cut in zip(pools, slots, strict=True)
+    ]
+    replays = [
+        Replay(planner, lookahead=lookahead, depth=depth, per_step=per_step) for planner in planners
+    ]
+    steps: list[list[I64]] = [[] for _ in pools]
+    for chunk in trace.chunks():
+        for pool, one in zip(pools, replays, strict=True):
+            one.push([(i, *chunk.table_ids[t]) for i, t in enumerate(pool.members)])
+        for kept, one in zip(steps, replays, strict=True):
+            kept.append(one.take_steps())
+        if progress is not None:
+            progress(replays[0].num_steps)
+    for kept, one in zip(steps, replays, strict=True):
+        one.finish()
+        kept.append(one.take_steps())
+    before = _tables(trace, pools, planners, replays)
+    for planner in planners:
+        planner.dirty_rows()  # settles what was released last
+        planner.mark_clean()
+    total = _sum(before.values())
+    return ReplayResult(
+        steps=replays[0].num_steps,
+        policy=policy,
+        lookahead=lookahead,
+        depth=depth,
+        slots=sum(cut.whole + cut.cached for cut in slots),
+        tiers={"DDR": total, "SSD": _below(before.values())} if backed else {"DDR": total},
+        tables=before,
+        flushed=_tables(trace, pools, planners, replays) if backed else before,
+        per_step=_in_trace_order(pools, steps) if per_step else None,
+    )
+
+
+def _check_window(lookahead: object, depth: object) -> None:
+    for name, value in (("lookahead", lookahead), ("depth", depth)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            clock = ": 'auto' follows the clock" if value == "auto" else ""
+            raise ConfigError(
+                f"{name} is {value!r}; a simulation needs an integer, 0 or more{clock}"
+            )
+    assert isinstance(lookahead, int)
+    assert isinstance(depth, int)
+    if depth > lookahead:
+        raise ConfigError(
+            f"depth is {depth} but lookahead is {lookahead}: only batches in the window can be "
+            "staged; raise lookahead or lower depth"
+        )
+
+
+def _slots(pools: list[RecordPool], tiers: Tiers | int) -> tuple[list[PoolSlots], bool]:
+    """How the topmost tier is cut, and whether there is one below."""
+    if isinstance(tiers, int):
+        if isinstance(tiers, bool) or tiers < 1:
+            raise ConfigError(f"tiers is {tiers!r}; a number of rows must be positive")
+        if len(pools) != 1:
+            raise ConfigError(
+                f"the tables have {len(pools)} record layouts, which share no slots; pass te.Tiers "
+                "with a number of bytes, or one dim for all tables"
+            )
+        first = (-1,) * len(pools[0].members)
+        return [PoolSlots(first, 0, tiers, OVERFLOW_SLOTS)], True
+    if tiers.hbm is not None:
+        raise ConfigError("this version computes on the CPU: leave hbm out of te.Tiers")
+    if tiers.ddr is None:
+        raise ConfigError("on the CPU the topmost tier is DDR: pass te.Tiers(ddr=...)")
+    backed = tiers.ssd is not None
+    sizes = [pool.record_bytes for pool in pools]
+    cuts = allocate([p.tables for p in pools], sizes, tiers.ddr, backed=backed, tier="DDR")
+    return cuts, backed
+
+
+def _tables(
+    trace: Trace, pools: list[RecordPool], planners: list[Planner], replays: list[Replay]
+) -> dict[str, SimulatedCounts]:
+    found: dict[str, SimulatedCounts] = {}
+    for pool, planner, one in zip(pools, planners, replays, strict=True):
+        counts = planner.counts(pool.record_bytes)
+        for (name, _), c, cold in zip(pool.tables, counts, one.cold, strict=True):
+            found[name] = SimulatedCounts(**vars(c), cold=cold)
+    return {table.name: found[table.name] for table in trace.tables}
+
+
+def _sum(parts: Iterable[SimulatedCounts]) -> SimulatedCounts:
+    total = SimulatedCounts()
+    for part in parts:
+        total.add(part)
+    return total
+
+
+def _below(tables: Iterable[SimulatedCounts]) -> SimulatedCounts:
+    """The SSD tier under these tables: asked for every row that DDR stages, it has those that were
+    written back before, for every row that loses its slot was changed."""
+    return _sum(
+        SimulatedCounts(
+            lookups=ddr.staged,
+            unique=ddr.staged,
+            hits=ddr.staged - ddr.cold,
+            misses=ddr.cold,
+            staged=ddr.written_back,
+            bytes_in=ddr.bytes_out,
+            bytes_out=(ddr.staged - ddr.cold) * (ddr.bytes_in // max(1, ddr.staged)),
+            cold=ddr.cold,
+        )
+        for ddr in tables
+    )
+
+
+def _in_trace_order(pools: list[RecordPool], steps: list[list[I64]]) -> I64:
+    parts = [np.concatenate(kept) for kept in steps]
+    order = [t for pool in pools for t in pool.members]
+    joined = np.concatenate(parts, axis=1)
+    out = np.empty_like(joined)
+    out[:, order] = joined
+    return out

@@ -1,0 +1,227 @@
+"""A whole study of one trace: curves, policies at some sizes, bounds, tables. What a report shows.
+
+``study`` runs it; it is plain data, ``as_dict`` makes it JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import CapacityError, ConfigError
+from ..residency import POLICIES
+from ..traces.trace import Trace
+from .curve import CurveError, MissRatioCurve
+from .curves import Within, aet, che, lru_curve
+from .peers import PeerTrace, least_slots
+from .planner_replay import SimulatedCounts, replay
+from .policies import misses_of, policy_names
+from .records import Records
+from .sampling import shards
+
+__all__ = ["PolicyResult", "Study", "StudyOptions", "study", "table_rows"]
+
+PEER = "libcachesim:"
+Told = Callable[[str, int, int], None]  # what is done now, steps done, of all
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What to simulate.
+
+    sizes: in rows, or shares of the distinct rows below 1. policies: names of ``policies``.
+    estimates: also the curve's approximations, with their errors. lookahead, depth: of the
+    planner's policies. records: bytes of a row.
+    """
+
+    sizes: Sequence[float] = (0.01, 0.05, 0.1, 0.2)
+    policies: Sequence[str] = ("lru", "lfu", "s3fifo", "lookahead", "belady:batch")
+    lookahead: int = 32
+    depth: int = 2
+    within: Within = "batch"
+    estimates: bool = True
+    records: Records = field(default_factory=Records)
+
+    def __post_init__(self) -> None:
+        if not self.sizes or any(not size > 0 for size in self.sizes):
+            raise ConfigError(f"sizes are {list(self.sizes)}; pass rows, or shares below 1")
+
+
+@dataclass(frozen=True)
+class PolicyResult:
+    """One policy at the study's sizes; None where it has too little room to work.
+
+    counts: the topmost tier by size. tables: likewise, by table, where it is known.
+    """
+
+    policy: str
+    counts: list[SimulatedCounts | None]
+    tables: list[dict[str, SimulatedCounts]] = field(default_factory=list)
+
+    @property
+    def hit_rates(self) -> list[float | None]:
+        return [None if c is None else c.hit_rate for c in self.counts]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy,
+            "hit_rate": self.hit_rates,
+            "counts": [None if c is None else c.as_dict() for c in self.counts],
+            "tables": [{n: c.as_dict() for n, c in t.items()} for t in self.tables],
+        }
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was found. steps: batches. rows: distinct, by table. sizes: in rows."""
+
+    name: str
+    options: StudyOptions
+    steps: int
+    rows: dict[str, int]
+    record_bytes: int
+    sizes: list[int]
+    curve: MissRatioCurve
+    estimates: list[MissRatioCurve]
+    policies: list[PolicyResult]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.rows.values())
+
+    @property
+    def errors(self) -> dict[str, CurveError]:
+        """Of each estimate to the exact curve."""
+        return {curve.method: curve.error_to(self.curve) for curve in self.estimates}
+
+    def as_dict(self) -> dict[str, Any]:
+        grid = np.unique(np.geomspace(1, max(2, self.num_rows), 64).astype(np.int64))
+        return {
+            "trace": self.name,
+            "steps": self.steps,
+            "lookups": int(self.curve.lookups),
+            "unique": int(self.curve.unique),
+            "rows": self.rows,
+            "record_bytes": self.record_bytes,
+            "lookahead": self.options.lookahead,
+            "depth": self.options.depth,
+            "sizes": self.sizes,
+            "curve": self.curve.as_dict(grid),
+            "estimates": [
+                {**curve.as_dict(grid), "error": vars(self.errors[curve.method])}
+                for curve in self.estimates
+            ],
+            "policies": [p.as_dict() for p in self.policies],
+        }
+
+
+def study(
+    trace: Trace,
+    options: StudyOptions | None = None,
+    *,
+    name: str = "trace",
+    told: Told = lambda what, done, total: None,
+) -> Study:
+    """Simulates everything that the options ask for; ``told(what, done, total)`` follows.
+
+    Raises:
+        ConfigError: an unknown policy, tables of several record layouts, a trace without accesses.
+    """
+    options = options or StudyOptions()
+    _check_policies(options.policies)
+    pools = options.records.pools(trace.tables)
+    if len(pools) != 1:
+        raise ConfigError(
+            f"the tables have {len(pools)} record layouts, which share no slots; study those of "
+            "one dim at a time"
+        )
+    methods = ["shards"] if options.estimates else []
+    if options.estimates and options.within == "access":
+        methods += ["aet", "che"]  # they know no batches
+    total = 1 + len(methods) + len(options.policies)
+    told("exact curve", 0, total)
+    curve = lru_curve(trace, options.within)
+    if curve.lookups == 0:
+        raise ConfigError("the trace has no access; there is nothing to simulate")
+    rows = {table: round(c.cold) for table, c in curve.by_table.items()}
+    sizes = sorted({_rows_of(size, sum(rows.values())) for size in options.sizes})
+    estimates = []
+    for done, method in enumerate(methods, 1):
+        told(method, done, total)
+        estimates.append(_estimate(trace, method, options, sum(rows.values())))
+    found = []
+    peers = any(policy.startswith(PEER) for policy in options.policies)
+    with PeerTrace.of(trace) if peers else nullcontext() as written:
+        for done, policy in enumerate(options.policies, 1 + len(methods)):
+            told(policy, done, total)
+            found.append(_policy(trace, policy, sizes, options, written))
+    steps = sum(chunk.num_batches for chunk in trace.chunks())
+    told("done", total, total)
+    return Study(name, options, steps, rows, pools[0].record_bytes, sizes, curve, estimates, found)
+
+
+def _check_policies(policies: Sequence[str]) -> None:
+    for policy in policies:
+        if policy not in policy_names():
+            raise ConfigError(f"policy is {policy!r}; choose one of {', '.join(policy_names())}")
+
+
+def _rows_of(size: float, num_rows: int) -> int:
+    return max(1, round(size * num_rows) if size < 1 else round(size))
+
+
+def _estimate(trace: Trace, method: str, options: StudyOptions, num_rows: int) -> MissRatioCurve:
+    if method == "shards":
+        # At least some thousand rows, or the sample says little of a small trace.
+        rate = min(1.0, max(0.01, 8000 / max(1, num_rows)))
+        return shards(trace, rate, batched=options.within == "batch")
+    return aet(trace) if method == "aet" else che(trace)
+
+
+def _policy(
+    trace: Trace,
+    policy: str,
+    sizes: Sequence[int],
+    options: StudyOptions,
+    written: PeerTrace | None,
+) -> PolicyResult:
+    counts: list[SimulatedCounts | None] = []
+    tables: list[dict[str, SimulatedCounts]] = []
+    for size in sizes:
+        if policy in POLICIES:
+            result = replay(
+                trace, size, policy, options.lookahead, options.depth, records=options.records
+            )
+            counts.append(None if result.total.overflow else result.total)
+            tables.append(dict(result.tables))
+        elif written is not None and policy.startswith(PEER):
+            name = policy.removeprefix(PEER)
+            counts.append(written.counts(name, size) if size >= least_slots(name) else None)
+        else:
+            try:
+                counts.append(misses_of(trace, size, policy, depth=options.depth))
+            except CapacityError:
+                counts.append(None)
+    return PolicyResult(policy, counts, tables)
+
+
+def table_rows(found: Study) -> list[dict[str, Any]]:
+    """Per table, most lookups first: what it asks for, and what each size gives it under LRU."""
+    out = []
+    for table, curve in found.curve.by_table.items():
+        out.append(
+            {
+                "table": table,
+                "lookups": int(curve.lookups),
+                "unique": int(curve.unique),
+                "rows": found.rows[table],
+                "share": curve.lookups / max(1.0, found.curve.lookups),
+                "hit_rates": curve.hit_rate(found.sizes).tolist(),
+                "compulsory": 1 - curve.cold / max(1.0, curve.lookups),
+            }
+        )
+    return sorted(out, key=lambda row: -row["lookups"])

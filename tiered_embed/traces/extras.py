@@ -1,0 +1,25 @@
+"""Libraries of the extra ``sim``, imported where they are first used."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from tiered_embed.errors import ConfigError
+
+__all__ = ["require"]
+
+
+def require(module: str, purpose: str) -> ModuleType:
+    """Import ``module``; ``purpose`` ends the sentence "... is needed to".
+
+    Raises:
+        ConfigError: it is not installed; says how to get it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = module.partition(".")[0]
+        raise ConfigError(
+            f"{name} is needed to {purpose} ({error}); pip install 'tiered_embed[sim]'"
+        ) from error

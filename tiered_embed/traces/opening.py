@@ -1,0 +1,189 @@
+"""Opens any supported file as a trace; tells the format by content first, then by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tiered_embed.errors import ConfigError
+from tiered_embed.traces.checkins import HEADER as CHECKINS_HEADER
+from tiered_embed.traces.columns import Columns, csv_trace, parquet_trace
+from tiered_embed.traces.criteo import NUM_FIELDS as CRITEO_FIELDS
+from tiered_embed.traces.criteo import CriteoOptions
+from tiered_embed.traces.fbgemm import fbgemm_trace
+from tiered_embed.traces.files import COMPRESSED_SUFFIXES, StrPath, read_blocks
+from tiered_embed.traces.libcachesim import csv_requests_trace, oracle_general_trace
+from tiered_embed.traces.movielens import HEADER as MOVIELENS_HEADER
+from tiered_embed.traces.raw import Layout, layout_in_name, raw_trace
+from tiered_embed.traces.samples import checkins_trace, criteo_trace, movielens_trace
+from tiered_embed.traces.tet import MAGIC, read_tet
+from tiered_embed.traces.trace import Trace
+
+__all__ = ["Format", "TraceOptions", "find_format", "open_trace"]
+
+Format = Literal[
+    "auto",
+    "tet",
+    "criteo",
+    "movielens",
+    "checkins",
+    "csv",
+    "tsv",
+    "parquet",
+    "fbgemm",
+    "oracle_general",
+    "libcachesim_csv",
+    "raw",
+]
+
+_PICKLE_PROTOCOLS = range(2, 6)
+
+
+@dataclass(frozen=True)
+class TraceOptions:
+    """What the formats need beside a path; each takes its own.
+
+    batch: samples (or ids, where a sample is one) to a batch; formats with batches of their own
+    (``tet``, ``fbgemm``) keep theirs where it is None. columns: id columns of csv, tsv and parquet.
+    missing: the id of an empty field there. layout: of raw integers, where the name does not tell.
+    num_rows: rows per table name, where known (csv, tsv, parquet, raw). hashed_rows: rows of every
+    Criteo table; raw 32-bit values where None. object_column: of libCacheSim's csv, from 1.
+    """
+
+    batch: int | None = None
+    columns: Columns | None = None
+    missing: int | None = None
+    layout: Layout | None = None
+    num_rows: Mapping[str, int | None] | None = None
+    hashed_rows: int | None = None
+    object_column: int = 2
+
+    @property
+    def samples(self) -> int:
+        return 1024 if self.batch is None else self.batch
+
+
+def open_trace(
+    path: StrPath | Sequence[StrPath],
+    format: Format = "auto",
+    options: TraceOptions | None = None,
+    *,
+    batch: int | None = None,
+    columns: Columns | None = None,
+) -> Trace:
+    """Return the trace in ``path``.
+
+    Args:
+        path: a file, plain or compressed; several for ``criteo`` and ``fbgemm``.
+        format: what it is; ``"auto"`` looks into it and at its name.
+        options: all that a format may need; ``batch`` and ``columns`` are short for two of them.
+
+    Raises:
+        ConfigError: an unknown format, an option that is missing, a pickle; what the reader raises.
+        CorruptionError, IdRangeError: as the reader.
+        OSError: the file cannot be read.
+    """
+    chosen = options or TraceOptions()
+    if batch is not None:
+        chosen = replace(chosen, batch=batch)
+    if columns is not None:
+        chosen = replace(chosen, columns=columns)
+    if format not in get_args(Format):
+        raise ConfigError(f"format must be one of {', '.join(get_args(Format))}, got {format!r}")
+    paths = (path,) if isinstance(path, str | os.PathLike) else tuple(path)
+    if not paths:
+        raise ConfigError("no file was given; pass at least one")
+    found = find_format(paths[0]) if format == "auto" else format
+    if len(paths) > 1 and found not in ("criteo", "fbgemm"):
+        raise ConfigError(f"{found} traces are one file each, got {len(paths)}")
+    return _open(paths, found, chosen)
+
+
+def _open(paths: Sequence[StrPath], found: Format, options: TraceOptions) -> Trace:
+    path, batch = paths[0], options.samples
+    if found in ("tet", "fbgemm"):
+        trace = read_tet(path) if found == "tet" else fbgemm_trace(paths)
+        return trace if options.batch is None else trace.rebatch(options.batch)
+    if found == "criteo":
+        return criteo_trace(paths, CriteoOptions(batch, options.hashed_rows))
+    if found == "movielens":
+        return movielens_trace(path, batch)
+    if found == "checkins":
+        return checkins_trace(path, batch)
+    if found == "oracle_general":
+        return oracle_general_trace(path, batch)
+    if found == "libcachesim_csv":
+        return csv_requests_trace(path, batch, object_column=options.object_column)
+    if found == "raw":
+        sizes = options.num_rows or {}
+        return raw_trace(path, options.layout, batch, num_rows=sizes.get("table"))
+    return _open_columns(path, found, options)
+
+
+def _open_columns(path: StrPath, found: Format, options: TraceOptions) -> Trace:
+    if options.columns is None:
+        raise ConfigError(
+            f"{os.fspath(path)}: a {found} file needs the names of its id columns; pass columns="
+        )
+    shared: dict[str, Any] = {"missing": options.missing, "num_rows": options.num_rows}
+    if found == "parquet":
+        return parquet_trace(path, options.columns, options.samples, **shared)
+    separator = "\t" if found == "tsv" else ","
+    return csv_trace(path, options.columns, options.samples, separator=separator, **shared)
+
+
+def find_format(path: StrPath) -> Format:
+    """Return the format of a file by its first bytes, else by its name.
+
+    Raises:
+        ConfigError: a pickle, or nothing that is known.
+        OSError: the file cannot be read.
+    """
+    start = next(read_blocks(path), b"")
+    name = Path(path).name
+    for suffix in COMPRESSED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    suffix = Path(name).suffix.lower()
+    if start.startswith(MAGIC) or suffix == ".tet":
+        return "tet"
+    if start.startswith(b"PAR1"):
+        return "parquet"
+    if start.startswith(b"PK\x03\x04") and suffix in (".pt", ".pth", ".bin"):
+        return "fbgemm"
+    if layout_in_name(name) is not None:
+        return "raw"
+    if "oraclegeneral" in name.lower():
+        return "oracle_general"
+    if start[:1] == b"\x80" and start[1:2] and start[1] in _PICKLE_PROTOCOLS:
+        if suffix in (".pt", ".pth"):
+            return "fbgemm"  # torch's old format; its restricted loader judges what is in it
+        raise ConfigError(
+            f"{os.fspath(path)}: byte 0 begins a Python pickle (protocol {start[1]}); pickles can"
+            " run code and are not read: save the ids as .tet, Parquet or raw integers"
+        )
+    return _text_format(path, start, suffix)
+
+
+def _text_format(path: StrPath, start: bytes, suffix: str) -> Format:
+    line = start.partition(b"\n")[0].rstrip(b"\r")
+    if line == ",".join(MOVIELENS_HEADER).encode():
+        return "movielens"
+    if line == "\t".join(CHECKINS_HEADER).encode():
+        return "checkins"
+    if line.count(b"\t") == CRITEO_FIELDS - 1 and line[:2] in (b"0\t", b"1\t"):
+        return "criteo"
+    by_name: dict[str, Format] = {
+        ".csv": "csv",
+        ".tsv": "tsv",
+        ".parquet": "parquet",
+        ".pt": "fbgemm",
+    }
+    if suffix in by_name:
+        return by_name[suffix]
+    raise ConfigError(
+        f"{os.fspath(path)}: starts with {start[:16]!r} and the name tells no format; pass format="
+        f" one of {', '.join(get_args(Format)[1:])}"
+    )

@@ -1,0 +1,304 @@
+r"""Our trace file, ``.tet``: compact, in checksummed chunks, written and read in bounded memory.
+
+Version 1, all numbers little-endian, CRC being CRC-32 as in zlib:
+
+=========  =========================================================================================
+header     ``89 54 45 54 0D 0A 1A 0A`` ("\x89TET\r\n\x1a\n"); u32 version; u32 bytes of JSON; the
+           JSON ``{"tables": [{"name": str, "num_rows": int or null}, ...]}``; u32 CRC of all that
+chunk      u8 codec (0 as is, 1 zlib, 2 zstd); u32 batches; u64 ids; u64 bytes of columns; u64 bytes
+           as stored; the columns (``tet_columns``), stored so; u32 CRC of all that
+index      per chunk u64 place in the file, u32 batches, u64 ids; then u32 CRC of it
+trailer    u64 place of the index; u32 chunks; u64 batches; u64 ids; u32 CRC of these; then
+           ``54 45 54 45 4E 44 0D 0A`` ("TETEND\r\n")
+=========  =========================================================================================
+
+A file without its trailer was never finished, or was cut off: it is refused. Nothing in it is ever
+executed. Readers accept every version that was released; a golden file in the tests holds each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Literal, get_args
+
+from tiered_embed.errors import ConfigError, CorruptionError
+from tiered_embed.traces.chunk import TraceChunk, TraceTable
+from tiered_embed.traces.extras import require
+from tiered_embed.traces.files import StrPath
+from tiered_embed.traces.tet_columns import Damage, decode_chunk, encode_chunk
+from tiered_embed.traces.trace import Trace
+
+__all__ = ["MAGIC", "Codec", "TraceWriter", "read_tet", "write_tet"]
+
+Codec = Literal["auto", "none", "zlib", "zstd"]
+
+MAGIC = b"\x89TET\r\n\x1a\n"
+VERSION = 1
+_END = b"TETEND\r\n"
+_START = struct.Struct("<8sII")
+_CHUNK = struct.Struct("<BIQQQ")
+_ENTRY = struct.Struct("<QIQ")
+_TRAILER = struct.Struct("<QIQQI8s")
+_CRC = struct.Struct("<I")
+_CODECS = ("none", "zlib", "zstd")
+_CHUNK_LIMIT_BYTES = 1 << 33
+_HEADER_LIMIT_BYTES = 1 << 26
+
+
+class TraceWriter:
+    """Writes one trace; the file appears under its name when it is closed, whole.
+
+    Args:
+        codec: ``"auto"`` is zstd where zstandard is installed, else zlib.
+
+    As a context manager it closes at the end and removes what it wrote after an error.
+
+    Raises:
+        ConfigError: an unknown codec, or zstd without the extra ``sim``.
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: StrPath, tables: Sequence[TraceTable], codec: Codec = "auto") -> None:
+        self._codec, self._compress = _compressor(codec)
+        self.path = Path(path)
+        self.num_batches = 0
+        self.num_accesses = 0
+        self._num_tables = len(tables)
+        self._index: list[tuple[int, int, int]] = []
+        self._part = self.path.with_name(self.path.name + ".part")
+        self._file: IO[bytes] = self._part.open("wb")
+        described = [{"name": table.name, "num_rows": table.num_rows} for table in tables]
+        text = json.dumps({"tables": described}).encode()
+        self._write(_START.pack(MAGIC, VERSION, len(text)) + text)
+
+    def write(self, chunk: TraceChunk) -> None:
+        """Append a chunk of all the tables."""
+        assert len(chunk.table_ids) == self._num_tables
+        columns = encode_chunk(chunk)
+        stored = self._compress(columns)
+        self._index.append((self._file.tell(), chunk.num_batches, chunk.num_ids))
+        head = _CHUNK.pack(self._codec, chunk.num_batches, chunk.num_ids, len(columns), len(stored))
+        self._write(head + stored)
+        self.num_batches += chunk.num_batches
+        self.num_accesses += chunk.num_ids
+
+    def close(self) -> None:
+        """Write the index and the trailer, and give the file its name; idempotent."""
+        if self._file.closed:
+            return
+        place = self._file.tell()
+        self._write(b"".join(_ENTRY.pack(*entry) for entry in self._index))
+        trailer = _TRAILER.pack(
+            place, len(self._index), self.num_batches, self.num_accesses, 0, _END
+        )
+        self._file.write(_sealed_trailer(trailer))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._part.replace(self.path)
+
+    def abort(self) -> None:
+        """Remove what was written; idempotent."""
+        if not self._file.closed:
+            self._file.close()
+            self._part.unlink(missing_ok=True)
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.abort()
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.write(_CRC.pack(zlib.crc32(data)))
+
+
+def write_tet(
+    trace: Trace,
+    path: StrPath,
+    codec: Codec = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write ``trace`` to ``path``; an existing file is replaced once the new one is whole.
+
+    ``progress`` is called with the accesses of each chunk. Raises as ``TraceWriter`` and as the
+    trace's own reader.
+    """
+    with TraceWriter(path, trace.tables, codec) as writer:
+        for chunk in trace.chunks():
+            writer.write(chunk)
+            if progress is not None:
+                progress(chunk.num_ids)
+
+
+def read_tet(path: StrPath) -> Trace:
+    """Return the trace of a ``.tet`` file; every pass reads and checks it anew.
+
+    Raises:
+        CorruptionError: wrong magic, a file cut off, or bytes that do not match their checksum,
+            with their place; also while reading the chunks.
+        ConfigError: a version of a later release; zstd chunks without the extra ``sim``.
+        OSError: the file cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        tables, first = _read_header(path, file, size)
+        index, num_batches, num_accesses = _read_index(path, file, size, first)
+
+    def chunks() -> Iterator[TraceChunk]:
+        with Path(path).open("rb") as file:
+            for i, entry in enumerate(index):
+                yield _read_chunk(path, file, i, entry, len(tables))
+
+    return Trace(tables, chunks, num_batches=num_batches, num_accesses=num_accesses)
+
+
+def _corrupt(path: StrPath, at: int, fact: str) -> CorruptionError:
+    return CorruptionError(
+        f"{os.fspath(path)}: at byte {at}: {fact}; fetch or record the trace again"
+    )
+
+
+def _read_header(path: StrPath, file: IO[bytes], size: int) -> tuple[list[TraceTable], int]:
+    start = file.read(_START.size)
+    if start[: len(MAGIC)] != MAGIC:
+        raise _corrupt(path, 0, f"starts with {start[: len(MAGIC)]!r}, not with {MAGIC!r}")
+    if len(start) < _START.size:
+        raise _corrupt(path, len(start), f"cut off inside the header ({size} bytes)")
+    _, version, num_text = _START.unpack(start)
+    if num_text > min(size, _HEADER_LIMIT_BYTES):
+        raise _corrupt(path, 12, f"a header of {num_text} bytes in a file of {size}")
+    text, crc = file.read(num_text), file.read(_CRC.size)
+    if len(crc) < _CRC.size or _CRC.unpack(crc)[0] != zlib.crc32(start + text):
+        raise _corrupt(path, 0, "the header does not match its checksum")
+    if version != VERSION:
+        raise ConfigError(
+            f"{os.fspath(path)}: version {version} of the format; this release reads {VERSION}:"
+            " upgrade tiered_embed"
+        )
+    try:
+        described = json.loads(text)["tables"]
+        tables = [TraceTable(str(each["name"]), each["num_rows"]) for each in described]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _corrupt(path, _START.size, f"the tables cannot be read ({error})") from error
+    return tables, file.tell()
+
+
+def _read_index(
+    path: StrPath, file: IO[bytes], size: int, first: int
+) -> tuple[list[tuple[int, int, int]], int, int]:
+    at = size - _TRAILER.size
+    if at < first:
+        raise _corrupt(path, size, "the file is cut off: it ends before its trailer")
+    file.seek(at)
+    trailer = file.read(_TRAILER.size)
+    place, num_chunks, num_batches, num_accesses, _, end = _TRAILER.unpack(trailer)
+    if end != _END:
+        raise _corrupt(path, size, "the file is cut off or was never finished: no trailer")
+    if _sealed_trailer(trailer) != trailer:
+        raise _corrupt(path, at, "the trailer does not match its checksum")
+    num_bytes = num_chunks * _ENTRY.size
+    if place < first or place + num_bytes + _CRC.size != at:
+        raise _corrupt(path, at, f"an index of {num_chunks} chunks at byte {place}")
+    file.seek(place)
+    data, crc = file.read(num_bytes), file.read(_CRC.size)
+    if _CRC.unpack(crc)[0] != zlib.crc32(data):
+        raise _corrupt(path, place, "the index does not match its checksum")
+    index = list(_ENTRY.iter_unpack(data))
+    if index and index[0][0] != first:
+        raise _corrupt(path, first, f"the first chunk is said to be at byte {index[0][0]}")
+    totals = sum(entry[1] for entry in index), sum(entry[2] for entry in index)
+    if totals != (num_batches, num_accesses):
+        raise _corrupt(
+            path, at, f"chunks hold {totals}, the trailer says {num_batches, num_accesses}"
+        )
+    return index, num_batches, num_accesses
+
+
+def _read_chunk(
+    path: StrPath, file: IO[bytes], i: int, entry: tuple[int, int, int], num_tables: int
+) -> TraceChunk:
+    place, num_batches, num_ids = entry
+    file.seek(place)
+    head = file.read(_CHUNK.size)
+    if len(head) < _CHUNK.size:
+        raise _corrupt(path, place, f"chunk {i} is cut off")
+    codec, batches, ids, num_columns, num_stored = _CHUNK.unpack(head)
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    if num_stored > left or num_columns > _CHUNK_LIMIT_BYTES:
+        raise _corrupt(path, place, f"chunk {i} of {num_stored} bytes, where {left} are left")
+    stored, crc = file.read(num_stored), file.read(_CRC.size)
+    if len(crc) < _CRC.size or _CRC.unpack(crc)[0] != zlib.crc32(stored, zlib.crc32(head)):
+        raise _corrupt(path, place, f"chunk {i} does not match its checksum")
+    try:
+        chunk = decode_chunk(_decompress(path, codec, stored, num_columns), num_tables)
+    except Damage as damage:
+        raise _corrupt(path, place, f"chunk {i}: {damage}") from damage
+    if (num_batches, num_ids) != (batches, ids) or (chunk.num_batches, chunk.num_ids) != (
+        batches,
+        ids,
+    ):
+        raise _corrupt(path, place, f"chunk {i} is not the one that the index names")
+    return chunk
+
+
+def _compressor(codec: Codec) -> tuple[int, Callable[[bytes], bytes]]:
+    if codec not in get_args(Codec):
+        raise ConfigError(f"codec must be one of {', '.join(get_args(Codec))}, got {codec!r}")
+    if codec == "none":
+        return 0, bytes
+    if codec == "auto":
+        try:
+            return _compressor("zstd")
+        except ConfigError:
+            return _compressor("zlib")
+    if codec == "zlib":
+        return 1, lambda data: zlib.compress(data, 1)
+    zstandard = require("zstandard", "write zstd chunks")
+    return 2, zstandard.ZstdCompressor(level=3, write_content_size=True).compress
+
+
+def _decompress(path: StrPath, codec: int, stored: bytes, num_bytes: int) -> bytes:
+    """Raises Damage where ``stored`` is not ``num_bytes`` bytes in that codec."""
+    if codec >= len(_CODECS):
+        raise Damage(f"codec {codec} is unknown")
+    if codec == 0:
+        data = stored
+    elif codec == 1:
+        unpacker = zlib.decompressobj()
+        try:
+            data = unpacker.decompress(stored, num_bytes + 1)
+        except zlib.error as error:
+            raise Damage(f"zlib: {error}") from error
+    else:
+        zstandard = require("zstandard", f"read {os.fspath(path)}")
+        try:
+            if zstandard.get_frame_parameters(stored).content_size != num_bytes:
+                raise Damage("the zstd frame has another size")
+            data = zstandard.ZstdDecompressor().decompress(stored, num_bytes)
+        except zstandard.ZstdError as error:
+            raise Damage(f"zstd: {error}") from error
+    if len(data) != num_bytes:
+        raise Damage(f"{len(data)} bytes of columns where {num_bytes} are expected")
+    return data
+
+
+def _sealed_trailer(trailer: bytes) -> bytes:
+    """The trailer with the checksum of its numbers in place."""
+    numbers = trailer[: -len(_END) - _CRC.size]
+    return numbers + _CRC.pack(zlib.crc32(numbers)) + _END
