@@ -421,6 +421,20 @@ int64_t first_bad_id(const int64_t* ids, int64_t n, int64_t num_rows) {
   return -1;
 }
 
+bool are_bag_bounds(const int64_t* bounds, int64_t n, int64_t num_ids) {
+  if (n < 1 || bounds[0] != 0 || bounds[n - 1] != num_ids) return false;
+  int64_t bad = 0;  // negative: a bound below 0, above num_ids, or below the one before it
+  for (int64_t i = 1; i < n && bad >= 0; i += 1024) {
+    const int64_t end = std::min(n, i + 1024);
+    for (int64_t k = i; k < end; ++k) {
+      const uint64_t bound = static_cast<uint64_t>(bounds[k]);
+      bad |= static_cast<int64_t>(bound | (static_cast<uint64_t>(num_ids) - bound) |
+                                  (bound - static_cast<uint64_t>(bounds[k - 1])));
+    }
+  }
+  return bad >= 0;
+}
+
 bool plan_matches(const StepPlan& plan, const std::vector<Segment>& segments) {
   size_t n = 0;
   for (const Segment& s : segments) n += static_cast<size_t>(s.num_ids);

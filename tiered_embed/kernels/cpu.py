@@ -7,7 +7,7 @@ definitions. Legend: ``N`` occurrences, ``U`` unique rows, ``F`` features, ``B``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,6 @@ POOLINGS = {"sum": 0, "mean": 1, "max": 2}
 _KINDS = {name: kind for kind, name in enumerate(_native.optimizer_names())}
 
 
-@dataclass(frozen=True)
 class Bags:
     """How a pool's occurrences make bags.
 
@@ -35,20 +34,22 @@ class Bags:
     fills and its update reads, or None. bags_per_feature: B.
     """
 
-    layout: _native.BagLayout
-    offsets: npt.NDArray[np.int64] | None
-    sample_weights: F32 | None
-    bags_per_feature: int
-    winners: npt.NDArray[np.int32] | None = None
+    __slots__ = ("native", "offsets", "sample_weights")
 
-    def native(self) -> _native.BatchBags:
-        return _native.BatchBags(
-            self.layout, self.offsets, self.sample_weights, self.winners, self.bags_per_feature
-        )
+    def __init__(
+        self,
+        layout: _native.BagLayout,
+        offsets: npt.NDArray[np.int64] | None,
+        sample_weights: F32 | None,
+        bags_per_feature: int,
+        winners: npt.NDArray[np.int32] | None = None,
+    ) -> None:
+        self.offsets = offsets
+        self.sample_weights = sample_weights
+        self.native = _native.BatchBags(layout, offsets, sample_weights, winners, bags_per_feature)
 
 
-@dataclass(frozen=True)
-class UpdateOptions:
+class UpdateOptions(NamedTuple):
     """What one update does beside the optimizer's formula.
 
     step: from 1. scale: of a gradient scaler. by_frequency: rows' gradients are divided by their
@@ -85,13 +86,13 @@ class CpuKernel:
 
     def lookup(self, plan: _native.StepPlan, bags: Bags, out: F32) -> None:
         """Writes the pooled rows into this pool's columns of ``out`` (B, total columns)."""
-        _native.lookup(self._records, plan, bags.native(), out, self._num_threads)
+        _native.lookup(self._records, plan, bags.native, out, self._num_threads)
 
     def lookup_rows(
         self, weights: F32, inverse: npt.NDArray[np.int32], bags: Bags, out: F32
     ) -> None:
         """As :meth:`lookup`, from ``weights`` (U, D) outside the tier; ``inverse`` (N,)."""
-        _native.lookup_rows(weights, inverse, bags.native(), out, self._num_threads)
+        _native.lookup_rows(weights, inverse, bags.native, out, self._num_threads)
 
     def update(
         self,
@@ -105,7 +106,7 @@ class CpuKernel:
         _native.update(
             self._records,
             plan,
-            bags.native(),
+            bags.native,
             grad,
             self._spec(optimizer, options),
             self._num_threads,
@@ -116,7 +117,7 @@ class CpuKernel:
     def row_gradients(self, plan: _native.StepPlan, bags: Bags, grad: F32) -> F32:
         """Each unique row's summed gradient, (U, D)."""
         rows = np.empty((len(plan.slots), self._dim), np.float32)
-        _native.row_gradients(plan, bags.native(), grad, rows, self._num_threads)
+        _native.row_gradients(plan, bags.native, grad, rows, self._num_threads)
         return rows
 
     def condition(
@@ -136,7 +137,7 @@ class CpuKernel:
         """Gradient of every occurrence's weight, (N,)."""
         out = np.empty(len(plan.inverse), np.float32)
         _native.sample_weight_gradient(
-            self._records, plan, bags.native(), grad, out, self._num_threads
+            self._records, plan, bags.native, grad, out, self._num_threads
         )
         return out
 

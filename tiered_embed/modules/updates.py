@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 _log = logging.getLogger("tiered_embed")
 
 
-@dataclass(frozen=True)
-class PoolGradient:
+class PoolGradient(NamedTuple):
     """One pool's part of a backward: its plan's bags and their gradient, shaped like the output."""
 
     pool: Pool
