@@ -19,6 +19,7 @@ class TooManyHeld(RuntimeError): ...
 class StepPlan:
     number: int
     overflow: int
+    num_ids: int
     keys: I64
     tables: I16
     slots: I32

@@ -39,6 +39,7 @@ void bind_residency(nb::module_& m) {
   nb::class_<StepPlan>(m, "StepPlan")
       .def_ro("number", &StepPlan::number)
       .def_ro("overflow", &StepPlan::overflow)
+      .def_prop_ro("num_ids", [](const StepPlan& plan) { return plan.inverse.size(); })
       .def_prop_ro("keys", array_of(&StepPlan::keys))
       .def_prop_ro("tables", array_of(&StepPlan::tables))
       .def_prop_ro("slots", array_of(&StepPlan::slots))

@@ -241,17 +241,20 @@ void Planner::evict(RowHandle r, StepPlan* plan) {
 
 void Planner::settle(Planned* planned) {
   if (!planned->updated || planned->settled) return;
+  planned->settled = true;
+  if (all_whole_ && num_whole_dirty_ == options_.whole_slots) return;
   for (size_t u = 0; u < planned->handles.size(); ++u) {
     const RowHandle r = planned->handles[u];
     if (!all_whole_) prefetch_row(planned->handles, u);
     if (r & kWhole) {
       prefetch_flag(planned->handles, u);
-      whole_flags_[r & ~kWhole] |= kDirty;
+      uint8_t& flags = whole_flags_[r & ~kWhole];
+      num_whole_dirty_ += (flags & kDirty) == 0;
+      flags |= kDirty;
     } else {
       rows_[r].dirty = 1;
     }
   }
-  planned->settled = true;
 }
 
 void Planner::unpin(Planned* planned) {
@@ -366,6 +369,7 @@ void Planner::mark_clean() {
       ++counts_[t].written_back;
     }
   }
+  num_whole_dirty_ = 0;
   rows_.for_each([&](Row& row) {
     if (row.slot >= 0) counts_[row.table].written_back += row.dirty;
     row.dirty = 0;

@@ -189,6 +189,7 @@ class Planner {
   VirtualArray<uint32_t> whole_marks_;  // by slot
   VirtualArray<uint8_t> whole_flags_;   // by slot: kResident, kDirty
   int64_t num_whole_resident_ = 0;
+  int64_t num_whole_dirty_ = 0;
 
   int64_t fresh_slot_;               // next never-used cached slot
   std::vector<int32_t> free_slots_;  // cached slots given back

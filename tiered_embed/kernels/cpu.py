@@ -83,6 +83,7 @@ class CpuKernel:
         self._num_threads = num_threads
         self._rounding_seed = rounding_seed
         self._table_words = [] if table_words is None else table_words.tolist()
+        self._made: tuple[Optimizer, tuple[object, ...], _native.StepSpec] | None = None
 
     def lookup(self, plan: _native.StepPlan, bags: Bags, out: F32) -> None:
         """Writes the pooled rows into this pool's columns of ``out`` (B, total columns)."""
@@ -153,9 +154,14 @@ class CpuKernel:
         self, optimizer: Optimizer, options: UpdateOptions, *, clip: bool = True
     ) -> _native.StepSpec:
         seed = self._rounding_seed
-        return _native.StepSpec(
+        hyper = optimizer.hyper(options.step)
+        # Many optimizers have the same scalars at every step.
+        what = (hyper, options.scale, options.by_frequency, clip)
+        if seed is None and self._made and self._made[0] is optimizer and self._made[1] == what:
+            return self._made[2]
+        spec = _native.StepSpec(
             _KINDS[optimizer.kernel],
-            list(optimizer.hyper(options.step)),
+            list(hyper),
             by_frequency=options.by_frequency,
             scale=options.scale,
             clip_value=_limit(optimizer.clip_value if clip else None),
@@ -165,6 +171,8 @@ class CpuKernel:
             rounding_key=None if seed is None else rounding_key(seed, options.step),
             table_words=self._table_words,
         )
+        self._made = optimizer, what, spec
+        return spec
 
 
 def _limit(value: float | None) -> float:

@@ -158,7 +158,7 @@ class Updates:
         if self._on_nonfinite == "allow" and self.grad_scaler is None:
             return True
         for p in parts:
-            bound = p.pool.kernel.largest_magnitude(p.grad) * len(p.lease.plan.inverse)
+            bound = p.pool.kernel.largest_magnitude(p.grad) * p.lease.plan.num_ids
             if p.bags.sample_weights is not None:
                 bound *= p.pool.kernel.largest_magnitude(p.bags.sample_weights[None, :])
             if not bound < FLOAT32_MAX:
