@@ -369,7 +369,9 @@ class Pipeline:
             self._post(job)
 
     def _nothing_queued(self) -> bool:
-        return self._last is None or self._last.done()
+        if self._last is not None and self._last.done():
+            self._last = None
+        return self._last is None
 
     def _run_here(self, job: Callable[[], T]) -> Future[T]:
         if self._last is not None:
@@ -432,8 +434,10 @@ class Pipeline:
             return
         number = lease.plan.number
         self._post_brief(lambda: self.planner.release(number, updated=updated))
-        self._held = [(n, held) for n, held in self._held if held is not lease]
-        self._advance()
+        if self._held:
+            self._held = [(n, held) for n, held in self._held if held is not lease]
+        if self._ahead:
+            self._advance()
 
     def _settle_dropped(self) -> None:
         while self._dropped:

@@ -19,8 +19,8 @@ template <typename T>
 using View = nb::ndarray<nb::numpy, T, nb::ndim<1>>;
 
 // A read-only NumPy view of memory that `owner` keeps alive.
-template <typename T>
-View<const T> view(const std::vector<T>& v, nb::handle owner) {
+template <typename T, typename Allocator>
+View<const T> view(const std::vector<T, Allocator>& v, nb::handle owner) {
   return View<const T>(v.data(), {v.size()}, owner);
 }
 

@@ -39,6 +39,7 @@ void bind_residency(nb::module_& m) {
   nb::class_<StepPlan>(m, "StepPlan")
       .def_ro("number", &StepPlan::number)
       .def_ro("overflow", &StepPlan::overflow)
+      .def_prop_ro("num_ids", [](const StepPlan& plan) { return plan.inverse.size(); })
       .def_prop_ro("keys", array_of(&StepPlan::keys))
       .def_prop_ro("tables", array_of(&StepPlan::tables))
       .def_prop_ro("slots", array_of(&StepPlan::slots))
@@ -147,6 +148,17 @@ void bind_residency(nb::module_& m) {
   m.def("first_bad_id", [](Ids ids, int64_t num_rows) {
     nb::gil_scoped_release nogil;
     return first_bad_id(ids.data(), static_cast<int64_t>(ids.size()), num_rows);
+  });
+
+  m.def("bag_bounds", [](Ids offsets, int64_t num_ids, bool complete) -> nb::object {
+    std::vector<int64_t> bounds;
+    bounds.reserve(offsets.size() + 1);
+    bounds.assign(offsets.data(), offsets.data() + offsets.size());
+    if (!complete) bounds.push_back(num_ids);
+    if (!are_bag_bounds(bounds.data(), static_cast<int64_t>(bounds.size()), num_ids)) {
+      return nb::none();
+    }
+    return nb::cast(own(std::move(bounds)));
   });
 }
 

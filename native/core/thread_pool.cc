@@ -16,6 +16,7 @@ namespace te {
 namespace {
 
 constexpr int kMaxWorkers = 256;
+constexpr int kSpins = 1000;  // some 20 us: less than it takes to sleep and be woken
 
 // One loop. It lives until the last worker that saw it has let go of it.
 struct Loop {
@@ -83,6 +84,12 @@ class Pool {
   int num_workers_ = 0;                      // guarded by mutex_
 };
 
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
 // Never destroyed: workers may still wait on it while the process exits. A child after fork has
 // no workers, so it gets a pool of its own.
 Pool& pool() {
@@ -109,6 +116,8 @@ void parallel_for(int64_t num_blocks, int num_threads, const std::function<void(
   auto loop = std::make_shared<Loop>(num_blocks, &fn);
   pool().offer(loop, helpers);
   loop->run();
+  // The others are in their last blocks.
+  for (int i = 0; i < kSpins && loop->finished.load() != num_blocks; ++i) relax();
   std::unique_lock<std::mutex> lock(loop->mutex);
   loop->done.wait(lock, [&] { return loop->finished.load() == num_blocks; });
   // Moved out: a worker that lets go of the loop later must not be the one to destroy it.

@@ -12,6 +12,7 @@ namespace te {
 namespace {
 
 constexpr int64_t kChunk = 256;
+constexpr int64_t kFewIds = 16384;
 
 struct Isa {
   const char* name;
@@ -73,12 +74,19 @@ GradientRows gradient_rows(const Bags& bags, const float* grad, int64_t dim, int
     out.base = out.own.get();
   }
   const int64_t block = 512;
-  parallel_for((num_bags + block - 1) / block, num_threads, [&](int64_t n) {
-    for (int64_t bag = n * block; bag < std::min(num_bags, (n + 1) * block); ++bag) {
-      const int64_t feature = bag / bags.bags_per_feature;
+  // Addresses alone are written sooner than a worker wakes.
+  const int helpers = any_own || bags.num_ids > kFewIds ? num_threads : 1;
+  parallel_for((num_bags + block - 1) / block, helpers, [&](int64_t n) {
+    int64_t feature = n * block / bags.bags_per_feature;
+    int64_t within = n * block % bags.bags_per_feature;
+    for (int64_t bag = n * block; bag < std::min(num_bags, (n + 1) * block); ++bag, ++within) {
+      if (within == bags.bags_per_feature) {
+        ++feature;
+        within = 0;
+      }
       const int64_t first = bags.offsets ? bags.offsets[bag] : bag;
       const int64_t last = bags.offsets ? bags.offsets[bag + 1] : bag + 1;
-      int64_t at = (bag % bags.bags_per_feature) * bags.row_stride + bags.columns[feature];
+      int64_t at = within * bags.row_stride + bags.columns[feature];
       if (bags.pooling[feature] == Pooling::kMax) {
         for (int64_t i = first; i < last; ++i) {
           out.bag_of[i] = (num_bags + i) * dim;
@@ -109,7 +117,7 @@ void for_groups(const Bags& bags, const Groups& groups, const GradientRows& rows
   const int64_t limit = num_threads > 1
                             ? std::max<int64_t>(16 * kChunk, bags.num_ids / (8 * num_threads))
                             : INT64_MAX;
-  const int64_t work_per_block = 2048;
+  const int64_t work_per_block = 1024;
   struct Range {
     int64_t begin, end;
   };
@@ -163,7 +171,7 @@ void lookup(const Records& records, const Bags& bags, float* out, int num_thread
   const KernelTable& k = kernels();
   const int64_t num_bags = bags.num_features * bags.bags_per_feature;
   const int64_t ids_per_bag = bags.num_ids / std::max<int64_t>(num_bags, 1) + 1;
-  const int64_t block = std::max<int64_t>(1, 2048 / ids_per_bag);
+  const int64_t block = std::max<int64_t>(1, 1024 / ids_per_bag);
   parallel_for((num_bags + block - 1) / block, num_threads, [&](int64_t n) {
     k.lookup(records, bags, n * block, std::min(num_bags, (n + 1) * block), out);
   });
@@ -262,7 +270,8 @@ float largest_magnitude(const float* x, int64_t n, int num_threads) {
   const int64_t block = int64_t{1} << 16;
   const int64_t num_blocks = (n + block - 1) / block;
   std::vector<uint32_t> most(static_cast<size_t>(num_blocks));
-  parallel_for(num_blocks, num_threads, [&](int64_t i) {
+  // A few blocks are read sooner than a worker wakes.
+  parallel_for(num_blocks, num_blocks > 4 ? num_threads : 1, [&](int64_t i) {
     most[static_cast<size_t>(i)] = k.largest(x + i * block, std::min(block, n - i * block));
   });
   uint32_t bits = 0;

@@ -11,7 +11,7 @@ constexpr uint8_t kDirty = 2;
 constexpr uint32_t kForgetBehind = 1u << 22;  // positions; 16 MiB of chain
 
 // Groups occurrences by row: a counting sort, stable, so that batch order holds within a row.
-void group_by_row(const std::vector<int32_t>& inverse, StepPlan* plan) {
+void group_by_row(const PlainVector<int32_t>& inverse, StepPlan* plan) {
   const size_t num_unique = plan->keys.size();
   // Counts at u + 2 become starts at u + 1, and those the cursors that end as the next row's start.
   plan->group_start.assign(num_unique + 2, 0);
@@ -29,6 +29,8 @@ void group_by_row(const std::vector<int32_t>& inverse, StepPlan* plan) {
 
 Planner::Planner(PlannerOptions options)
     : options_(std::move(options)),
+      all_whole_(std::all_of(options_.tables.begin(), options_.tables.end(),
+                             [](const TableShape& t) { return t.first_slot >= 0; })),
       rows_(static_cast<size_t>(options_.cached_slots)),
       policy_(make_policy(options_.policy, {&rows_, options_.whole_slots, options_.cached_slots,
                                             options_.overflow_slots})),
@@ -97,7 +99,7 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
 
   // Pin what is resident first, so that no row of this batch passes through the policy.
   const bool whole_resident = num_whole_resident_ == options_.whole_slots;
-  for (size_t u = 0; u < num_unique; ++u) {
+  for (size_t u = 0; u < num_unique && !(all_whole_ && whole_resident); ++u) {
     const RowHandle r = batch.handles[u];
     prefetch_row(batch.handles, u);
     if (r & kWhole) {
@@ -180,16 +182,15 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
 
   plan->keys.resize(num_unique);
   plan->slots.resize(num_unique);
-  for (size_t u = 0; u < num_unique; ++u) {
-    const RowHandle r = batch.handles[u];
-    prefetch_row(batch.handles, u);
-    plan->keys[u] = key_of(r, batch.table(u));
-    if (r & kWhole) {
-      plan->slots[u] = static_cast<int32_t>(r & ~kWhole);
-    } else {
-      plan->slots[u] = rows_[r].slot;
-      policy_->use(r);
+  if (all_whole_ && batch.tables.empty()) {
+    const int64_t first = options_.tables[0].first_slot;
+    for (size_t u = 0; u < num_unique; ++u) {
+      const int32_t slot = static_cast<int32_t>(batch.handles[u] & ~kWhole);
+      plan->slots[u] = slot;
+      plan->keys[u] = slot - first;
     }
+  } else {
+    name_rows(batch, plan.get());
   }
   for (int32_t u : plan->staged) ++counts_[batch.table(static_cast<size_t>(u))].misses;
   for (size_t t = 0; t < counts_.size(); ++t) {
@@ -200,9 +201,24 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
   group_by_row(batch.inverse, plan.get());
   plan->inverse = std::move(batch.inverse);
   plan->tables = std::move(batch.tables);
-  plan->tables.resize(num_unique);  // of a pool of one table: all zero
+  plan->tables.resize(num_unique, 0);  // of a pool of one table: all zero
   planned_.push_back({number, batch.base, std::move(batch.handles)});
   return plan;
+}
+
+// Keys and slots of the batch's rows, which all have one.
+void Planner::name_rows(const Batch& batch, StepPlan* plan) {
+  for (size_t u = 0; u < batch.handles.size(); ++u) {
+    const RowHandle r = batch.handles[u];
+    prefetch_row(batch.handles, u);
+    plan->keys[u] = key_of(r, batch.table(u));
+    if (r & kWhole) {
+      plan->slots[u] = static_cast<int32_t>(r & ~kWhole);
+    } else {
+      plan->slots[u] = rows_[r].slot;
+      policy_->use(r);
+    }
+  }
 }
 
 void Planner::evict(RowHandle r, StepPlan* plan) {
@@ -225,21 +241,25 @@ void Planner::evict(RowHandle r, StepPlan* plan) {
 
 void Planner::settle(Planned* planned) {
   if (!planned->updated || planned->settled) return;
+  planned->settled = true;
+  if (all_whole_ && num_whole_dirty_ == options_.whole_slots) return;
   for (size_t u = 0; u < planned->handles.size(); ++u) {
     const RowHandle r = planned->handles[u];
-    prefetch_row(planned->handles, u);
+    if (!all_whole_) prefetch_row(planned->handles, u);
     if (r & kWhole) {
       prefetch_flag(planned->handles, u);
-      whole_flags_[r & ~kWhole] |= kDirty;
+      uint8_t& flags = whole_flags_[r & ~kWhole];
+      num_whole_dirty_ += (flags & kDirty) == 0;
+      flags |= kDirty;
     } else {
       rows_[r].dirty = 1;
     }
   }
-  planned->settled = true;
 }
 
 void Planner::unpin(Planned* planned) {
   settle(planned);
+  if (all_whole_) return;  // no row of theirs was ever listed
   const uint32_t base = window_base();
   for (size_t u = 0; u < planned->handles.size(); ++u) {
     const RowHandle r = planned->handles[u];
@@ -349,6 +369,7 @@ void Planner::mark_clean() {
       ++counts_[t].written_back;
     }
   }
+  num_whole_dirty_ = 0;
   rows_.for_each([&](Row& row) {
     if (row.slot >= 0) counts_[row.table].written_back += row.dirty;
     row.dirty = 0;
@@ -402,6 +423,20 @@ int64_t first_bad_id(const int64_t* ids, int64_t n, int64_t num_rows) {
     }
   }
   return -1;
+}
+
+bool are_bag_bounds(const int64_t* bounds, int64_t n, int64_t num_ids) {
+  if (n < 1 || bounds[0] != 0 || bounds[n - 1] != num_ids) return false;
+  int64_t bad = 0;  // negative: a bound below 0, above num_ids, or below the one before it
+  for (int64_t i = 1; i < n && bad >= 0; i += 1024) {
+    const int64_t end = std::min(n, i + 1024);
+    for (int64_t k = i; k < end; ++k) {
+      const uint64_t bound = static_cast<uint64_t>(bounds[k]);
+      bad |= static_cast<int64_t>(bound | (static_cast<uint64_t>(num_ids) - bound) |
+                                  (bound - static_cast<uint64_t>(bounds[k - 1])));
+    }
+  }
+  return bad >= 0;
 }
 
 bool plan_matches(const StepPlan& plan, const std::vector<Segment>& segments) {

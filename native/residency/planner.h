@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "core/plain_vector.h"
 #include "core/virtual_array.h"
 #include "residency/policy.h"
 #include "residency/row_table.h"
@@ -116,9 +117,9 @@ class Planner {
 
   struct Batch {
     uint32_t base = 0;               // position of its first unique row
-    std::vector<RowHandle> handles;  // (U)
-    std::vector<uint16_t> tables;    // (U)
-    std::vector<int32_t> inverse;    // (N)
+    PlainVector<RowHandle> handles;  // (U)
+    PlainVector<uint16_t> tables;    // (U); empty in a pool of one table
+    PlainVector<int32_t> inverse;    // (N)
     std::vector<int64_t> lookups;    // per table
     std::vector<int64_t> unique;     // per table
     int32_t num_unique = 0;
@@ -134,7 +135,7 @@ class Planner {
   struct Planned {
     int64_t number;
     uint32_t base;  // 0: held back for so long that its positions are forgotten
-    std::vector<RowHandle> handles;
+    PlainVector<RowHandle> handles;
     bool released = false;
     bool updated = false;
     bool settled = false;  // `updated` has reached the rows' dirty bits
@@ -149,13 +150,13 @@ class Planner {
   void dedupe_cached(const Segment& segment, Batch* batch, int32_t* inverse);
   // Fetches what a loop over `handles` needs a little after `u`: a cached row, or a whole one's
   // flag.
-  void prefetch_row(const std::vector<RowHandle>& handles, size_t u) const {
+  void prefetch_row(const PlainVector<RowHandle>& handles, size_t u) const {
     constexpr size_t kAhead = 16;
     if (u + kAhead >= handles.size()) return;
     const RowHandle r = handles[u + kAhead];
     if (!(r & kWhole)) __builtin_prefetch(&rows_[r], 1);
   }
-  void prefetch_flag(const std::vector<RowHandle>& handles, size_t u) const {
+  void prefetch_flag(const PlainVector<RowHandle>& handles, size_t u) const {
     constexpr size_t kAhead = 64;
     if (u + kAhead >= handles.size()) return;
     const RowHandle r = handles[u + kAhead];
@@ -172,12 +173,14 @@ class Planner {
   void unpin(Planned* planned);
   void pin(RowHandle r);
   void drop_pin(RowHandle r, int64_t next_use);
+  void name_rows(const Batch& batch, StepPlan* plan);
   void evict(RowHandle r, StepPlan* plan);
   int64_t num_free() const;
   int64_t num_free_overflow() const;
   int64_t key_of(RowHandle handle, uint16_t table) const;
 
   const PlannerOptions options_;
+  const bool all_whole_;      // every table is whole: each handle is a slot
   mutable std::mutex mutex_;  // guards all below
   RowTable rows_;
   std::unique_ptr<EvictionPolicy> policy_;
@@ -186,6 +189,7 @@ class Planner {
   VirtualArray<uint32_t> whole_marks_;  // by slot
   VirtualArray<uint8_t> whole_flags_;   // by slot: kResident, kDirty
   int64_t num_whole_resident_ = 0;
+  int64_t num_whole_dirty_ = 0;
 
   int64_t fresh_slot_;               // next never-used cached slot
   std::vector<int32_t> free_slots_;  // cached slots given back
@@ -206,6 +210,9 @@ class Planner {
 
 // First index whose id lies outside [0, num_rows), or -1. num_rows < 0: every id is inside.
 int64_t first_bad_id(const int64_t* ids, int64_t n, int64_t num_rows);
+
+// Whether n bounds make bags of num_ids ids: from 0 to num_ids, none below the one before.
+bool are_bag_bounds(const int64_t* bounds, int64_t n, int64_t num_ids);
 
 // Whether the plan's occurrences are exactly these ids, in order.
 bool plan_matches(const StepPlan& plan, const std::vector<Segment>& segments);

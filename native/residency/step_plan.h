@@ -7,18 +7,20 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/plain_vector.h"
+
 namespace te {
 
 struct StepPlan {
   int64_t number = 0;  // the planner's count of plans
 
-  std::vector<int64_t> keys;     // (U) row ids
-  std::vector<uint16_t> tables;  // (U) index of the row's table in its pool
-  std::vector<int32_t> slots;    // (U)
+  PlainVector<int64_t> keys;     // (U) row ids
+  PlainVector<uint16_t> tables;  // (U) index of the row's table in its pool
+  PlainVector<int32_t> slots;    // (U)
 
-  std::vector<int32_t> inverse;      // (N) occurrence -> unique
-  std::vector<int32_t> group_start;  // (U + 1) first occurrence of each unique row in `group`
-  std::vector<int32_t> group;        // (N) occurrences by unique row, in batch order
+  PlainVector<int32_t> inverse;      // (N) occurrence -> unique
+  PlainVector<int32_t> group_start;  // (U + 1) first occurrence of each unique row in `group`
+  PlainVector<int32_t> group;        // (N) occurrences by unique row, in batch order
 
   std::vector<int32_t> staged;  // (M) unique indices that were not resident
 

@@ -129,24 +129,30 @@ void Planner::Batch::trim() {
 void Planner::dedupe_whole(const Segment& segment, Batch* batch, int32_t* inverse) {
   const uint32_t base = batch->base;
   const uint32_t first = static_cast<uint32_t>(options_.tables[segment.table].first_slot);
+  const RowHandle first_handle = kWhole | first;
   uint32_t* marks = whole_marks_.data() + first;
   RowHandle* handles = batch->handles.data();
   const uint32_t before = static_cast<uint32_t>(batch->num_unique);
   uint32_t num_unique = before;
-  for (int64_t i = 0; i < segment.num_ids; ++i) {
-    if (i + kMarksAhead < segment.num_ids) {
-      __builtin_prefetch(marks + segment.ids[i + kMarksAhead], 0, 2);
-    }
-    // Without a branch, which would go wrong for every other id. A row seen before is written
-    // where the next new one goes. Positions need no chain: nothing asks for its next use.
+  // Without a branch, which would go wrong for every other id; arithmetic, for the compiler makes a
+  // branch of a choice. A row seen before is written where the next new one goes. Positions need
+  // no chain: nothing asks for its next use.
+  const auto note = [&](int64_t i) {
     const int64_t id = segment.ids[i];
-    const bool is_new = marks[id] < base;
-    const uint32_t mark = is_new ? base + num_unique : marks[id];
-    marks[id] = mark;
-    handles[num_unique] = kWhole | (first + static_cast<uint32_t>(id));
+    const uint32_t seen = marks[id] - base;
+    const uint32_t is_new = marks[id] < base;
+    const uint32_t u = seen ^ ((seen ^ num_unique) & (0u - is_new));
+    marks[id] = base + u;
+    handles[num_unique] = first_handle + static_cast<uint32_t>(id);
     num_unique += is_new;
-    inverse[i] = static_cast<int32_t>(mark - base);
+    inverse[i] = static_cast<int32_t>(u);
+  };
+  int64_t i = 0;
+  for (; i + kMarksAhead < segment.num_ids; ++i) {
+    __builtin_prefetch(marks + segment.ids[i + kMarksAhead], 0, 2);
+    note(i);
   }
+  for (; i < segment.num_ids; ++i) note(i);
   if (!batch->tables.empty()) {
     std::fill(batch->tables.begin() + before, batch->tables.begin() + num_unique,
               static_cast<uint16_t>(segment.table));

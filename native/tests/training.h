@@ -43,10 +43,10 @@ struct Batch {
 
 // Which slot every occurrence of a batch reads, from a plan or from the dense model.
 struct Occurrences {
-  std::vector<int32_t> slots;        // (U)
-  std::vector<int32_t> inverse;      // (N)
-  std::vector<int32_t> group_start;  // (U + 1)
-  std::vector<int32_t> group;        // (N)
+  PlainVector<int32_t> slots;        // (U)
+  PlainVector<int32_t> inverse;      // (N)
+  PlainVector<int32_t> group_start;  // (U + 1)
+  PlainVector<int32_t> group;        // (N)
 };
 
 constexpr int64_t kRowsPerTable = 3000;

@@ -7,7 +7,7 @@ definitions. Legend: ``N`` occurrences, ``U`` unique rows, ``F`` features, ``B``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,6 @@ POOLINGS = {"sum": 0, "mean": 1, "max": 2}
 _KINDS = {name: kind for kind, name in enumerate(_native.optimizer_names())}
 
 
-@dataclass(frozen=True)
 class Bags:
     """How a pool's occurrences make bags.
 
@@ -35,20 +34,22 @@ class Bags:
     fills and its update reads, or None. bags_per_feature: B.
     """
 
-    layout: _native.BagLayout
-    offsets: npt.NDArray[np.int64] | None
-    sample_weights: F32 | None
-    bags_per_feature: int
-    winners: npt.NDArray[np.int32] | None = None
+    __slots__ = ("native", "offsets", "sample_weights")
 
-    def native(self) -> _native.BatchBags:
-        return _native.BatchBags(
-            self.layout, self.offsets, self.sample_weights, self.winners, self.bags_per_feature
-        )
+    def __init__(
+        self,
+        layout: _native.BagLayout,
+        offsets: npt.NDArray[np.int64] | None,
+        sample_weights: F32 | None,
+        bags_per_feature: int,
+        winners: npt.NDArray[np.int32] | None = None,
+    ) -> None:
+        self.offsets = offsets
+        self.sample_weights = sample_weights
+        self.native = _native.BatchBags(layout, offsets, sample_weights, winners, bags_per_feature)
 
 
-@dataclass(frozen=True)
-class UpdateOptions:
+class UpdateOptions(NamedTuple):
     """What one update does beside the optimizer's formula.
 
     step: from 1. scale: of a gradient scaler. by_frequency: rows' gradients are divided by their
@@ -82,16 +83,17 @@ class CpuKernel:
         self._num_threads = num_threads
         self._rounding_seed = rounding_seed
         self._table_words = [] if table_words is None else table_words.tolist()
+        self._made: tuple[Optimizer, tuple[object, ...], _native.StepSpec] | None = None
 
     def lookup(self, plan: _native.StepPlan, bags: Bags, out: F32) -> None:
         """Writes the pooled rows into this pool's columns of ``out`` (B, total columns)."""
-        _native.lookup(self._records, plan, bags.native(), out, self._num_threads)
+        _native.lookup(self._records, plan, bags.native, out, self._num_threads)
 
     def lookup_rows(
         self, weights: F32, inverse: npt.NDArray[np.int32], bags: Bags, out: F32
     ) -> None:
         """As :meth:`lookup`, from ``weights`` (U, D) outside the tier; ``inverse`` (N,)."""
-        _native.lookup_rows(weights, inverse, bags.native(), out, self._num_threads)
+        _native.lookup_rows(weights, inverse, bags.native, out, self._num_threads)
 
     def update(
         self,
@@ -105,7 +107,7 @@ class CpuKernel:
         _native.update(
             self._records,
             plan,
-            bags.native(),
+            bags.native,
             grad,
             self._spec(optimizer, options),
             self._num_threads,
@@ -116,7 +118,7 @@ class CpuKernel:
     def row_gradients(self, plan: _native.StepPlan, bags: Bags, grad: F32) -> F32:
         """Each unique row's summed gradient, (U, D)."""
         rows = np.empty((len(plan.slots), self._dim), np.float32)
-        _native.row_gradients(plan, bags.native(), grad, rows, self._num_threads)
+        _native.row_gradients(plan, bags.native, grad, rows, self._num_threads)
         return rows
 
     def condition(
@@ -136,7 +138,7 @@ class CpuKernel:
         """Gradient of every occurrence's weight, (N,)."""
         out = np.empty(len(plan.inverse), np.float32)
         _native.sample_weight_gradient(
-            self._records, plan, bags.native(), grad, out, self._num_threads
+            self._records, plan, bags.native, grad, out, self._num_threads
         )
         return out
 
@@ -152,9 +154,14 @@ class CpuKernel:
         self, optimizer: Optimizer, options: UpdateOptions, *, clip: bool = True
     ) -> _native.StepSpec:
         seed = self._rounding_seed
-        return _native.StepSpec(
+        hyper = optimizer.hyper(options.step)
+        # Many optimizers have the same scalars at every step.
+        what = (hyper, options.scale, options.by_frequency, clip)
+        if seed is None and self._made and self._made[0] is optimizer and self._made[1] == what:
+            return self._made[2]
+        spec = _native.StepSpec(
             _KINDS[optimizer.kernel],
-            list(optimizer.hyper(options.step)),
+            list(hyper),
             by_frequency=options.by_frequency,
             scale=options.scale,
             clip_value=_limit(optimizer.clip_value if clip else None),
@@ -164,6 +171,8 @@ class CpuKernel:
             rounding_key=None if seed is None else rounding_key(seed, options.step),
             table_words=self._table_words,
         )
+        self._made = optimizer, what, spec
+        return spec
 
 
 def _limit(value: float | None) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +18,14 @@ __all__ = ["Batch", "PoolBatch", "all_weights", "join_offsets"]
 I64 = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class PoolBatch:
+class PoolBatch(NamedTuple):
     """One pool's part of a batch."""
 
     segments: list[Segment]
     bags: Bags
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """A checked batch: per pool its ids and bags; weights of all occurrences, for autograd.
 
     kept: of a lone feature without bags, which ids as given have a row in the output, or None.

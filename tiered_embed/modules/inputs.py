@@ -5,7 +5,7 @@ Legend: ``N`` ids of a feature, ``B`` bags.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,7 @@ Bools = npt.NDArray[np.bool_]
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@dataclass(frozen=True)
-class FeatureBatch:
+class FeatureBatch(NamedTuple):
     """One feature's ids (N,) and, when pooled, its bags' offsets (B + 1,) and weights (N,)."""
 
     ids: I64
@@ -38,18 +37,22 @@ class FeatureBatch:
         return len(self.ids) if self.offsets is None else len(self.offsets) - 1
 
 
-def _integers(what: str, tensor: object) -> torch.Tensor:
+def _integers(where: str, name: str, tensor: object) -> torch.Tensor:
+    what = f"{where}: {name}"
     if not isinstance(tensor, torch.Tensor):
         raise ConfigError(f"{what} is a {type(tensor).__name__}; pass an int64 or int32 tensor")
     if tensor.dtype not in (torch.int64, torch.int32):
         raise ConfigError(f"{what} has dtype {tensor.dtype}; it must be torch.int64 or torch.int32")
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         raise ConfigError(f"{what} is on {tensor.device}; move it to the CPU: {what}.cpu()")
-    return tensor.detach()
+    return tensor
 
 
 def _array(tensor: torch.Tensor) -> I64:
-    return tensor.to(torch.int64).contiguous().view(-1).numpy()
+    array = tensor.numpy()
+    if array.dtype == np.int64 and array.ndim == 1 and array.flags.c_contiguous:
+        return array
+    return np.ascontiguousarray(array, np.int64).reshape(-1)
 
 
 def check_ids(table: str, ids: I64, num_rows: int | None, bounds_check: str) -> I64:
@@ -87,8 +90,8 @@ def drop_ids(feature: FeatureBatch, num_rows: int | None, padding_idx: int | Non
         offsets = np.concatenate([[0], np.cumsum(kept)])[offsets]
     if weights is not None:
         weights = weights[torch.from_numpy(kept)]
-    return replace(
-        feature, ids=feature.ids[kept], offsets=offsets, sample_weights=weights, kept=kept
+    return feature._replace(
+        ids=feature.ids[kept], offsets=offsets, sample_weights=weights, kept=kept
     )
 
 
@@ -111,7 +114,7 @@ def feature_batch(
     Raises:
         ConfigError: a wrong type, dtype, device or shape, or offsets that make no bags.
     """
-    ids = _integers(f"{where}: indices", indices)
+    ids = _integers(where, "indices", indices)
     if ids.dim() == 2:
         if offsets is not None:
             raise ConfigError(
@@ -128,33 +131,38 @@ def feature_batch(
 
 
 def _offsets(where: str, offsets: object, num_ids: int, include_last: bool) -> I64:
-    tensor = _integers(f"{where}: offsets", offsets)
+    tensor = _integers(where, "offsets", offsets)
     if tensor.dim() != 1:
         raise ConfigError(f"{where}: offsets have shape {tuple(tensor.shape)}; pass 1-D")
     given = _array(tensor)
+    # A copy: the backward reads it too, and the caller may reuse the tensor.
+    bounds = _native.bag_bounds(given, num_ids, include_last)
+    if bounds is None:
+        raise _no_bags(where, given, num_ids, include_last)
+    return bounds
+
+
+def _no_bags(where: str, given: I64, num_ids: int, include_last: bool) -> ConfigError:
     if include_last:
         if len(given) == 0 or given[-1] != num_ids:
             last = "nothing" if len(given) == 0 else given[-1]
-            raise ConfigError(
+            return ConfigError(
                 f"{where}: with include_last_offset the last offset is the number of ids, "
                 f"{num_ids}, not {last}"
             )
-        bounds = given.copy()  # the backward reads it too, and the caller may reuse the tensor
+        bounds = given
     else:
         bounds = np.append(given, num_ids)
     if len(bounds) == 1 and num_ids:
-        raise ConfigError(f"{where}: {num_ids} ids but no offsets: they belong to no bag")
+        return ConfigError(f"{where}: {num_ids} ids but no offsets: they belong to no bag")
     if bounds[0] != 0:
-        raise ConfigError(f"{where}: offsets start at {bounds[0]}; the first must be 0")
-    falls = bounds[1:] < bounds[:-1]
-    if falls.any():
-        i = int(falls.argmax())
-        after = f"offset {bounds[i + 1]}" if i + 1 < len(given) else f"the end, {num_ids} ids,"
-        raise ConfigError(
-            f"{where}: offset {bounds[i]} at position {i} is behind {after} that follows; "
-            "offsets never fall and stay within the ids"
-        )
-    return bounds
+        return ConfigError(f"{where}: offsets start at {bounds[0]}; the first must be 0")
+    i = int((bounds[1:] < bounds[:-1]).argmax())
+    after = f"offset {bounds[i + 1]}" if i + 1 < len(given) else f"the end, {num_ids} ids,"
+    return ConfigError(
+        f"{where}: offset {bounds[i]} at position {i} is behind {after} that follows; "
+        "offsets never fall and stay within the ids"
+    )
 
 
 def _weights(where: str, weights: object, ids: torch.Tensor) -> torch.Tensor | None:

@@ -13,7 +13,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -59,13 +58,22 @@ class _Lookup(torch.autograd.Function):
         return runtime.lookup(step)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        runtime: Runtime = ctx.runtime  # type: ignore[attr-defined]
-        weight_grad = runtime.backward(ctx.step, grad, ctx.needs_input_grad[1])  # type: ignore[attr-defined]
-        return None, weight_grad, None, None
+        # Gradients are on where the caller asks for a graph of this backward.
+        return _differentiable(ctx, grad) if torch.is_grad_enabled() else _update(ctx, grad)
+
+
+def _update(
+    ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor
+) -> tuple[torch.Tensor | None, ...]:
+    runtime: Runtime = ctx.runtime  # type: ignore[attr-defined]
+    weight_grad = runtime.backward(ctx.step, grad, ctx.needs_input_grad[1])  # type: ignore[attr-defined]
+    return None, weight_grad, None, None
+
+
+_differentiable = torch.autograd.function.once_differentiable(_update)
 
 
 class Runtime:
@@ -194,7 +202,7 @@ class Runtime:
             IdRangeError: an id outside its table.
         """
         num_bags = given[0].num_bags
-        if any(feature.num_bags != num_bags for feature in given):
+        if any(feature.num_bags != num_bags for feature in given[1:]):
             sizes = {n: f.num_bags for (n, _), f in zip(self.features, given, strict=True)}
             raise ConfigError(f"features differ in their number of bags: {sizes}")
         checked = [
@@ -203,12 +211,12 @@ class Runtime:
         weights = all_weights(checked)
         # A copy: the backward reads it too, and the caller may reuse the tensor.
         flat = None if weights is None else weights.detach().clone().numpy()
-        starts = np.cumsum([0] + [len(feature.ids) for feature in checked])
         pools = []
         for pool, mine in zip(self.pools, self._pool_features, strict=True):
             segments = [(self._place[self.features[f][1]][1], checked[f].ids) for f in mine]
             part = None
             if flat is not None:
+                starts = np.cumsum([0] + [len(feature.ids) for feature in checked])
                 part = np.concatenate([flat[starts[f] : starts[f + 1]] for f in mine])
             rows = num_bags if self._pooled else len(checked[0].ids)
             winners = None
@@ -227,7 +235,8 @@ class Runtime:
                 f"table {table.name!r}: per_sample_weights need mode='sum', not {table.mode!r}"
             )
         ids = check_ids(table.name, feature.ids, table.num_embeddings, bounds_check)
-        feature = replace(feature, ids=ids)
+        if ids is not feature.ids:
+            feature = feature._replace(ids=ids)
         if bounds_check != "ignore" and table.padding_idx is None:
             return feature
         return drop_ids(feature, table.num_embeddings, table.padding_idx)
@@ -257,7 +266,7 @@ class Runtime:
             out = _Lookup.apply(self.updates.anchor, batch.sample_weights, self, step)  # type: ignore[no-untyped-call]
         else:
             out = self._evaluate(batch)
-        return out.to(self.output_dtype)
+        return out if out.dtype == self.output_dtype else out.to(self.output_dtype)
 
     def _read(self, batch: Batch, *, differentiable: bool) -> torch.Tensor:
         """Of rows that are never trained: staged as in training, released at once."""
@@ -271,10 +280,18 @@ class Runtime:
 
     def lookup(self, step: Step) -> torch.Tensor:
         out = torch.empty(step.batch.rows, self.num_columns)
-        with self.stages.time("lookup"), self._renormalised(step):
-            for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True):
-                pool.kernel.lookup(lease.plan, part.bags, out.numpy())
+        with self.stages.time("lookup"):
+            if self.options.max_norm is None:
+                self._look_up(step, out)
+            else:
+                with self._renormalised(step):
+                    self._look_up(step, out)
         return out
+
+    def _look_up(self, step: Step, out: torch.Tensor) -> None:
+        array = out.numpy()
+        for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True):
+            pool.kernel.lookup(lease.plan, part.bags, array)
 
     @contextmanager
     def _renormalised(self, step: Step) -> Iterator[None]:
@@ -312,7 +329,9 @@ class Runtime:
             )
         for pool in self.pools:
             pool.pipeline.check()
-        array = grad.detach().to(torch.float32).contiguous().numpy()
+        if grad.dtype != torch.float32 or not grad.is_contiguous():
+            grad = grad.to(torch.float32).contiguous()
+        array = grad.detach().numpy()
         weight_grad = None
         if self.updates is None:
             if needs_weight_grad:
@@ -323,9 +342,10 @@ class Runtime:
         if needs_weight_grad:
             with step.as_read():
                 weight_grad = self._weight_gradient(step, array)
-        self._waiting.discard(step)
-        for other in list(self._waiting):
-            other.keep()
+        if self._waiting:
+            self._waiting.discard(step)
+            for other in list(self._waiting):
+                other.keep()
         parts = [
             PoolGradient(pool, lease, part.bags, array)
             for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True)

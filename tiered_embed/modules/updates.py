@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 _log = logging.getLogger("tiered_embed")
 
 
-@dataclass(frozen=True)
-class PoolGradient:
+class PoolGradient(NamedTuple):
     """One pool's part of a backward: its plan's bags and their gradient, shaped like the output."""
 
     pool: Pool
@@ -163,7 +162,7 @@ class Updates:
         if self._on_nonfinite == "allow" and self.grad_scaler is None:
             return True
         for p in parts:
-            bound = p.pool.kernel.largest_magnitude(p.grad) * len(p.lease.plan.inverse)
+            bound = p.pool.kernel.largest_magnitude(p.grad) * p.lease.plan.num_ids
             if p.bags.sample_weights is not None:
                 bound *= p.pool.kernel.largest_magnitude(p.bags.sample_weights[None, :])
             if not bound < FLOAT32_MAX:
