@@ -595,7 +595,9 @@ def test_ctrl_c_in_a_waiting_trainer_keeps_what_was_trained(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     trained = int(done.stdout)
     assert 0 < trained < 10
-    assert stored_digest(tmp_path) == dense_digest([ids_of(n) for n in range(trained)])
+    # The read may be one ahead of what the trainer waits for: it may just have updated a batch.
+    wanted = [dense_digest([ids_of(n) for n in range(m)]) for m in (trained, trained + 1)]
+    assert stored_digest(tmp_path) in wanted
 
 
 def test_ctrl_c_in_a_job_reaches_the_trainer_and_the_process_ends(tmp_path):
