@@ -85,6 +85,7 @@ rocksdb::Options MakeRocksOptions(const StoreOptions& options) {
     TuneReads(options, rocks);
     TuneWrites(options, rocks);
   }
+  if (options.env != nullptr) rocks.env = options.env;
   // What the contract of the store needs, whatever the tuning.
   rocks.create_if_missing = options.mode == OpenMode::kCreate;
   rocks.error_if_exists = options.mode == OpenMode::kCreate;
