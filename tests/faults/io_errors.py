@@ -14,10 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import shim
-import tiered_embed as te
+import torch
 from forked import Ended, run_forked
 from report import Report
 from small_run import (
@@ -33,6 +31,8 @@ from small_run import (
     train_one,
     truth,
 )
+
+import tiered_embed as te
 
 TINY = Shape(ddr=3000, lookahead=1, depth=1)
 BASE_STEP = 2

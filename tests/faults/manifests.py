@@ -1,8 +1,10 @@
 """Mutated manifests: refused with a typed error, and nothing outside the checkpoint is touched.
 
-Half of the mutants are bytes gone wrong; half are JSON that a liar wrote: other types, huge and
-negative numbers, paths that lead elsewhere, repeated keys, deep nesting. Where the manifest carries
-a checksum of itself, the liar has computed it anew.
+Half of the mutants are bytes gone wrong; half are JSON that a liar wrote, with the manifest's
+checksum of itself computed anew: other types, huge and negative numbers, paths that lead elsewhere,
+repeated keys, deep nesting. ``verify`` compares the files with the manifest, so that it must find
+every damage of bytes and every lie about files; a lie about the model must be refused by ``load``,
+or the right rows come back (which module had them, how many steps there were: nobody else knows).
 """
 
 import copy
@@ -10,13 +12,15 @@ import hashlib
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tiered_embed as te
 from checkpoint_files import Checkpoint, make_checkpoint
 from report import Report
 from small_run import Model
+
+import tiered_embed as te
 
 LOAD_ONE_IN = 40
 CHECK_SENTINEL_ONE_IN = 50
@@ -159,18 +163,48 @@ def same(one: bytes, other: bytes) -> bool:
         return False
 
 
-def _refusal(checkpoint: Checkpoint, model: Model | None) -> str:
-    """Empty where it was refused as it should be, else what happened."""
-    try:
-        if model is None:
-            checkpoint.verify()
-        else:
-            te.checkpoint.load(model, checkpoint.path)
-    except (te.StoreError, te.ConfigError, FileNotFoundError):
-        return ""
-    except BaseException as error:
-        return f"{type(error).__name__}: {error}"
-    return "it was accepted"
+class Judge:
+    """Whether a mutant is refused as it should be."""
+
+    def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
+        self._checkpoint = checkpoint
+        self._folder = folder
+        self.model = Model(folder)
+        te.checkpoint.load(self.model, checkpoint.path)
+        self._digest = self.model.emb.digest()
+
+    def verdict(self, *, liar: bool, load: bool) -> tuple[bool, str]:
+        """(it was refused, what is wrong or nothing)."""
+        if not load:
+            refused, wrong = self._refuses(self._checkpoint.verify)
+            if refused or wrong:
+                return refused, wrong
+            if not liar:
+                return False, "verify accepted damage"
+        return self._loads(liar)
+
+    def _loads(self, liar: bool) -> tuple[bool, str]:
+        path = self._checkpoint.path
+        refused, wrong = self._refuses(lambda: te.checkpoint.load(self.model, path))
+        if wrong:
+            return refused, wrong
+        if not liar and not refused:
+            return False, "load accepted damage"
+        try:
+            same = self.model.emb.digest() == self._digest
+        except te.TieredEmbedError as error:
+            return refused, f"the model was left unusable: {error}"
+        return refused, "" if same else "other rows came back"
+
+    @staticmethod
+    def _refuses(call: Callable[[], Any]) -> tuple[bool, str]:
+        try:
+            call()
+        except (te.StoreError, te.ConfigError, FileNotFoundError):
+            return True, ""
+        except BaseException as error:
+            return True, f"{type(error).__name__}: {error}"
+        return False, ""
 
 
 def run(count: int, seed: int, folder: Path) -> Report:
@@ -183,15 +217,16 @@ def run(count: int, seed: int, folder: Path) -> Report:
     victim = next(p for p in checkpoint.files() if p.suffix == ".sst")
     make_sentinel(sentinel, victim)
     outside, inside = snapshot(sentinel), snapshot(checkpoint.step / "store")
-    model = Model(folder / "reader")
+    judge = Judge(checkpoint, folder / "reader")
     for number in range(count):
         liar = number % 2 == 1
         mutant = resealed(lie(draw, manifest)).encode() if liar else damage(draw, text)
         if same(mutant, text):
             mutant = b"{}"
         file.write_bytes(mutant)
-        report.count("lies" if liar else "damaged bytes")
-        wrong = _refusal(checkpoint, model if number % LOAD_ONE_IN == 0 else None)
+        refused, wrong = judge.verdict(liar=liar, load=number % LOAD_ONE_IN == 0)
+        what = "lies" if liar else "damaged bytes"
+        report.count(f"{what} refused" if refused else f"{what} without effect on rows")
         if wrong:
             report.fail(f"case {number}, seed {seed}: {wrong}; {mutant[:300]!r}")
         if number % CHECK_SENTINEL_ONE_IN == 0 and snapshot(sentinel) != outside:
@@ -203,6 +238,6 @@ def run(count: int, seed: int, folder: Path) -> Report:
         report.fail(f"seed {seed}: the checkpoint's store changed")
     file.write_bytes(text)
     checkpoint.verify()
-    te.checkpoint.load(model, checkpoint.path)
-    model.close()
+    te.checkpoint.load(judge.model, checkpoint.path)
+    judge.model.close()
     return report

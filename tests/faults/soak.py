@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-import tiered_embed as te
 from dense_oracle import DenseOracle
 from report import Report
+
+import tiered_embed as te
 
 NAME, DIM, BAG = "soak", 8, 4
 LR, EPS, SEED = 0.05, 1e-6, 77
@@ -29,9 +29,7 @@ class Soak:
         self._report = report
         self._num_rows = min(150_000, max(3000, count // 30))
         self._num_bags = self._num_rows // 30
-        self._oracle = DenseOracle(
-            NAME, self._num_rows, DIM, lr=LR, eps=EPS, init=INIT, seed=SEED
-        )
+        self._oracle = DenseOracle(NAME, self._num_rows, DIM, lr=LR, eps=EPS, init=INIT, seed=SEED)
         self._saved: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._steps = 0
         self._evicted = 0

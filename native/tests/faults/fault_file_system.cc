@@ -26,7 +26,7 @@ class SequentialFile : public rocksdb::FSSequentialFileWrapper {
 
   IOStatus Read(size_t n, const IOOptions& options, Slice* result, char* scratch,
                 IODebugContext* debug) override {
-    const IOStatus fault = faults_->next(Need::kNothing, "read " + name_);
+    const IOStatus fault = faults_->next(Need::kRead, "read " + name_);
     if (!fault.ok()) return fault;
     return file_->Read(n, options, result, scratch, debug);
   }
@@ -48,7 +48,7 @@ class RandomAccessFile : public rocksdb::FSRandomAccessFileWrapper {
 
   IOStatus Read(uint64_t offset, size_t n, const IOOptions& options, Slice* result, char* scratch,
                 IODebugContext* debug) const override {
-    const IOStatus fault = faults_->next(Need::kNothing, "read " + name_);
+    const IOStatus fault = faults_->next(Need::kRead, "read " + name_);
     if (!fault.ok()) return fault;
     return file_->Read(offset, n, options, result, scratch, debug);
   }
@@ -206,10 +206,11 @@ IOStatus FaultFileSystem::next(Need need, const std::string& what, bool* short_w
   std::lock_guard<std::mutex> lock(mutex_);
   ++num_operations_;
   if (fault_.kind == FaultKind::kNone || num_operations_ < fault_.at) return IOStatus::OK();
+  if (fault_.spares_reads && need == Need::kRead) return IOStatus::OK();
   const bool once = !fault_.lasting && fault_.kind != FaultKind::kPowerLoss;
   if (once && fired_) return IOStatus::OK();
   if (fault_.kind == FaultKind::kNoSpace) {
-    if (need == Need::kNothing) return IOStatus::OK();
+    if (need != Need::kRoom) return IOStatus::OK();
     fired_ = true;
     return IOStatus::NoSpace("injected at operation " + std::to_string(num_operations_), what);
   }
@@ -221,7 +222,7 @@ IOStatus FaultFileSystem::next(Need need, const std::string& what, bool* short_w
 IOStatus FaultFileSystem::NewSequentialFile(const std::string& name, const FileOptions& options,
                                             std::unique_ptr<rocksdb::FSSequentialFile>* result,
                                             Debug* debug) {
-  IOStatus status = next(Need::kNothing, "open " + name);
+  IOStatus status = next(Need::kRead, "open " + name);
   if (status.ok()) status = target()->NewSequentialFile(name, options, result, debug);
   if (status.ok()) *result = std::make_unique<SequentialFile>(this, name, std::move(*result));
   return status;
@@ -230,7 +231,7 @@ IOStatus FaultFileSystem::NewSequentialFile(const std::string& name, const FileO
 IOStatus FaultFileSystem::NewRandomAccessFile(const std::string& name, const FileOptions& options,
                                               std::unique_ptr<rocksdb::FSRandomAccessFile>* result,
                                               Debug* debug) {
-  IOStatus status = next(Need::kNothing, "open " + name);
+  IOStatus status = next(Need::kRead, "open " + name);
   if (status.ok()) status = target()->NewRandomAccessFile(name, options, result, debug);
   if (status.ok()) *result = std::make_unique<RandomAccessFile>(this, name, std::move(*result));
   return status;

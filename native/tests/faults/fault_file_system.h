@@ -25,9 +25,11 @@ struct Fault {
   FaultKind kind = FaultKind::kNone;
   uint64_t at = 0;       // of which operation, the first is 1
   bool lasting = false;  // and of all later ones; a power loss always lasts
+  bool spares_reads = false;
 };
 
-enum class Need { kRoom, kNothing };  // of an operation: whether a full disk refuses it
+// Of an operation: whether it only reads, and else whether a full disk refuses it.
+enum class Need { kRoom, kNothing, kRead };
 
 // Counts reads, writes, fsyncs and changes of directories; keeps `disk` informed. May be used from
 // any thread.
