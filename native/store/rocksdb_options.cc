@@ -5,6 +5,9 @@
 #include <rocksdb/statistics.h>
 #include <rocksdb/table.h>
 
+#include <cstdarg>
+#include <memory>
+
 #include "aio_file_system.h"
 
 namespace tiered_embed {
@@ -19,6 +22,14 @@ constexpr size_t kReadThreadsAio = 12;
 constexpr size_t kReadThreads = 32;
 
 constexpr int kL0Files = 16;  // sorted runs that gather before they are merged
+
+// RocksDB's own log file: its writer fails an assertion at the second line that a full disk refuses
+// (Debian's 7.8 has assertions), which would end the process. Errors come as statuses.
+class NoLog : public rocksdb::Logger {
+ public:
+  using rocksdb::Logger::Logv;
+  void Logv(const char* /*format*/, va_list /*arguments*/) override {}
+};
 
 void TuneReads(const StoreOptions& options, rocksdb::Options& rocks) {
   rocksdb::BlockBasedTableOptions table;
@@ -85,6 +96,7 @@ rocksdb::Options MakeRocksOptions(const StoreOptions& options) {
     TuneReads(options, rocks);
     TuneWrites(options, rocks);
   }
+  if (options.env != nullptr) rocks.env = options.env;
   // What the contract of the store needs, whatever the tuning.
   rocks.create_if_missing = options.mode == OpenMode::kCreate;
   rocks.error_if_exists = options.mode == OpenMode::kCreate;
@@ -100,8 +112,7 @@ rocksdb::Options MakeRocksOptions(const StoreOptions& options) {
   rocks.statistics->set_stats_level(rocksdb::StatsLevel::kExceptHistogramOrTimers);
   rocks.stats_dump_period_sec = 0;
   rocks.stats_persist_period_sec = 0;
-  rocks.info_log_level = rocksdb::InfoLogLevel::WARN_LEVEL;
-  rocks.keep_log_file_num = 2;
+  rocks.info_log = std::make_shared<NoLog>();
   return rocks;
 }
 

@@ -1,6 +1,7 @@
 // RocksDB options for random point reads and random rewrites of ~512 B incompressible records.
 #pragma once
 
+#include <rocksdb/env.h>
 #include <rocksdb/options.h>
 
 #include <cstddef>
@@ -29,6 +30,8 @@ struct StoreOptions {
   // With the default tuning these two are RocksDB's.
   uint64_t write_buffer_bytes = uint64_t{64} << 20;
   uint64_t block_cache_bytes = uint64_t{32} << 20;
+  // The files below, not owned; none given: the operating system's.
+  rocksdb::Env* env = nullptr;
 };
 
 size_t DefaultReadThreads(const StoreOptions& options);

@@ -1,6 +1,5 @@
 #include "rocksdb_store.h"
 
-#include <fcntl.h>
 #include <rocksdb/convenience.h>
 #include <rocksdb/listener.h>
 #include <rocksdb/statistics.h>
@@ -11,7 +10,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <limits>
@@ -80,14 +78,10 @@ rocksdb::ReadOptions WholeStoreRead() {
   return options;
 }
 
-void SyncDirectory(const std::string& dir) {
-  const int fd = ::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  const bool synced = fd >= 0 && ::fsync(fd) == 0;
-  const int error = errno;
-  if (fd >= 0) ::close(fd);
-  if (!synced) {
-    throw StoreException(ErrorKind::kStore, "cannot fsync '" + dir + "': " + std::strerror(error));
-  }
+void SyncDirectory(rocksdb::Env* env, const std::string& dir) {
+  std::unique_ptr<rocksdb::Directory> directory;
+  ThrowIfError(env->NewDirectory(dir, &directory), "cannot open '" + dir + "'");
+  ThrowIfError(directory->Fsync(), "cannot fsync '" + dir + "'");
 }
 
 }  // namespace
@@ -339,7 +333,7 @@ void RocksDbStore::Checkpoint(const std::string& dir) {
   ThrowIfError(rocksdb::Checkpoint::Create(db_.get(), &raw), what);
   const std::unique_ptr<rocksdb::Checkpoint> checkpoint(raw);
   ThrowIfError(checkpoint->CreateCheckpoint(dir), what);
-  SyncDirectory(std::filesystem::absolute(dir).parent_path().string());
+  SyncDirectory(rocks_options_.env, std::filesystem::absolute(dir).parent_path().string());
 }
 
 uint64_t RocksDbStore::Verify() {
