@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NATIVE := $(shell find native -type f) CMakeLists.txt pyproject.toml
 
-.PHONY: help setup demo test test-long soak check sanitize format bench clean
+.PHONY: help setup demo test test-long soak torture check sanitize format bench clean
 
 help:
 	@echo "make demo       train a DLRM through DDR and RocksDB, with a live picture"
 	@echo "make test       the whole test suite (under 5 minutes on two cores)"
 	@echo "make test-long  the full equality matrix and other long runs"
 	@echo "make soak       a minute of training, watched for growth and drift"
+	@echo "make torture    kills, power losses, full disks, flipped bits, hostile input (30 minutes)"
 	@echo "make check      formatting, lint, types"
 	@echo "make sanitize   native/tests under ThreadSanitizer, then AddressSanitizer and UBSan"
 	@echo "make format     rewrite files as 'make check' wants them"
@@ -37,6 +38,9 @@ test-long: $(READY)
 
 soak: $(READY)
 	$(BIN)/python benchmarks/soak.py --minutes 1
+
+torture: $(READY)
+	$(BIN)/python tests/faults/torture.py --json benchmarks/results/torture.json
 
 check: $(READY)
 	$(BIN)/ruff format --check .
