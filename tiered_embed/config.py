@@ -87,10 +87,12 @@ class Tiers:
         store: StoreKind = "auto",
         direct_io: bool = False,
     ) -> None:
-        if store not in ("auto", "rocksdb", "rocksdb_py", "memory"):
+        if not isinstance(store, str) or store not in ("auto", "rocksdb", "rocksdb_py", "memory"):
             raise ConfigError(
                 f"store is {store!r}; choose 'auto', 'rocksdb', 'rocksdb_py' or 'memory'"
             )
+        if ssd is not None and (not isinstance(ssd, (str, os.PathLike)) or "\0" in str(ssd)):
+            raise ConfigError(f"ssd is {ssd!r}; pass a directory's path")
         set_ = object.__setattr__
         set_(self, "hbm", None if hbm is None else parse_bytes(hbm, "hbm"))
         set_(self, "ddr", None if ddr is None else parse_bytes(ddr, "ddr"))
@@ -127,6 +129,8 @@ class TableConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ConfigError(f"a table's name is {self.name!r}; it must be a non-empty string")
+        if any("\ud800" <= letter <= "\udfff" for letter in self.name):
+            raise ConfigError(f"a table's name is {self.name!r}, which is no Unicode text")
         where = f"table {self.name!r}"
         if self.num_embeddings is not None and not _positive_int(self.num_embeddings):
             raise ConfigError(
@@ -137,10 +141,14 @@ class TableConfig:
             raise ConfigError(
                 f"{where}: embedding_dim is {self.embedding_dim!r}; it must be a positive integer"
             )
-        if self.mode not in MODES:
+        if not isinstance(self.mode, str) or self.mode not in MODES:
             raise ConfigError(f"{where}: mode is {self.mode!r}; choose 'sum', 'mean' or 'max'")
-        if isinstance(self.feature_names, str):
-            raise ConfigError(f"{where}: feature_names must be a sequence of names, not one string")
+        if isinstance(self.feature_names, str) or not isinstance(self.feature_names, Sequence):
+            raise ConfigError(
+                f"{where}: feature_names is {self.feature_names!r}; pass a sequence of names"
+            )
+        if not all(isinstance(name, str) and name for name in self.feature_names):
+            raise ConfigError(f"{where}: feature_names {self.feature_names!r} are not all names")
         names = tuple(self.feature_names) or (self.name,)
         if len(set(names)) != len(names):
             raise ConfigError(f"{where}: feature_names has duplicates: {list(names)}")
@@ -164,4 +172,4 @@ class TableConfig:
 
 
 def _positive_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63

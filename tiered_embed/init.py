@@ -7,7 +7,6 @@ as 1, 2, 3", SC 2011 (Philox4x32-10).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,18 @@ import numpy.typing as npt
 from .config import table_hash
 from .errors import ConfigError
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 __all__ = ["Constant", "Init", "Uniform", "philox4x32", "reference"]
+
+
+def _is_finite(value: object) -> bool:
+    """Whether it is a number that float32 holds."""
+    return (
+        isinstance(value, (int, float, np.integer, np.floating))
+        and not isinstance(value, bool)
+        and bool(-FLOAT32_MAX <= value <= FLOAT32_MAX)
+    )
 
 
 @dataclass(frozen=True)
@@ -31,8 +41,10 @@ class Uniform:
     hi: float = 0.01
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.lo) and math.isfinite(self.hi) and self.lo <= self.hi):
-            raise ConfigError(f"Uniform({self.lo}, {self.hi}): needs finite bounds with lo <= hi")
+        if not (_is_finite(self.lo) and _is_finite(self.hi) and self.lo <= self.hi):
+            raise ConfigError(
+                f"Uniform({self.lo!r}, {self.hi!r}): needs finite bounds with lo <= hi"
+            )
 
 
 @dataclass(frozen=True)
@@ -46,8 +58,8 @@ class Constant:
     value: float = 0.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.value):
-            raise ConfigError(f"Constant({self.value}): the value must be finite")
+        if not _is_finite(self.value):
+            raise ConfigError(f"Constant({self.value!r}): the value must be a finite number")
 
     @property
     def lo(self) -> float:

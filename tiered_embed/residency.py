@@ -214,7 +214,7 @@ class Planner:
         backed: bool,
         tier: str,
     ) -> None:
-        if policy not in POLICIES:
+        if not isinstance(policy, str) or policy not in POLICIES:
             raise ConfigError(f"policy is {policy!r}; choose one of {', '.join(POLICIES)}")
         self._tier = tier
         self._whole = slots.whole

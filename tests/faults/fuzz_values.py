@@ -65,8 +65,10 @@ class Values:
 
     def other(self) -> Any:
         return self.draw.choice(
-            [None, True, False, object(), b"bytes", 1j, Path("x"), len, type, ..., np.int64(3)]
-            + [np.float32("nan"), torch.float32, range(3), iter([1])]
+            [
+                *(None, True, False, object(), b"bytes", 1j, Path("x"), len, type, ...),
+                *(np.int64(3), np.float32("nan"), torch.float32, range(3), iter([1])),
+            ]
         )
 
     def container(self) -> Any:

@@ -26,7 +26,7 @@ ALLOWED: dict[str, tuple[type[Exception], ...]] = {
     "load": (FileNotFoundError,),
     "verify": (FileNotFoundError,),
     "prune": (FileNotFoundError,),
-    "load_state_dict": (TypeError, RuntimeError),
+    "load_state_dict": (TypeError, RuntimeError, AttributeError),  # nn.Module's own
 }
 
 Call = tuple[Callable[..., Any], dict[str, Any]]
@@ -226,7 +226,9 @@ class Fuzzer:
         self._targets = [Target(name, folder, self._draw) for name in _MODULES]
         for target in self._targets:
             target.train()
-            te.checkpoint.save(target.module, folder / "saved", step=len(self._digests))
+            used = te.checkpoint.list(folder / "saved")
+            free = next(step for step in range(len(used) + 1) if step not in used)
+            te.checkpoint.save(target.module, folder / "saved", step=free)
             self._digests[target.name] = target.module.digest()
 
     def _spoiled(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -310,9 +312,7 @@ class Fuzzer:
         except te.NonFiniteError:  # rows that an accepted call has filled with NaN
             target.module.load_rows(np.arange(ROWS), torch.zeros(ROWS, DIM), table=_first(target))
 
-    def _unexpected(self, where: str, arguments: dict[str, Any]) -> None:
-
-        error = sys.exc_info()[1]
+    def _unexpected(self, where: str, arguments: dict[str, Any], error: Exception) -> None:
         self._report.fail(f"{where}({_shown(arguments)}): {type(error).__name__}: {error}"[:600])
 
     def run(self, count: int) -> None:

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 
-MOST_MESSAGES = 10
+MOST_MESSAGES = 25
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Report:
     def fail(self, message: str) -> None:
         self.failures += 1
         if len(self.messages) < MOST_MESSAGES:
-            self.messages.append(message)
+            self.messages.append(message.encode("utf-8", "backslashreplace").decode())
 
     def to_json(self) -> str:
         return json.dumps(vars(self))

@@ -31,8 +31,10 @@ def build() -> Path:
         if not LIBRARY.exists() or LIBRARY.stat().st_mtime < SOURCE.stat().st_mtime:
             compiler = shutil.which("cc") or shutil.which("gcc") or "c++"
             subprocess.run(
-                [compiler, "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
-                + ["-fvisibility=hidden", str(SOURCE), "-o", str(LIBRARY)],
+                [
+                    *(compiler, "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"),
+                    *("-fvisibility=hidden", str(SOURCE), "-o", str(LIBRARY)),
+                ],
                 check=True,
             )
     return LIBRARY

@@ -32,6 +32,7 @@ class Soak:
         self._oracle = DenseOracle(NAME, self._num_rows, DIM, lr=LR, eps=EPS, init=INIT, seed=SEED)
         self._saved: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._steps = 0
+        self._saves = 0
         self._evicted = 0
         self._module = self._open()
 
@@ -99,11 +100,12 @@ class Soak:
         self._report.note("reopened")
 
     def save(self) -> None:
+        self._saves += 1
         background = self._draw.random() < 0.5
         handle = te.checkpoint.save(
-            self._module, self._folder / "saved", step=self._steps, background=background
+            self._module, self._folder / "saved", step=self._saves, background=background
         )
-        self._saved[self._steps] = self._oracle.copy_of_rows()
+        self._saved[self._saves] = self._oracle.copy_of_rows()
         if background:
             self.train()
         handle.wait()
@@ -122,11 +124,6 @@ class Soak:
             self._module = self._open()
         te.checkpoint.load(self._module, self._folder / "saved", step)
         self._oracle.put_back(self._saved[step])
-        for later in [s for s in self._saved if s > step]:
-            # The same step may be saved again with other rows: its directory must be free.
-            del self._saved[later]
-        te.checkpoint.prune(self._folder / "saved", keep=3)
-        self._steps = max(self._steps, step)
         self.compare()
         self._report.note("gone back")
 

@@ -71,9 +71,16 @@ def directory(path: object) -> Path:
         name = os.fspath(path)  # type: ignore[call-overload]
     except TypeError:
         name = None
-    if not isinstance(name, str) or "\0" in name or not name:
+    if not isinstance(name, str) or not name or not _is_encodable(name):
         raise ConfigError(f"the path of the checkpoints is {path!r}; pass a directory's path")
     return Path(name).absolute()
+
+
+def _is_encodable(name: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
 
 
 def committed_steps(path: Path) -> list[int]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ConfigError, CorruptionError, StoreError
 from ..store.directory import os_errors
@@ -89,6 +89,13 @@ class PoolEntry(_Strict):
     padding: Annotated[list[Count | None], Field(max_length=65536)]
     record_bytes: Annotated[int, Field(ge=1, lt=2**31)]
     steps: Annotated[int, Field(ge=0, lt=2**62)]  # updates of its module so far
+
+    @model_validator(mode="after")
+    def _one_per_table(self) -> PoolEntry:
+        num = len(self.layout.tables)
+        if len(self.rows) != num or len(self.padding) != num:
+            raise ValueError(f"{num} tables have {len(self.rows)} sizes, {len(self.padding)} rows")
+        return self
 
 
 class Manifest(_Strict):

@@ -147,7 +147,7 @@ class TieredEmbeddingBag(TieredModule):
 
     def prepare(self, value: Any) -> Batch:
         args = value if isinstance(value, tuple) else (value,)
-        indices, offsets, weights = (*args, None, None)[:3]
+        indices, offsets, weights = (*args, None, None, None)[:3]
         return self._batch(indices, offsets, weights)
 
     def _batch(self, indices: object, offsets: object, weights: object) -> Batch:

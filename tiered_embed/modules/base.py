@@ -42,6 +42,8 @@ def _ids(ids: object) -> npt.NDArray[np.int64]:
     if isinstance(ids, torch.Tensor):
         if ids.is_meta:
             raise ConfigError("ids are on meta, which holds no values; pass a tensor on the CPU")
+        if ids.layout is not torch.strided or ids.dtype.is_floating_point or ids.dtype.is_complex:
+            raise ConfigError(f"ids are {ids.dtype}, {ids.layout}; pass 1-D integers")
         ids = ids.detach().cpu().numpy()
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
@@ -57,6 +59,8 @@ def _floats(
     if not isinstance(values, torch.Tensor) or values.dtype not in allowed:
         kind = values.dtype if isinstance(values, torch.Tensor) else type(values).__name__
         raise ConfigError(f"{what} are {kind}; pass a {' or '.join(map(str, allowed))} tensor")
+    if values.layout is not torch.strided:
+        raise ConfigError(f"{what} have layout {values.layout}; pass a dense tensor")
     if values.is_meta:
         raise ConfigError(f"{what} are on meta, which holds no values; pass a tensor on the CPU")
     return values.detach().cpu().to(torch.float32).contiguous().numpy()
@@ -166,6 +170,8 @@ class TieredModule(nn.Module):
         rows = self._runtime.rows
         arrays = None
         if state is not None:
+            if not isinstance(state, Mapping):
+                raise ConfigError(f"state is a {type(state).__name__}; pass a mapping of tensors")
             arrays = {name: _floats(f"state {name!r}", value) for name, value in state.items()}
         rows.load(rows.table_index(table), _ids(ids), self._weights(weights), arrays)
 
@@ -251,7 +257,10 @@ class TieredModule(nn.Module):
         Raises:
             ConfigError: other tables.
         """
-        given = json.loads(bytes(state.tolist()))["tables"]
+        try:
+            given = json.loads(bytes(state.tolist()))["tables"]
+        except (AttributeError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ConfigError(f"the state is none of a tiered module: {error!r}") from error
         mine = {t.name: [t.num_embeddings, t.embedding_dim] for t in self._runtime.tables}
         if given != mine:
             raise ConfigError(f"the state is of tables {given}; this module has {mine}")

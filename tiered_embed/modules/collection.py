@@ -67,8 +67,11 @@ class TieredEmbeddingBagCollection(TieredModule):
         on_nonfinite: str = "raise",
         is_weighted: bool | None = None,
     ) -> None:
-        if not tables:
-            raise ConfigError("a collection needs at least one table")
+        if not isinstance(tables, (list, tuple)) or not tables:
+            raise ConfigError("a collection needs a list of at least one table")
+        for table in tables:
+            if not isinstance(table, TableConfig):
+                raise ConfigError(f"tables has a {type(table).__name__}; pass te.TableConfig")
         if scale_grad_by_freq and any(table.mode == "max" for table in tables):
             raise ConfigError("scale_grad_by_freq has no meaning with mode='max'")
         names = [table.name for table in tables]
@@ -124,7 +127,7 @@ class TieredEmbeddingBagCollection(TieredModule):
         out = []
         for name, _ in self._runtime.features:
             args = value[name] if isinstance(value[name], tuple) else (value[name],)
-            indices, offsets, weights = (*args, None, None)[:3]
+            indices, offsets, weights = (*args, None, None, None)[:3]
             weights = self._sample_weights(name, weights)
             out.append(feature_batch(f"feature {name!r}", indices, offsets, weights))
         return out

@@ -97,7 +97,8 @@ class TieredEmbedding(TieredModule):
 
     def prepare(self, value: Any) -> Batch:
         where = f"table {self._runtime.tables[0].name!r}"
-        flat = value.reshape(1, -1) if isinstance(value, torch.Tensor) else value
+        dense = isinstance(value, torch.Tensor) and value.layout is torch.strided
+        flat = value.reshape(1, -1) if dense else value
         checked = feature_batch(where, flat, None, None)
         return self._runtime.batch([FeatureBatch(checked.ids, None, None)])
 

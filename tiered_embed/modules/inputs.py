@@ -43,6 +43,8 @@ def _integers(where: str, name: str, tensor: object) -> torch.Tensor:
         raise ConfigError(f"{what} is a {type(tensor).__name__}; pass an int64 or int32 tensor")
     if tensor.dtype not in (torch.int64, torch.int32):
         raise ConfigError(f"{what} has dtype {tensor.dtype}; it must be torch.int64 or torch.int32")
+    if tensor.layout is not torch.strided:
+        raise ConfigError(f"{what} has layout {tensor.layout}; pass a dense tensor")
     if not tensor.is_cpu:
         raise ConfigError(f"{what} is on {tensor.device}; move it to the CPU: {what}.cpu()")
     return tensor
@@ -171,6 +173,8 @@ def _weights(where: str, weights: object, ids: torch.Tensor) -> torch.Tensor | N
     if not isinstance(weights, torch.Tensor) or weights.dtype not in WEIGHT_DTYPES:
         kind = weights.dtype if isinstance(weights, torch.Tensor) else type(weights).__name__
         raise ConfigError(f"{where}: per_sample_weights are {kind}; pass a torch.float32 tensor")
+    if weights.layout is not torch.strided:
+        raise ConfigError(f"{where}: per_sample_weights are {weights.layout}; pass a dense tensor")
     if weights.shape != ids.shape:
         raise ConfigError(
             f"{where}: per_sample_weights have shape {tuple(weights.shape)}, "

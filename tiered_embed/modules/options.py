@@ -70,7 +70,8 @@ class RuntimeOptions:
             raise ConfigError(f"seed is {self.seed}; it must be in [0, 2**64)")
         if not _is_count(self.lookahead):
             raise ConfigError(f"lookahead is {self.lookahead!r}; it must be an integer, 0 or more")
-        if self.depth != "auto" and not _is_count(self.depth):
+        automatic = isinstance(self.depth, str) and self.depth == "auto"
+        if not automatic and not _is_count(self.depth):
             raise ConfigError(
                 f"depth is {self.depth!r}; it must be an integer, 0 or more, or 'auto'"
             )
@@ -89,7 +90,8 @@ class RuntimeOptions:
             ("rounding", ROUNDINGS),
             ("on_nonfinite", ON_NONFINITE),
         ):
-            if getattr(self, name) not in choices:
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in choices:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}"
                 )
@@ -103,11 +105,13 @@ class RuntimeOptions:
             )
 
     def _check_dtypes(self) -> None:
-        if self.dtype not in DTYPES:
+        if not isinstance(self.dtype, torch.dtype) or self.dtype not in DTYPES:
             raise ConfigError(
                 f"dtype is {self.dtype}; rows are torch.float32, float16, bfloat16 or int8"
             )
-        if self.output_dtype is not None and self.output_dtype not in OUTPUT_DTYPES:
+        if self.output_dtype is not None and not (
+            isinstance(self.output_dtype, torch.dtype) and self.output_dtype in OUTPUT_DTYPES
+        ):
             raise ConfigError(
                 f"output_dtype is {self.output_dtype}; it must be torch.float32, float16 or "
                 "bfloat16"

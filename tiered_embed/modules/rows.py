@@ -41,7 +41,7 @@ class Rows:
             if len(names) == 1:
                 return 0
             raise ConfigError(f"there are several tables, {names}; pass table=")
-        if name not in names:
+        if not isinstance(name, str) or name not in names:
             raise ConfigError(f"no table {name!r}; there are {names}")
         return names.index(name)
 

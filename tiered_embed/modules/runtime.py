@@ -329,6 +329,8 @@ class Runtime:
             )
         for pool in self.pools:
             pool.pipeline.check()
+        if grad.layout is not torch.strided:
+            raise ConfigError(f"the output's gradient has layout {grad.layout}; pass a dense one")
         if grad.dtype != torch.float32 or not grad.is_contiguous():
             grad = grad.to(torch.float32).contiguous()
         array = grad.detach().numpy()
