@@ -33,7 +33,9 @@ from .trace_source import (
 
 __all__ = ["trace"]
 
-trace = typer.Typer(no_args_is_help=True, help="Record, inspect, convert and shorten id streams.")
+trace = typer.Typer(
+    no_args_is_help=True, help="Record, generate, inspect, convert and shorten id streams."
+)
 trace.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(
     record
 )
@@ -186,7 +188,9 @@ def _show(out: dict[str, Any]) -> None:
     numbers = [f"{out[key]:,} {key}" for key in ("batches", "accesses") if out[key] is not None]
     numbers.append(f"{out['file_bytes']:,} bytes")
     console.print(f"{out['format']}: {', '.join(numbers)}")
-    table = Table("table", "rows", "accesses", "unique", "uses a row", "once", "ids")
+    table = Table("table")
+    for column in ("rows", "accesses", "unique", "uses a row", "once", "ids"):
+        table.add_column(column, justify="right")
     for name, own in out["tables"].items():
         once = own.get("reuse", {}).get("(0, 1]", {}).get("rows")
         table.add_row(

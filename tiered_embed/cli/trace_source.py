@@ -98,5 +98,5 @@ def tell(out: Path, num_batches: int, num_accesses: int, as_json: bool) -> None:
         return
     typer.echo(
         f"{out}: {num_batches:,} batches, {num_accesses:,} accesses, {size:,} bytes"
-        f" ({size / max(1, num_accesses):.2f} an id)"
+        f" ({size / max(1, num_accesses):.2f} bytes an id)"
     )

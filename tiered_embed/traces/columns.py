@@ -123,8 +123,8 @@ class _Mapped:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # A ConfigError of read_blocks comes back through pyarrow as itself. An OSError without a
         # number is not the system's: pyarrow means damaged pages.
-        theirs = isinstance(error, (self._arrow.ArrowException, OSError))
-        if theirs and getattr(error, "errno", None) is None:
+        theirs = (self._arrow.ArrowException, OSError, UnicodeDecodeError)
+        if isinstance(error, theirs) and getattr(error, "errno", None) is None:
             text = str(error).strip().splitlines()[0]
             raise ConfigError(f"{os.fspath(self._path)}: {text}") from error
 
@@ -180,7 +180,7 @@ def _csv_blocks(
             )
         except KeyError as error:
             _check_names(path, names, _header(path, separator) if header is None else header)
-            raise AssertionError("a column is missing and all are there") from error
+            raise ConfigError(f"{os.fspath(path)}: {error}") from error
         yield from reader
 
 

@@ -133,7 +133,9 @@ def _load(path: StrPath) -> Any:
                 f"{os.fspath(path)}: refused at byte {source.tell()}: holds something else than"
                 f" tensors, or is damaged ({fact[:200]}); nothing in it was executed"
             ) from error
-        except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
+        except Exception as error:  # torch raises of any kind on damaged files
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             fact = (str(error) or type(error).__name__).splitlines()[0]
             raise CorruptionError(
                 f"{os.fspath(path)}: is no file of torch, or is damaged near byte {source.tell()}"

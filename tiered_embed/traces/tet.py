@@ -25,18 +25,16 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Literal, get_args
+from typing import IO
 
 from tiered_embed.errors import ConfigError, CorruptionError
 from tiered_embed.traces.chunk import TraceChunk, TraceTable
-from tiered_embed.traces.extras import require
 from tiered_embed.traces.files import StrPath
+from tiered_embed.traces.tet_codecs import Codec, compressor, decompress
 from tiered_embed.traces.tet_columns import Damage, decode_chunk, encode_chunk
 from tiered_embed.traces.trace import Trace
 
 __all__ = ["MAGIC", "Codec", "TraceWriter", "read_tet", "write_tet"]
-
-Codec = Literal["auto", "none", "zlib", "zstd"]
 
 MAGIC = b"\x89TET\r\n\x1a\n"
 VERSION = 1
@@ -46,7 +44,6 @@ _CHUNK = struct.Struct("<BIQQQ")
 _ENTRY = struct.Struct("<QIQ")
 _TRAILER = struct.Struct("<QIQQI8s")
 _CRC = struct.Struct("<I")
-_CODECS = ("none", "zlib", "zstd")
 _CHUNK_LIMIT_BYTES = 1 << 33
 _HEADER_LIMIT_BYTES = 1 << 26
 
@@ -65,7 +62,7 @@ class TraceWriter:
     """
 
     def __init__(self, path: StrPath, tables: Sequence[TraceTable], codec: Codec = "auto") -> None:
-        self._codec, self._compress = _compressor(codec)
+        self._codec, self._compress = compressor(codec)
         self.path = Path(path)
         self.num_batches = 0
         self.num_accesses = 0
@@ -246,7 +243,7 @@ def _read_chunk(
     if len(crc) < _CRC.size or _CRC.unpack(crc)[0] != zlib.crc32(stored, zlib.crc32(head)):
         raise _corrupt(path, place, f"chunk {i} does not match its checksum")
     try:
-        chunk = decode_chunk(_decompress(path, codec, stored, num_columns), num_tables)
+        chunk = decode_chunk(decompress(path, codec, stored, num_columns), num_tables)
     except Damage as damage:
         raise _corrupt(path, place, f"chunk {i}: {damage}") from damage
     if (num_batches, num_ids) != (batches, ids) or (chunk.num_batches, chunk.num_ids) != (
@@ -255,47 +252,6 @@ def _read_chunk(
     ):
         raise _corrupt(path, place, f"chunk {i} is not the one that the index names")
     return chunk
-
-
-def _compressor(codec: Codec) -> tuple[int, Callable[[bytes], bytes]]:
-    if codec not in get_args(Codec):
-        raise ConfigError(f"codec must be one of {', '.join(get_args(Codec))}, got {codec!r}")
-    if codec == "none":
-        return 0, bytes
-    if codec == "auto":
-        try:
-            return _compressor("zstd")
-        except ConfigError:
-            return _compressor("zlib")
-    if codec == "zlib":
-        return 1, lambda data: zlib.compress(data, 1)
-    zstandard = require("zstandard", "write zstd chunks")
-    return 2, zstandard.ZstdCompressor(level=3, write_content_size=True).compress
-
-
-def _decompress(path: StrPath, codec: int, stored: bytes, num_bytes: int) -> bytes:
-    """Raises Damage where ``stored`` is not ``num_bytes`` bytes in that codec."""
-    if codec >= len(_CODECS):
-        raise Damage(f"codec {codec} is unknown")
-    if codec == 0:
-        data = stored
-    elif codec == 1:
-        unpacker = zlib.decompressobj()
-        try:
-            data = unpacker.decompress(stored, num_bytes + 1)
-        except zlib.error as error:
-            raise Damage(f"zlib: {error}") from error
-    else:
-        zstandard = require("zstandard", f"read {os.fspath(path)}")
-        try:
-            if zstandard.get_frame_parameters(stored).content_size != num_bytes:
-                raise Damage("the zstd frame has another size")
-            data = zstandard.ZstdDecompressor().decompress(stored, num_bytes)
-        except zstandard.ZstdError as error:
-            raise Damage(f"zstd: {error}") from error
-    if len(data) != num_bytes:
-        raise Damage(f"{len(data)} bytes of columns where {num_bytes} are expected")
-    return data
 
 
 def _sealed_trailer(trailer: bytes) -> bytes:
