@@ -51,7 +51,7 @@ if not console.is_terminal:
 
 _PACKAGES = (
     *("tiered-embed", "torch", "numpy", "fbgemm-gpu-cpu", "fbgemm-gpu", "rocksdb-py"),
-    "libcachesim",
+    *("libcachesim", "numba"),
 )
 READ_BYTES = 4096
 
