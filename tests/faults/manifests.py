@@ -131,7 +131,7 @@ def resealed(manifest: Any) -> str:
     if isinstance(manifest, dict) and set(manifest) == {"content", "sha256"}:
         canonical = json.dumps(manifest["content"], sort_keys=True, separators=(",", ":"))
         manifest = {**manifest, "sha256": hashlib.sha256(canonical.encode()).hexdigest()}
-    return json.dumps(manifest)
+    return json.dumps(manifest, indent=1) + "\n"
 
 
 def damage(draw: random.Random, text: bytes) -> bytes:

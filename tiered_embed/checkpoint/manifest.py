@@ -117,10 +117,9 @@ class Manifest(_Strict):
     def write(self, folder: Path) -> None:
         """Into ``folder``, fsynced."""
         content = self.model_dump()
-        text = json.dumps({"content": content, "sha256": _digest(content)}, indent=1)
         path = folder / MANIFEST
-        with os_errors(f"cannot write '{path}'"), open(path, "x", encoding="utf-8") as file:
-            file.write(text + "\n")
+        with os_errors(f"cannot write '{path}'"), open(path, "xb") as file:
+            file.write(_text({"content": content, "sha256": _digest(content)}))
             file.flush()
             os.fsync(file.fileno())
 
@@ -133,12 +132,13 @@ class Manifest(_Strict):
         """
         path = folder / MANIFEST
         remedy = "restore an earlier step, or the file"
-        document = _load(path, remedy)
+        document, raw = _load(path, remedy)
         content = document.get("content")
         if not isinstance(content, dict) or set(document) != {"content", "sha256"}:
             raise CorruptionError(f"'{path}' is no manifest; {remedy}")
         try:
-            intact = _digest(content) == document["sha256"]
+            # Spaces carry nothing, and still no byte may be another one.
+            intact = _digest(content) == document["sha256"] and _text(document) == raw
         except (ValueError, RecursionError):
             intact = False
         if not intact:
@@ -259,7 +259,11 @@ def files_below(folder: Path) -> Iterator[tuple[str, int]]:
                 raise CorruptionError(f"'{entry.path}' is no file or folder of a step; remove it")
 
 
-def _load(path: Path, remedy: str) -> dict[str, Any]:
+def _text(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1) + "\n").encode()
+
+
+def _load(path: Path, remedy: str) -> tuple[dict[str, Any], bytes]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, "rb") as file:
@@ -276,7 +280,7 @@ def _load(path: Path, remedy: str) -> dict[str, Any]:
         raise CorruptionError(f"'{path}' is not readable JSON ({error}); {remedy}") from error
     if not isinstance(document, dict):
         raise CorruptionError(f"'{path}' is no manifest; {remedy}")
-    return document
+    return document, raw
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
