@@ -58,7 +58,9 @@ def main() -> int:
     parser.add_argument("kinds", nargs="*", help="some of: " + ", ".join(KINDS))
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "big"))
     parser.add_argument("--share", type=float, default=1.0, help="of the full counts")
-    parser.add_argument("--json", type=Path, help="write the counts here")
+    parser.add_argument(
+        "--json", type=Path, help="write the counts here; kinds that do not run now keep theirs"
+    )
     args = parser.parse_args()
     unknown = set(args.kinds) - set(KINDS)
     if unknown:
@@ -103,12 +105,13 @@ def write(path: Path, seed: int, results: dict[str, tuple[Report, float]]) -> No
     sys.path.insert(0, str(BENCHMARKS))
     from common import report as origin
 
-    made: dict[str, Any] = origin("torture", {"seed": seed})
-    made["kinds"] = {
-        name: {**vars(report), "title": KINDS[name].title, "seconds": took_s}
-        for name, (report, took_s) in results.items()
-    }
-    path.write_text(json.dumps(made, indent=1) + "\n")
+    made: dict[str, Any] = origin("torture", {})
+    kinds = json.loads(path.read_text())["kinds"] if path.exists() else {}
+    for name, (report, took_s) in results.items():
+        when = {"seed": seed, "commit": made["commit"], "started": made["started"]}
+        title = {"title": KINDS[name].title, "seconds": took_s}
+        kinds[name] = {**title, **when, **vars(report)}
+    path.write_text(json.dumps({**made, "kinds": kinds}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
