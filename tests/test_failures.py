@@ -169,3 +169,14 @@ def test_a_forked_child_refuses_and_its_parent_goes_on(tmp_path):
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         checkpoint.save(emb, tmp_path / "c", step=3)
     assert checkpoint.list(tmp_path / "c") == [3]
+
+
+def test_a_directory_whose_lock_cannot_be_written_is_let_go(tmp_path, monkeypatch):
+    def broken(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", broken)
+        with pytest.raises(te.StoreError, match="No space left"):
+            make(tmp_path)
+    make(tmp_path).close()

@@ -16,6 +16,7 @@ from report import Report
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build/torture"
+STUCK_S = 900
 PROGRAM = BUILD / "native/tests/torture_store"
 
 
@@ -57,7 +58,12 @@ def _run(what: str, done: str, *options: str) -> Report:
     if reason:
         report.skipped = reason
         return report
-    ended = subprocess.run([str(build()), what, *options], capture_output=True, text=True)
+    command = [str(build()), what, *options]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=STUCK_S)
+    except subprocess.TimeoutExpired:
+        report.fail(f"{' '.join(command[1:])} is stuck after {STUCK_S} s")
+        return report
     if ended.returncode not in (0, 1) or not ended.stdout:
         report.fail(f"torture_store {what} ended with {ended.returncode}: {ended.stderr[-2000:]}")
         return report

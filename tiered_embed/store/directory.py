@@ -144,8 +144,8 @@ class StoreDirectory:
             raise StoreError(
                 f"there is no store in '{self.path}' (no {_LAYOUT}); open it with mode='create'"
             )
-        self._lock()
         try:
+            self._lock()
             self._sweep()
         except BaseException:
             self.release()
