@@ -110,7 +110,11 @@ def write(path: Path, seed: int, results: dict[str, tuple[Report, float]]) -> No
     for name, (report, took_s) in results.items():
         when = {"seed": seed, "commit": made["commit"], "started": made["started"]}
         title = {"title": KINDS[name].title, "seconds": took_s}
-        kinds[name] = {**title, **when, **vars(report)}
+        # Without tracebacks, which name this machine's paths.
+        brief = [
+            " ... ".join(m.splitlines()[:: max(1, m.count("\n"))][:2]) for m in report.messages
+        ]
+        kinds[name] = {**title, **when, **vars(report), "messages": brief}
     path.write_text(json.dumps({**made, "kinds": kinds}, indent=1) + "\n")
 
 
