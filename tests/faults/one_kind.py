@@ -1,6 +1,7 @@
 """Runs one kind of torture in this process and prints its report as JSON, in the last line."""
 
 import argparse
+import os
 import sys
 import tempfile
 import warnings
@@ -22,7 +23,11 @@ def main() -> int:
     torch.set_num_threads(1)  # a forked child cannot use a pool of threads of its parent's
     kind = KINDS[args.kind]
     with tempfile.TemporaryDirectory(prefix="te-torture-", dir=args.folder) as folder:
-        report = kind.run(args.count, args.seed, Path(folder))
+        os.chdir(folder)  # a fuzzed path may be a relative one
+        try:
+            report = kind.run(args.count, args.seed, Path(folder))
+        finally:
+            os.chdir("/")
     print(report.to_json())
     return 1 if report.failures else 0
 
