@@ -100,17 +100,29 @@ class FailureState {
   void ThrowIfSet(const std::string& path) {
     if (!failed_.load()) return;
     std::lock_guard<std::mutex> lock(mutex_);
+    told_ = true;
     throw StoreException(kind_, "store '" + path + "' failed earlier (" + cause_ +
                                     "); close it and reopen from the last checkpoint");
   }
 
   bool failed() const { return failed_.load(); }
 
+  // Whether a caller has been told of the failure.
+  bool told() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return told_;
+  }
+  void SetTold() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    told_ = true;
+  }
+
  private:
   std::atomic<bool> failed_{false};
   std::mutex mutex_;
   ErrorKind kind_ = ErrorKind::kStore;  // guarded by mutex_
   std::string cause_;                   // guarded by mutex_
+  bool told_ = false;                   // guarded by mutex_
 };
 
 namespace {
@@ -197,6 +209,7 @@ void RocksDbStore::RequireWritable() const {
 void RocksDbStore::CheckWrite(const rocksdb::Status& status, const char* what) {
   if (status.ok()) return;
   failure_->Set(status, what);
+  failure_->SetTold();
   ThrowIfError(status, std::string(what) + " on store '" + path_ + "'");
 }
 
@@ -413,7 +426,11 @@ void RocksDbStore::Close() {
   db_.reset();
   readers_.reset();
   ThrowIfError(status, "flush on close of store '" + path_ + "'");
-  if (!failure_->failed()) ThrowIfError(closed, "close of store '" + path_ + "'");
+  if (!failure_->failed()) {
+    ThrowIfError(closed, "close of store '" + path_ + "'");
+  } else if (!failure_->told()) {
+    failure_->ThrowIfSet(path_);  // of a background job, behind the last call
+  }
 }
 
 void RocksDbStore::RequireNeverWritten() {

@@ -71,7 +71,8 @@ class RocksDbStore : public std::enable_shared_from_this<RocksDbStore> {
   std::map<std::string, uint64_t> Stats();
 
   // Flushes, then frees everything; open Scanners end with kClosed. A second call does nothing.
-  // Everything is freed even when the flush fails and Close() throws.
+  // Everything is freed even when Close() throws: where the flush fails, or a background job had
+  // failed and no call has told of it.
   void Close();
 
   size_t record_bytes() const { return options_.record_bytes; }

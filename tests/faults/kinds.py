@@ -60,7 +60,7 @@ KINDS: dict[str, Kind] = {
         at_least=1000,
     ),
     "store_errors": Kind(
-        "fault at every file operation of the store, six workloads",
+        "fault at every file operation of the store, seven workloads",
         store_faults.run_errors,
         count=1,
         short=0,  # RocksDB 7.8 may hang in DB::Close after a fault, once in some thousands

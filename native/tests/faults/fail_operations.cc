@@ -1,7 +1,9 @@
 // One operation of the file system goes wrong, each in turn: every call either works or says so,
 // and what was acknowledged before is there afterwards, with and without a power loss on top.
+#include <chrono>
 #include <filesystem>
 #include <functional>
+#include <thread>
 
 #include "tests/faults/torture.h"
 
@@ -42,6 +44,12 @@ const Workload kWorkloads[] = {
     {"put and close", false,
      [](Life* life, stress::Random* random) {
        for (int i = 0; i < 3; ++i) put_many(life, random);
+     }},
+    {"put, and close once the background has ended", false,
+     [](Life* life, stress::Random* random) {
+       for (int i = 0; i < 6; ++i) life->put_more(random);
+       // Nobody may ask the store meanwhile: it would tell of a failure.
+       std::this_thread::sleep_for(std::chrono::milliseconds(10));
      }},
     {"checkpoint", true,
      [](Life* life, stress::Random* random) {

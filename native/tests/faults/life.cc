@@ -105,8 +105,15 @@ void Life::open(bool create) {
   store_ = RocksDbStore::Open(folder_ + "/db", options_of(mode, env_));
 }
 
-void Life::put(stress::Random* random) {
-  const std::vector<int64_t> rows = some_rows(random);
+void Life::put(stress::Random* random) { put_rows(some_rows(random)); }
+
+void Life::put_more(stress::Random* random) {
+  std::vector<int64_t> rows(static_cast<size_t>(kMaxRowsPerWrite));
+  for (int64_t& row : rows) row = random->below(kNumRows);
+  put_rows(rows);
+}
+
+void Life::put_rows(const std::vector<int64_t>& rows) {
   const uint64_t version = (*next_version_)++;
   history_->add(rows, version);
   store_->Put(keys_of(rows).data(), records_of(rows, version).data(), rows.size());

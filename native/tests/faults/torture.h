@@ -60,6 +60,7 @@ class Life {
   void open(bool create);
   // Throws StoreException, or Broken where the store gives a wrong answer.
   void put(stress::Random* random);
+  void put_more(stress::Random* random);  // a fifth of the write buffer
   void remove(stress::Random* random);
   void read(stress::Random* random);
   void flush();
@@ -76,6 +77,8 @@ class Life {
   const std::map<std::string, Rows>& checkpoints() const { return checkpoints_; }
 
  private:
+  void put_rows(const std::vector<int64_t>& rows);
+
   const std::string folder_;
   rocksdb::Env* const env_;
   History* const history_;
@@ -122,7 +125,7 @@ class Scratch {
 // `count` power losses at random operations.
 void lose_power(uint64_t seed, int64_t count, Counts* counts);
 
-// Every kind of fault at every `stride`-th operation of six workloads.
+// Every kind of fault at every `stride`-th operation of seven workloads.
 void fail_operations(uint64_t seed, int64_t stride, Counts* counts);
 
 }  // namespace te::faults
