@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import ValidationError
 from torch import nn
 
-from ..errors import ClosedError, ConfigError, StoreError, TieredEmbedError
+from ..errors import ClosedError, ConfigError, StoreError
 from ..modules.base import TieredModule
 from ..modules.pool import Pool
 from ..store import encode_keys, open_store, write_meta
@@ -71,7 +71,7 @@ class Saved:
         self.step = step
         self._path = path
         self._future: Future[None] | None = None
-        self._told = False  # somebody has seen how it ended
+        self.told = False  # somebody has seen how it ended
 
     @property
     def path(self) -> Path:
@@ -95,13 +95,8 @@ class Saved:
             if self._future is not None:
                 self._future.result()
         finally:
-            self._told = self._told or self.done
+            self.told = self.told or self.done
         return self
-
-    def raise_untold(self) -> None:
-        """Raises a failure that nobody has waited for. REQUIRES: done."""
-        if not self._told:
-            self.wait()
 
 
 @dataclass(frozen=True)
@@ -217,13 +212,8 @@ def settle(model: nn.Module, what: str) -> None:
     for _, module in tiered_modules(model):
         module._runtime.check_idle(what)
     newest = _newest.get(model)
-    if newest is None:
-        return
-    if not newest.done:
-        with contextlib.suppress(TieredEmbedError):
-            assert newest._future is not None
-            newest._future.result()
-    newest.raise_untold()
+    if newest is not None and not newest.told:
+        newest.wait()
 
 
 def _track(model: nn.Module) -> list[ChangedKeys]:
@@ -286,7 +276,7 @@ def _save(
         raise
     _newest[model] = saved
     if not background:
-        saved._told = True
+        saved.told = True
         finish()
     _bases[model] = _Basis(path, step, this, changed)
     return saved
@@ -299,12 +289,8 @@ def pool_entry(module: str, pool: Pool, folder: str, steps: int) -> PoolEntry:
         ConfigError: it cannot say it, such as a name of more than 65,536 characters.
     """
     layout = pool.layout
-    sizes, padding = (
-        dict(layout.tables),
-        dict(
-            zip((name for name, _ in layout.tables), layout.padding or repeat(None), strict=False)
-        ),
-    )
+    sizes = dict(layout.tables)
+    padding = dict(zip(sizes, layout.padding or repeat(None), strict=False))
     described = layout.describe()
     try:
         return PoolEntry(
