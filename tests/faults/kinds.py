@@ -63,7 +63,7 @@ KINDS: dict[str, Kind] = {
         "fault at every file operation of the store, seven workloads",
         store_faults.run_errors,
         count=1,
-        short=0,  # RocksDB 7.8 may hang in DB::Close after a fault, once in some thousands
+        short=0,  # RocksDB 7.8 may hang in DB::Close after a fault, once in some 16,000
         expected="typed error, nothing acknowledged lost",
         at_least=1500,
         per_mille=False,
