@@ -16,6 +16,9 @@ Segments = list[tuple[int, I64]]
 class NoCapacity(RuntimeError): ...
 class TooManyHeld(RuntimeError): ...
 
+# lookups, unique, misses, staged, evicted, written back, overflow
+TableCounts = tuple[int, int, int, int, int, int, int]
+
 class StepPlan:
     number: int
     overflow: int
@@ -31,6 +34,12 @@ class StepPlan:
     victim_tables: I16
     victim_slots: I32
     victim_dirty: U8
+    staged_from: I32
+    victim_to: I32
+    fallen_keys: I64
+    fallen_tables: I16
+    fallen_slots: I32
+    fallen_dirty: U8
     def matches(self, segments: Segments) -> bool: ...
 
 class WriteBuffer:
@@ -48,6 +57,8 @@ class Planner:
     num_resident: int
     all_resident: bool
     overhead_bytes: int
+    first_lower_slot: int
+    num_lower_resident: int
     def __init__(
         self,
         tables: Sequence[tuple[int, int]],
@@ -55,6 +66,7 @@ class Planner:
         whole_slots: int,
         cached_slots: int,
         overflow_slots: int,
+        lower_slots: int,
         policy: str,
         backed: bool,
     ) -> None: ...
@@ -67,7 +79,8 @@ class Planner:
     def dirty_rows(self) -> tuple[I16, I64, I32]: ...
     def mark_clean(self) -> None: ...
     def renumber(self) -> None: ...
-    def counts(self) -> list[tuple[int, int, int, int, int, int]]: ...
+    def counts(self) -> list[TableCounts]: ...
+    def lower_counts(self) -> list[TableCounts]: ...
 
 class Replay:
     num_steps: int

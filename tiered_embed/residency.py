@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,9 @@ from . import _native
 from ._native import StepPlan
 from .errors import CapacityError, ConfigError
 from .stats import Counts
+
+if TYPE_CHECKING:
+    from ._native import TableCounts
 
 __all__ = [
     "BASE_POLICIES",
@@ -200,7 +204,16 @@ class Replay:
 
 
 class Planner:
-    """One pool's residency in one tier. See ``native/residency/planner.h`` for the rules.
+    """One pool's residency in the tier that computes, and in the memory tier below it if there is
+    one. See ``native/residency/planner.h`` and ``lower_tier.h`` for the rules.
+
+    Args:
+        tables: (name, rows or None for unbounded).
+        slots: of the tier that computes.
+        policy: of both tiers.
+        backed: a store at the bottom takes evicted rows.
+        tier: the upper tier's name, for messages.
+        lower_slots: of the memory tier that takes what loses its slot above; 0: there is none.
 
     Threading: calls lock; their order is the caller's business and decides the plans.
     """
@@ -213,6 +226,7 @@ class Planner:
         policy: str,
         backed: bool,
         tier: str,
+        lower_slots: int = 0,
     ) -> None:
         if not isinstance(policy, str) or policy not in POLICIES:
             raise ConfigError(f"policy is {policy!r}; choose one of {', '.join(POLICIES)}")
@@ -220,6 +234,7 @@ class Planner:
         self._whole = slots.whole
         self._names = [name for name, _ in tables]
         self._backed = backed
+        self._lower = lower_slots > 0
         self._native = _native.Planner(
             [
                 (-1 if rows is None else rows, first)
@@ -228,6 +243,7 @@ class Planner:
             whole_slots=slots.whole,
             cached_slots=slots.cached,
             overflow_slots=slots.overflow,
+            lower_slots=lower_slots,
             policy=policy,
             backed=backed,
         )
@@ -263,13 +279,17 @@ class Planner:
         self._native.cancel()
 
     def find(self, table: int, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """The slot of each id (n,), -1 where the row is not resident."""
+        """The slot of each id (n,), -1 where the row is not resident.
+
+        The lower tier's slots are numbered behind the upper tier's: see ``first_lower_slot``.
+        """
         return self._native.find(table, ids)
 
     def dirty_rows(
         self,
     ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-        """(table, row id, slot) of rows that the tier below does not hold as they are here."""
+        """(table, row id, slot) of rows that the store does not hold as they are here; slots are
+        numbered as in :meth:`find`."""
         return self._native.dirty_rows()
 
     def mark_clean(self) -> None:
@@ -281,24 +301,13 @@ class Planner:
         self._native.renumber()
 
     def counts(self, record_bytes: int) -> list[Counts]:
-        """Per table, in the order given at construction."""
-        out = []
-        for lookups, unique, misses, evicted, written_back, overflow in self._native.counts():
-            out.append(
-                Counts(
-                    lookups=lookups,
-                    unique=unique,
-                    misses=misses,
-                    hits=unique - misses,
-                    staged=misses,
-                    evicted=evicted,
-                    written_back=written_back,
-                    overflow=overflow,
-                    bytes_in=misses * record_bytes,
-                    bytes_out=written_back * record_bytes,
-                )
-            )
-        return out
+        """Of the upper tier, per table, in the order given at construction."""
+        return _counts(self._native.counts(), record_bytes)
+
+    def lower_counts(self, record_bytes: int) -> list[Counts]:
+        """Of the lower tier: lookups are the rows that the upper tier staged, and overflow those
+        that passed through for want of a slot. Empty without one."""
+        return _counts(self._native.lower_counts(), record_bytes)
 
     def num_cached(self, plan: StepPlan) -> int:
         """Rows of the plan that share slots with others."""
@@ -314,7 +323,17 @@ class Planner:
 
     @property
     def num_resident(self) -> int:
+        """In the upper tier."""
         return self._native.num_resident
+
+    @property
+    def num_lower_resident(self) -> int:
+        return self._native.num_lower_resident
+
+    @property
+    def first_lower_slot(self) -> int:
+        """Slots from here on are the lower tier's."""
+        return self._native.first_lower_slot
 
     @property
     def all_resident(self) -> bool:
@@ -333,11 +352,30 @@ class Planner:
             )
         missing, slots = error.args
         names = ", ".join(repr(name) for name in self._names)
-        remedy = f"raise {self._tier.lower()}" + ("" if self._backed else " or add an ssd tier")
+        tiers = f"{self._tier} and DDR" if self._lower else self._tier
+        remedy = f"raise {tiers.lower()}" + ("" if self._backed else " or add an ssd tier")
         return CapacityError(
-            f"{self._tier} has {slots} slots for table {names} and {missing} rows of this batch "
+            f"{tiers} {'have' if self._lower else 'has'} {slots} slots for table {names} and {missing} rows of this batch "
             f"found none; {remedy}"
         )
+
+
+def _counts(native: Sequence[TableCounts], record_bytes: int) -> list[Counts]:
+    return [
+        Counts(
+            lookups=lookups,
+            unique=unique,
+            misses=misses,
+            hits=unique - misses,
+            staged=staged,
+            evicted=evicted,
+            written_back=written_back,
+            overflow=overflow,
+            bytes_in=staged * record_bytes,
+            bytes_out=written_back * record_bytes,
+        )
+        for lookups, unique, misses, staged, evicted, written_back, overflow in native
+    ]
 
 
 def plan_text(plan: StepPlan) -> str:
@@ -362,13 +400,28 @@ def plan_text(plan: StepPlan) -> str:
             strict=True,
         )
     ]
-    return "\n".join(
-        [
-            f"plan {plan.number}",
-            "rows " + " ".join(rows),
-            "inverse " + " ".join(map(str, plan.inverse.tolist())),
-            "staged " + " ".join(rows[u] for u in plan.staged.tolist()),
-            "victims " + " ".join(victims),
-            f"overflow {plan.overflow}",
+    lines = [
+        f"plan {plan.number}",
+        "rows " + " ".join(rows),
+        "inverse " + " ".join(map(str, plan.inverse.tolist())),
+        "staged " + " ".join(rows[u] for u in plan.staged.tolist()),
+        "victims " + " ".join(victims),
+        f"overflow {plan.overflow}",
+    ]
+    if len(plan.staged_from) or len(plan.victim_to):
+        fallen = [
+            row(t, k, s) + ("*" if dirty else "")
+            for t, k, s, dirty in zip(
+                plan.fallen_tables.tolist(),
+                plan.fallen_keys.tolist(),
+                plan.fallen_slots.tolist(),
+                plan.fallen_dirty.tolist(),
+                strict=True,
+            )
         ]
-    )
+        lines += [
+            "staged from " + " ".join(map(str, plan.staged_from.tolist())),
+            "victims to " + " ".join(map(str, plan.victim_to.tolist())),
+            "fallen " + " ".join(fallen),
+        ]
+    return "\n".join(lines)

@@ -26,6 +26,15 @@ std::vector<Segment> segments_of(const nb::list& list) {
   return out;
 }
 
+nb::list list_of(const std::vector<TableCounts>& counts) {
+  nb::list out;
+  for (const TableCounts& c : counts) {
+    out.append(nb::make_tuple(c.lookups, c.unique, c.misses, c.staged, c.evicted, c.written_back,
+                              c.overflow));
+  }
+  return out;
+}
+
 template <typename Field>
 auto array_of(Field StepPlan::* field) {
   return [field](nb::handle_t<StepPlan> self) {
@@ -51,6 +60,12 @@ void bind_residency(nb::module_& m) {
       .def_prop_ro("victim_tables", array_of(&StepPlan::victim_tables))
       .def_prop_ro("victim_slots", array_of(&StepPlan::victim_slots))
       .def_prop_ro("victim_dirty", array_of(&StepPlan::victim_dirty))
+      .def_prop_ro("staged_from", array_of(&StepPlan::staged_from))
+      .def_prop_ro("victim_to", array_of(&StepPlan::victim_to))
+      .def_prop_ro("fallen_keys", array_of(&StepPlan::fallen_keys))
+      .def_prop_ro("fallen_tables", array_of(&StepPlan::fallen_tables))
+      .def_prop_ro("fallen_slots", array_of(&StepPlan::fallen_slots))
+      .def_prop_ro("fallen_dirty", array_of(&StepPlan::fallen_dirty))
       .def("matches", [](const StepPlan& plan, const nb::list& segments) {
         const std::vector<Segment> s = segments_of(segments);
         nb::gil_scoped_release nogil;
@@ -80,7 +95,7 @@ void bind_residency(nb::module_& m) {
           "__init__",
           [](Planner* self, const std::vector<std::tuple<int64_t, int64_t>>& tables,
              int64_t whole_slots, int64_t cached_slots, int64_t overflow_slots,
-             const std::string& policy, bool backed) {
+             int64_t lower_slots, const std::string& policy, bool backed) {
             PlannerOptions o;
             for (const auto& [num_rows, first_slot] : tables) {
               o.tables.push_back({num_rows, first_slot});
@@ -88,12 +103,14 @@ void bind_residency(nb::module_& m) {
             o.whole_slots = whole_slots;
             o.cached_slots = cached_slots;
             o.overflow_slots = overflow_slots;
+            o.lower_slots = lower_slots;
             o.policy = policy;
             o.backed = backed;
             new (self) Planner(std::move(o));
           },
           nb::arg("tables"), nb::kw_only(), nb::arg("whole_slots"), nb::arg("cached_slots"),
-          nb::arg("overflow_slots"), nb::arg("policy"), nb::arg("backed"))
+          nb::arg("overflow_slots"), nb::arg("lower_slots"), nb::arg("policy"),
+          nb::arg("backed"))
       .def("push",
            [](Planner& p, const nb::list& segments) {
              const std::vector<Segment> s = segments_of(segments);
@@ -131,15 +148,10 @@ void bind_residency(nb::module_& m) {
            })
       .def("mark_clean", &Planner::mark_clean, nb::call_guard<nb::gil_scoped_release>())
       .def("renumber", &Planner::renumber, nb::call_guard<nb::gil_scoped_release>())
-      .def("counts",
-           [](const Planner& p) {
-             nb::list out;
-             for (const TableCounts& c : p.counts()) {
-               out.append(nb::make_tuple(c.lookups, c.unique, c.misses, c.evicted, c.written_back,
-                                         c.overflow));
-             }
-             return out;
-           })
+      .def("counts", [](const Planner& p) { return list_of(p.counts()); })
+      .def("lower_counts", [](const Planner& p) { return list_of(p.lower_counts()); })
+      .def_prop_ro("first_lower_slot", &Planner::first_lower_slot)
+      .def_prop_ro("num_lower_resident", &Planner::num_lower_resident)
       .def_prop_ro("window_size", &Planner::window_size)
       .def_prop_ro("num_resident", &Planner::num_resident)
       .def_prop_ro("all_resident", &Planner::all_resident)

@@ -104,7 +104,8 @@ class Lfu final : public EvictionPolicy {
   void remove(RowHandle row) override { RowList::unlink(space_.rows, row); }
   void reschedule(RowHandle, int64_t) override {}
 
-  RowHandle evict() override {
+  RowHandle evict(int64_t* next_use) override {
+    *next_use = kNever;
     for (uint32_t heat = 1; heat <= kHottest; ++heat) {
       if (list(heat).empty()) continue;
       const RowHandle row = list(heat).front();

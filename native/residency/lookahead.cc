@@ -40,15 +40,15 @@ class Lookahead final : public EvictionPolicy {
     insert(row, next_use);
   }
 
-  RowHandle evict() override {
-    const RowHandle unused = base_->evict();
+  RowHandle evict(int64_t* next_use) override {
+    const RowHandle unused = base_->evict(next_use);
     if (unused != kNoRow) return unused;
-    for (auto it = buckets_.rbegin(); it != buckets_.rend(); ++it) {
-      if (!it->empty()) {
-        const RowHandle row = it->front();
-        remove(row);
-        return row;
-      }
+    for (size_t i = buckets_.size(); i-- > 0;) {
+      if (buckets_[i].empty()) continue;
+      const RowHandle row = buckets_[i].front();
+      remove(row);
+      *next_use = first_plan_ + static_cast<int64_t>(i);
+      return row;
     }
     return kNoRow;
   }

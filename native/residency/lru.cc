@@ -12,7 +12,8 @@ class Lru final : public EvictionPolicy {
   void insert(RowHandle row, int64_t) override { list_.push_back(row); }
   void remove(RowHandle row) override { RowList::unlink(rows_, row); }
   void reschedule(RowHandle, int64_t) override {}
-  RowHandle evict() override {
+  RowHandle evict(int64_t* next_use) override {
+    *next_use = kNever;
     if (list_.empty()) return kNoRow;
     const RowHandle row = list_.front();
     RowList::unlink(rows_, row);

@@ -31,7 +31,9 @@ Planner::Planner(PlannerOptions options)
     : options_(std::move(options)),
       all_whole_(std::all_of(options_.tables.begin(), options_.tables.end(),
                              [](const TableShape& t) { return t.first_slot >= 0; })),
-      rows_(static_cast<size_t>(options_.cached_slots)),
+      lower_first_(static_cast<uint32_t>(options_.whole_slots + options_.cached_slots +
+                                         options_.overflow_slots)),
+      rows_(static_cast<size_t>(options_.cached_slots + options_.lower_slots)),
       policy_(make_policy(options_.policy, {&rows_, options_.whole_slots, options_.cached_slots,
                                             options_.overflow_slots})),
       whole_marks_(static_cast<size_t>(options_.whole_slots)),
@@ -39,7 +41,12 @@ Planner::Planner(PlannerOptions options)
       fresh_slot_(options_.whole_slots),
       fresh_overflow_(options_.whole_slots + options_.cached_slots),
       chain_(1024, 0),
-      counts_(options_.tables.size()) {}
+      counts_(options_.tables.size()) {
+  if (options_.lower_slots > 0) {
+    lower_ = std::make_unique<LowerTier>(&rows_, options_.policy, lower_first_,
+                                         options_.lower_slots, options_.backed, counts_.size());
+  }
+}
 
 // --- plans ----------------------------------------------------------------------------------
 
@@ -107,7 +114,7 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
       prefetch_flag(batch.handles, u);
       if (whole_flags_[r & ~kWhole] & kResident) continue;
     } else {
-      if (rows_[r].slot >= 0) {
+      if (here(rows_[r])) {
         pin(r);
         continue;
       }
@@ -128,19 +135,22 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
   }
   // A pool without a tier below has no overflow slots, and its updated rows stay for ever (unpin
   // does not list them): only clean ones make room.
-  const int64_t missing = cached_misses - num_listed_ - num_free() - num_free_overflow();
+  const int64_t missing =
+      std::max(cached_misses - num_listed_ - num_free() - num_free_overflow(),
+               lower_shortage(batch, cached_misses));
   if (missing > 0) {
     for (RowHandle r : batch.handles) {
-      if (!(r & kWhole) && rows_[r].slot >= 0) drop_pin(r, number);
+      if (!(r & kWhole) && here(rows_[r])) drop_pin(r, number);
     }
     window_.push_front(std::move(batch));
     --next_plan_;
-    throw NoCapacity(missing, options_.cached_slots);
+    throw NoCapacity(missing, options_.cached_slots + options_.lower_slots);
   }
   policy_->advance(number);
-  for (RowHandle r : transient_) {
-    const bool overflow = rows_[r].slot >= options_.whole_slots + options_.cached_slots;
-    if (overflow && rows_[r].pins == 0) evict(r, plan.get());
+  if (lower_) lower_->advance(number);
+  for (const Transient& t : transient_) {
+    const bool overflow = rows_[t.row].slot >= options_.whole_slots + options_.cached_slots;
+    if (overflow && rows_[t.row].pins == 0) evict(t.row, t.next_use, plan.get());
   }
   transient_.clear();
 
@@ -150,15 +160,20 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
     if (r & kWhole) {
       whole_flags_[r & ~kWhole] = kResident;
       ++num_whole_resident_;
+      if (lower_) plan->staged_from.push_back(kNoSlot);
       continue;
+    }
+    if (lower_) {
+      plan->staged_from.push_back(lower_->holds(rows_[r]) ? lower_->give(r) : kNoSlot);
     }
     int32_t slot;
     if (num_free() == 0) {
-      const RowHandle victim = policy_->evict();
+      int64_t next_use;
+      const RowHandle victim = policy_->evict(&next_use);
       if (victim != kNoRow) {
         rows_[victim].listed = 0;
         --num_listed_;
-        evict(victim, plan.get());
+        evict(victim, next_use, plan.get());
       }
     }
     if (!free_slots_.empty()) {
@@ -179,6 +194,7 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
     rows_[r].slot = slot;
     rows_[r].pins = 1;
   }
+  if (lower_) lower_->settle(window_base(), plan.get());
 
   plan->keys.resize(num_unique);
   plan->slots.resize(num_unique);
@@ -192,7 +208,7 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
   } else {
     name_rows(batch, plan.get());
   }
-  for (int32_t u : plan->staged) ++counts_[batch.table(static_cast<size_t>(u))].misses;
+  note_misses(*plan, batch);
   for (size_t t = 0; t < counts_.size(); ++t) {
     counts_[t].lookups += batch.lookups[t];
     counts_[t].unique += batch.unique[t];
@@ -221,7 +237,28 @@ void Planner::name_rows(const Batch& batch, StepPlan* plan) {
   }
 }
 
-void Planner::evict(RowHandle r, StepPlan* plan) {
+void Planner::note_misses(const StepPlan& plan, const Batch& batch) {
+  for (size_t i = 0; i < plan.staged.size(); ++i) {
+    const size_t table = batch.table(static_cast<size_t>(plan.staged[i]));
+    ++counts_[table].misses;
+    ++counts_[table].staged;
+    if (lower_) lower_->note(table, 1, plan.staged_from[i] == kNoSlot);
+  }
+}
+
+// Slots that the lower tier lacks for what this plan will evict, where nothing lies below it.
+int64_t Planner::lower_shortage(const Batch& batch, int64_t cached_misses) const {
+  if (!lower_ || options_.backed) return 0;
+  int64_t coming = std::min(num_listed_, std::max(int64_t{0}, cached_misses - num_free()));
+  coming += static_cast<int64_t>(transient_.size());
+  int64_t going = 0;  // what lies there unlisted makes room by going up
+  for (RowHandle r : batch.handles) {
+    if (!(r & kWhole) && lower_->holds(rows_[r])) going += 1 - rows_[r].listed;
+  }
+  return coming - going - lower_->room();
+}
+
+void Planner::evict(RowHandle r, int64_t next_use, StepPlan* plan) {
   policy_->leave(r);
   Row& row = rows_[r];
   plan->victim_keys.push_back(row.id());
@@ -234,6 +271,10 @@ void Planner::evict(RowHandle r, StepPlan* plan) {
   const bool overflow = row.slot >= options_.whole_slots + options_.cached_slots;
   (overflow ? free_overflow_ : free_slots_).push_back(row.slot);
   row.slot = kNoSlot;
+  if (lower_) {
+    lower_->descend(r, next_use);
+    return;
+  }
   row.dirty = 0;
   // Still used inside the window: the batches there name it by its handle.
   if (row.mark < window_base()) rows_.erase(r);
@@ -266,13 +307,15 @@ void Planner::unpin(Planned* planned) {
     prefetch_row(planned->handles, u);
     if (r & kWhole) continue;
     Row& row = rows_[r];
+    const uint32_t position = planned->base == 0 ? 0 : planned->base + static_cast<uint32_t>(u);
+    const int64_t next_use =
+        row.pins == 1 && row.mark >= base ? next_use_after(position, row.mark) : kNever;
     if (row.pins == 1 && row.slot >= options_.whole_slots + options_.cached_slots) {
       row.pins = 0;
-      transient_.push_back(r);
-      continue;
+      transient_.push_back({r, next_use});
+    } else {
+      drop_pin(r, next_use);
     }
-    const uint32_t position = planned->base == 0 ? 0 : planned->base + static_cast<uint32_t>(u);
-    drop_pin(r, row.pins == 1 && row.mark >= base ? next_use_after(position, row.mark) : kNever);
   }
 }
 
@@ -288,7 +331,7 @@ void Planner::pin(RowHandle r) {
 void Planner::drop_pin(RowHandle r, int64_t next_use) {
   Row& row = rows_[r];
   row.pins = (row.pins - 1u) & kMaxPins;
-  if (row.pins != 0 || (!options_.backed && row.dirty)) return;
+  if (row.pins != 0 || (!options_.backed && !lower_ && row.dirty)) return;
   row.listed = 1;
   ++num_listed_;
   policy_->insert(r, next_use);
@@ -371,14 +414,29 @@ void Planner::mark_clean() {
   }
   num_whole_dirty_ = 0;
   rows_.for_each([&](Row& row) {
-    if (row.slot >= 0) counts_[row.table].written_back += row.dirty;
-    row.dirty = 0;
+    if (row.slot < 0 || !row.dirty) return;
+    if (here(row)) {
+      ++counts_[row.table].written_back;
+      row.dirty = 0;
+    } else {
+      lower_->mark_clean(&row);
+    }
   });
 }
 
 std::vector<TableCounts> Planner::counts() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return counts_;
+}
+
+std::vector<TableCounts> Planner::lower_counts() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return lower_ ? lower_->counts() : std::vector<TableCounts>();
+}
+
+int64_t Planner::num_lower_resident() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return lower_ ? lower_->num_resident() : 0;
 }
 
 int64_t Planner::window_size() const {
@@ -400,7 +458,7 @@ bool Planner::all_resident() const {
 int64_t Planner::overhead_bytes() const {
   std::lock_guard<std::mutex> lock(mutex_);
   size_t bytes = rows_.bytes() + chain_.size() * 4 + whole_marks_.bytes() + whole_flags_.bytes();
-  bytes += policy_->bytes();
+  bytes += policy_->bytes() + (lower_ ? lower_->bytes() : 0);
   bytes += (free_slots_.capacity() + free_overflow_.capacity()) * 4;
   for (const Batch& b : window_) {
     bytes += (b.handles.capacity() + b.inverse.capacity()) * 4 + b.tables.capacity() * 2;

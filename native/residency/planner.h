@@ -1,4 +1,5 @@
-// Decides which row is where, for one pool and one tier. Never looks at a clock.
+// Decides which row is where, for one pool: in the tier that computes and, where there is one, in
+// the LowerTier that takes its victims. Never looks at a clock.
 //
 // Batches of ids enter the window by `push`; `plan` turns the oldest into a StepPlan. Positions:
 // every unique row of every pushed batch gets a consecutive number, its position. Row::mark is the
@@ -18,6 +19,7 @@
 
 #include "core/plain_vector.h"
 #include "core/virtual_array.h"
+#include "residency/lower_tier.h"
 #include "residency/policy.h"
 #include "residency/row_table.h"
 #include "residency/step_plan.h"
@@ -34,23 +36,15 @@ struct PlannerOptions {
   int64_t whole_slots = 0;     // slots of whole tables, [0, whole_slots)
   int64_t cached_slots = 0;    // slots that the other tables share
   int64_t overflow_slots = 0;  // transient slots behind those
+  int64_t lower_slots = 0;     // of the tier below, if it takes what loses its slot here
   std::string policy = "lookahead";
-  bool backed = true;  // a tier below takes evicted rows
+  bool backed = true;  // a store at the bottom takes evicted rows
 };
 
 struct Segment {
   int32_t table;
   const int64_t* ids;
   int64_t num_ids;
-};
-
-struct TableCounts {
-  int64_t lookups = 0;
-  int64_t unique = 0;
-  int64_t misses = 0;
-  int64_t evicted = 0;
-  int64_t written_back = 0;
-  int64_t overflow = 0;
 };
 
 // The tier has no room and nothing below it. `needed` slots are missing.
@@ -94,15 +88,20 @@ class Planner {
   // Drops every batch of the window that has no plan yet.
   void cancel();
 
-  // The slot of each id, kNoSlot where the row is not resident.
+  // The slot of each id, kNoSlot where the row is not resident. The lower tier's slots lie behind
+  // this one's, from `first_lower_slot` on.
   void find(int32_t table, const int64_t* ids, int64_t n, int32_t* slots);
 
-  // Rows that the tier below does not hold as they are here, updates of released plans included.
+  // Rows that the store does not hold as they are here, updates of released plans included; slots as
+  // in `find`.
   ResidentRows dirty_rows();
   // They have been written back.
   void mark_clean();
 
   std::vector<TableCounts> counts() const;
+  std::vector<TableCounts> lower_counts() const;  // empty without a lower tier
+  int64_t first_lower_slot() const { return lower_first_; }
+  int64_t num_lower_resident() const;
   int64_t window_size() const;
   int64_t num_resident() const;
   // Every row of the pool is in its slot for good: no plan stages or evicts.
@@ -174,16 +173,23 @@ class Planner {
   void pin(RowHandle r);
   void drop_pin(RowHandle r, int64_t next_use);
   void name_rows(const Batch& batch, StepPlan* plan);
-  void evict(RowHandle r, StepPlan* plan);
+  // Whether the row is in the tier that computes.
+  bool here(const Row& row) const { return static_cast<uint32_t>(row.slot) < lower_first_; }
+  void reschedule(RowHandle r, int64_t next_use);
+  void evict(RowHandle r, int64_t next_use, StepPlan* plan);
+  void note_misses(const StepPlan& plan, const Batch& batch);
+  int64_t lower_shortage(const Batch& batch, int64_t cached_misses) const;
   int64_t num_free() const;
   int64_t num_free_overflow() const;
   int64_t key_of(RowHandle handle, uint16_t table) const;
 
   const PlannerOptions options_;
-  const bool all_whole_;      // every table is whole: each handle is a slot
-  mutable std::mutex mutex_;  // guards all below
+  const bool all_whole_;        // every table is whole: each handle is a slot
+  const uint32_t lower_first_;  // slots from here on are the lower tier's
+  mutable std::mutex mutex_;    // guards all below
   RowTable rows_;
   std::unique_ptr<EvictionPolicy> policy_;
+  std::unique_ptr<LowerTier> lower_;  // or none
   int64_t num_listed_ = 0;
 
   VirtualArray<uint32_t> whole_marks_;  // by slot
@@ -196,7 +202,11 @@ class Planner {
   int64_t fresh_overflow_;
   std::vector<int32_t> free_overflow_;
 
-  std::vector<RowHandle> transient_;  // unpinned rows in overflow slots, to evict
+  struct Transient {
+    RowHandle row;
+    int64_t next_use;
+  };
+  std::vector<Transient> transient_;  // unpinned rows in overflow slots, to evict
 
   std::deque<Batch> window_;
   std::deque<Planned> planned_;  // pinned, oldest first

@@ -47,8 +47,9 @@ class EvictionPolicy {
   // A listed row's next use became known, or (kNever) was taken back.
   virtual void reschedule(RowHandle row, int64_t next_use) = 0;
 
-  // Chooses a row, unlists and returns it; kNoRow when none is listed.
-  virtual RowHandle evict() = 0;
+  // Chooses a row, unlists and returns it; kNoRow when none is listed. `next_use`: as it was listed
+  // under, where the policy keeps it.
+  virtual RowHandle evict(int64_t* next_use) = 0;
 
   // `row` is about to lose its slot. REQUIRES: row is not listed and still has its slot.
   virtual void leave(RowHandle row) = 0;

@@ -91,7 +91,8 @@ class S3Fifo final : public EvictionPolicy {
 
   void reschedule(RowHandle, int64_t) override {}
 
-  RowHandle evict() override {
+  RowHandle evict(int64_t* next_use) override {
+    *next_use = kNever;
     while (num_small_ + num_main_ > 0) {
       const bool small = num_main_ == 0 || num_small_ > space_.num_slots / 10;
       const RowHandle row = (small ? small_ : main_).front();

@@ -1,7 +1,7 @@
 // Everything one batch needs, as plain arrays (DESIGN.md, "How a batch flows").
 //
 // Legend: N occurrences in lookup order (feature after feature), U unique rows in order of first
-// occurrence, M rows to stage, V victims.
+// occurrence, M rows to stage, V victims, W rows that fall out of the tier below.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +28,15 @@ struct StepPlan {
   std::vector<uint16_t> victim_tables;  // (V)
   std::vector<int32_t> victim_slots;    // (V)
   std::vector<uint8_t> victim_dirty;    // (V) 1: the tier below must get the record
+
+  // With a tier below that holds what loses its slot here (LowerTier); empty without. Its slots count
+  // from 0, -1 is none. What `staged_from` names goes up before anything comes down.
+  std::vector<int32_t> staged_from;     // (M) slot that the row leaves; -1: it is further down
+  std::vector<int32_t> victim_to;       // (V) slot that it gets; -1: it passes on
+  std::vector<int64_t> fallen_keys;     // (W) rows that lose their slot there
+  std::vector<uint16_t> fallen_tables;  // (W)
+  std::vector<int32_t> fallen_slots;    // (W)
+  std::vector<uint8_t> fallen_dirty;    // (W)
 
   int64_t overflow = 0;  // rows of this batch that took transient slots beyond the tier
 };

@@ -210,7 +210,15 @@ void Planner::note_use(RowHandle r, int64_t plan_number) {
     chain_[before & (chain_.size() - 1)] = position;
   }
   rows_[r].mark = position;
-  if (rows_[r].listed && before < window_base()) policy_->reschedule(r, plan_number);
+  if (rows_[r].listed && before < window_base()) reschedule(r, plan_number);
+}
+
+void Planner::reschedule(RowHandle r, int64_t next_use) {
+  if (here(rows_[r])) {
+    policy_->reschedule(r, next_use);
+  } else {
+    lower_->reschedule(r, next_use);
+  }
 }
 
 void Planner::cancel() {
@@ -224,7 +232,7 @@ void Planner::cancel_locked() {
     for (RowHandle r : b.handles) {
       if (r & kWhole) continue;
       rows_[r].mark = 0;
-      if (rows_[r].scheduled) policy_->reschedule(r, kNever);
+      if (rows_[r].scheduled) reschedule(r, kNever);
     }
   }
   for (const Batch& b : window_) {
