@@ -354,8 +354,9 @@ class Planner:
         names = ", ".join(repr(name) for name in self._names)
         tiers = f"{self._tier} and DDR" if self._lower else self._tier
         remedy = f"raise {tiers.lower()}" + ("" if self._backed else " or add an ssd tier")
+        have = "have" if self._lower else "has"
         return CapacityError(
-            f"{tiers} {'have' if self._lower else 'has'} {slots} slots for table {names} and {missing} rows of this batch "
+            f"{tiers} {have} {slots} slots for table {names} and {missing} rows of this batch "
             f"found none; {remedy}"
         )
 

@@ -135,9 +135,8 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
   }
   // A pool without a tier below has no overflow slots, and its updated rows stay for ever (unpin
   // does not list them): only clean ones make room.
-  const int64_t missing =
-      std::max(cached_misses - num_listed_ - num_free() - num_free_overflow(),
-               lower_shortage(batch, cached_misses));
+  const int64_t missing = std::max(cached_misses - num_listed_ - num_free() - num_free_overflow(),
+                                   lower_shortage(batch, cached_misses));
   if (missing > 0) {
     for (RowHandle r : batch.handles) {
       if (!(r & kWhole) && here(rows_[r])) drop_pin(r, number);
@@ -246,11 +245,12 @@ void Planner::note_misses(const StepPlan& plan, const Batch& batch) {
   }
 }
 
-// Slots that the lower tier lacks for what this plan will evict, where nothing lies below it.
+// Slots that the lower tier lacks for what this plan evicts, at once or (rows in overflow slots) in
+// the next one, where nothing lies below it.
 int64_t Planner::lower_shortage(const Batch& batch, int64_t cached_misses) const {
   if (!lower_ || options_.backed) return 0;
-  int64_t coming = std::min(num_listed_, std::max(int64_t{0}, cached_misses - num_free()));
-  coming += static_cast<int64_t>(transient_.size());
+  const int64_t coming =
+      std::max(int64_t{0}, cached_misses - num_free()) + static_cast<int64_t>(transient_.size());
   int64_t going = 0;  // what lies there unlisted makes room by going up
   for (RowHandle r : batch.handles) {
     if (!(r & kWhole) && lower_->holds(rows_[r])) going += 1 - rows_[r].listed;

@@ -92,8 +92,8 @@ class Planner {
   // this one's, from `first_lower_slot` on.
   void find(int32_t table, const int64_t* ids, int64_t n, int32_t* slots);
 
-  // Rows that the store does not hold as they are here, updates of released plans included; slots as
-  // in `find`.
+  // Rows that the store does not hold as they are here, updates of released plans included; slots
+  // as in `find`.
   ResidentRows dirty_rows();
   // They have been written back.
   void mark_clean();
