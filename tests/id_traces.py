@@ -1,7 +1,6 @@
 """Short traces of every kind of data, and a training run over one: for the simulator's tests."""
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,7 +92,7 @@ SOURCES = {
 
 
 def make_collection(
-    trace: Trace, records: Records, ddr: int, root: Path | None, **options: Any
+    trace: Trace, records: Records, tiers: te.Tiers, **options: Any
 ) -> te.TieredEmbeddingBagCollection:
     tables = [
         te.TableConfig(table.name, table.num_rows, records.dim_of(table.name))
@@ -101,9 +100,10 @@ def make_collection(
     ]
     return te.TieredEmbeddingBagCollection(
         tables,
-        tiers=te.Tiers(ddr=ddr, ssd=root, store="memory"),
+        tiers=tiers,
         optimizer=records.optimizer,
         num_threads=1,
+        **({"device": "cpu", "kernel": "native"} if tiers.hbm else {}),
         **options,
     )
 

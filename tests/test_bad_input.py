@@ -457,8 +457,17 @@ def test_tiers_refuse(given, message):
 def test_tiers_that_cannot_compute(tmp_path):
     with pytest.raises(te.ConfigError, match=r"pass te.Tiers\(ddr="):
         make_bag(None, tiers=te.Tiers(ssd=tmp_path))
-    with pytest.raises(te.ConfigError, match="leave hbm out"):
+    with pytest.raises(te.ConfigError, match=r"needs a GPU.*pass device='cpu'"):
         make_bag(None, tiers=te.Tiers(hbm=1000, ddr=1000))
+    for options, message in (
+        ({"device": "cuda"}, r"no HBM: pass te.Tiers\(hbm="),
+        ({"device": "gpu"}, "device is 'gpu'"),
+        ({"device": "meta"}, "device is 'meta'"),
+        ({"kernel": "fast"}, "kernel is 'fast'; choose one of auto, native"),
+        ({"kernel": "fbgemm"}, r"computes in the HBM tier: pass te.Tiers\(hbm="),
+    ):
+        with pytest.raises(te.ConfigError, match=message):
+            make_bag(None, tiers=te.Tiers(ddr=1000), **options)
 
 
 def test_a_budget_too_small_for_one_record(tmp_path):

@@ -18,7 +18,7 @@ from tiered_embed.execution import Executors
 from tiered_embed.pipeline import Pipeline
 from tiered_embed.residency import Planner, PoolSlots
 from tiered_embed.store import open_store
-from tiered_embed.tiers import DdrTier, PoolLayout, SsdTier
+from tiered_embed.tiers import DdrTier, MemoryTiers, PoolLayout, SsdTier
 
 RECORD = 4 * DIM
 
@@ -59,7 +59,7 @@ def test_a_batch_planned_at_once_waits_for_reads_of_the_stream(tmp_path):
     layout, ssd = stored(tmp_path / "store", 4)
     planner = Planner(layout.tables, PoolSlots((0,), 4, 0, 0), policy="lru", backed=True, tier="-")
     ddr, jobs = DdrTier(layout, 4, 1), Executors(Steps(), Steps(), Steps())
-    pipeline = Pipeline(planner, ddr, ssd, lookahead=0, depth=0, executors=jobs)
+    pipeline = Pipeline(planner, MemoryTiers(ddr), ssd, lookahead=0, depth=0, executors=jobs)
     pipeline.push([(0, np.arange(4))])
     jobs.staging.run()
     assert planner.all_resident
@@ -183,7 +183,7 @@ def test_a_write_that_failed_for_once_is_told_by_close(tmp_path):
 def test_victims_that_could_not_be_copied_out_are_told_by_close(tmp_path):
     module = make_bag(tmp_path, rows=4)
     own_jobs(module)
-    ddr = module._runtime.pools[0].ddr
+    ddr = module._runtime.pools[0].upper
     train_one(module, ids_of(0))
     gather, failed = ddr.gather, []
 

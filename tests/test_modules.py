@@ -553,7 +553,7 @@ def test_the_output_follows_the_models_dtype(tiers):
             out.sum().backward()
             assert module.rows([0]).dtype == torch.float32
         assert module.stats().steps == 4
-        with pytest.raises(te.ConfigError, match="compute on the CPU"):
+        with pytest.raises(te.ConfigError, match="computes on cpu, which its tiers decide"):
             module.to("meta")
 
 

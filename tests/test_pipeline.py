@@ -22,7 +22,7 @@ from tiered_embed.execution import Executors
 from tiered_embed.pipeline import Pipeline
 from tiered_embed.residency import Planner, PoolSlots
 from tiered_embed.store import open_store
-from tiered_embed.tiers import DdrTier, PoolLayout, SsdTier
+from tiered_embed.tiers import DdrTier, MemoryTiers, PoolLayout, SsdTier
 
 DIM = 4
 SGD = te.optim.SGD(lr=0.5)
@@ -84,7 +84,7 @@ class Rig:
         self.ssd = RecordedSsd(layout, self.store, self.log)
         self.pipeline = Pipeline(
             self.planner,
-            self.ddr,
+            MemoryTiers(self.ddr),
             self.ssd,
             lookahead=lookahead,
             depth=depth,
@@ -417,7 +417,7 @@ def test_a_failing_store_surfaces_in_the_next_forward(call, prefetch, tmp_path):
 
 def test_an_unforeseen_error_in_a_job_is_wrapped_with_its_cause(tmp_path):
     module = make_bag(tmp_path)
-    module._runtime.pools[0].ddr.initialise = fail_with(ZeroDivisionError("a bug"))
+    module._runtime.pools[0].upper.initialise = fail_with(ZeroDivisionError("a bug"))
     with pytest.raises(te.TieredEmbedError, match="a bug") as raised:
         train_loop(module, [ids_of(n) for n in range(5)], [])
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
@@ -672,7 +672,7 @@ def test_a_batch_is_planned_at_once_where_every_row_is_resident():
     staging = Steps()
     pipeline = Pipeline(
         planner,
-        DdrTier(layout, 4, 1),
+        MemoryTiers(DdrTier(layout, 4, 1)),
         None,
         lookahead=0,
         depth=0,

@@ -14,32 +14,43 @@ from tiered_embed.residency import POLICIES
 from tiered_embed.simulate import Difference, Records, replay
 from tiered_embed.traces.trace import Trace
 
-SIZES = (0.03, 0.2, 0.6)  # of the bytes of all distinct rows
+# HBM (or none) and DDR (or none), shares of the bytes of all distinct rows.
+SIZES = ((None, 0.03), (None, 0.2), (None, 0.6), (0.02, 0.1), (0.2, 0.4), (0.1, None))
 WINDOWS = ((1, 0), (16, 0), (16, 2), (64, 0), (64, 2))  # lookahead, depth
 CHOICES = [tuple(SOURCES), POLICIES, SIZES, WINDOWS]
 
 
-def ddr_bytes(trace: Trace, records: Records, share: float) -> int:
+def share_bytes(trace: Trace, records: Records, share: float) -> int:
     pools = records.pools(trace.tables)
     ids = [np.unique(np.concatenate(column)) for column in zip(*trace, strict=True)]
     total = sum(pool.record_bytes * len(ids[t]) for pool in pools for t in pool.members)
     return int(total * share)
 
 
-def check(source: str, policy: str, size: float, window: tuple[int, int], data_file, root) -> None:
+def check(
+    source: str,
+    policy: str,
+    shares: tuple[float | None, float | None],
+    window: tuple[int, int],
+    data_file,
+    root,
+) -> None:
     trace, records = SOURCES[source](data_file)
-    ddr = ddr_bytes(trace, records, size)
+    hbm, ddr = (s if s is None else share_bytes(trace, records, s) for s in shares)
+    tiers = te.Tiers(hbm=hbm, ddr=ddr, ssd=root, store="memory")
     lookahead, depth = window
-    wanted = replay(trace, te.Tiers(ddr=ddr, ssd=root), policy, lookahead, depth, records=records)
+    wanted = replay(trace, tiers, policy, lookahead, depth, records=records)
+    assert set(wanted.tiers) == {"SSD"} | ({"HBM"} if hbm else set()) | ({"DDR"} if ddr else set())
     with make_collection(
-        trace, records, ddr, root, policy=policy, lookahead=lookahead, depth=depth
+        trace, records, tiers, policy=policy, lookahead=lookahead, depth=depth
     ) as module:
         train(trace, module)
         for pool in module._runtime.pools:
             pool.pipeline.quiesce()
         stats = module.stats()
         assert wanted.differences(stats) == []
-        assert stats.tiers["DDR"].evicted > 0
+        for name in wanted.tiers.keys() - {"SSD"}:
+            assert stats.tiers[name].evicted > 0
         assert wanted.steps == stats.steps
         module.flush()
         assert wanted.differences(module.stats(), flushed=True) == []
@@ -58,16 +69,14 @@ def test_simulated_counts_are_the_runs_everywhere(choice, data_file, tmp_path):
 
 def test_without_a_tier_below_the_counts_are_the_runs_too():
     trace, records = ten_tables()
-    tiers = te.Tiers(ddr=ddr_bytes(trace, records, 3.0))
+    tiers = te.Tiers(ddr=share_bytes(trace, records, 3.0))
     wanted = replay(trace, tiers, "lru", 8, 1, records=records)
-    with make_collection(
-        trace, records, tiers.ddr or 0, None, policy="lru", lookahead=8, depth=1
-    ) as module:
+    with make_collection(trace, records, tiers, policy="lru", lookahead=8, depth=1) as module:
         train(trace, module)
         assert wanted.differences(module.stats()) == []
     assert set(wanted.tiers) == {"DDR"}
     assert wanted.total.evicted == wanted.total.capacity_misses == 0
-    small = te.Tiers(ddr=ddr_bytes(trace, records, 0.2))
+    small = te.Tiers(ddr=share_bytes(trace, records, 0.2))
     with pytest.raises(CapacityError, match="raise ddr or add an ssd tier"):
         replay(trace, small, records=records)
 
@@ -88,7 +97,7 @@ def _plain(counts) -> dict[str, int]:
 
 def test_steps_add_up_and_tell_cold_misses():
     trace, records = ten_tables()
-    tiers = te.Tiers(ddr=ddr_bytes(trace, records, 0.3), ssd="unused")
+    tiers = te.Tiers(ddr=share_bytes(trace, records, 0.3), ssd="unused")
     whole = replay(trace, tiers, "lookahead", 16, 2, records=records, per_step=True)
     assert whole.per_step is not None
     assert whole.per_step.shape == (whole.steps, 10, 7)
@@ -132,8 +141,8 @@ def test_what_cannot_be_simulated_is_refused():
         ("raise lookahead or lower depth", lambda: replay(trace, 5, lookahead=1, depth=2)),
         ("lookahead is -1", lambda: replay(trace, 5, lookahead=-1)),
         ("must be positive", lambda: replay(trace, 0)),
-        ("leave hbm out", lambda: replay(trace, te.Tiers(hbm=1, ddr=1))),
-        ("the topmost tier is DDR", lambda: replay(trace, te.Tiers(ssd="x"))),
+        ("HBM has 1 bytes", lambda: replay(trace, te.Tiers(hbm=1, ddr=1))),
+        ("pass te.Tiers", lambda: replay(trace, te.Tiers(ssd="x"))),
         ("less than one record", lambda: replay(trace, te.Tiers(ddr=10))),
         ("add its dim", lambda: replay(trace, 5, records=Records({"other": 3}))),
         ("share no slots", lambda: replay(two, 5, records=Records({"a": 3, "b": 4}))),

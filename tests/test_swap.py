@@ -547,7 +547,7 @@ def test_stores_of_others_survive_a_failure(tmp_path):
     [
         ({"tiers": None}, "tiers is None; pass te.Tiers"),
         ({"tiers": te.Tiers(ssd="/nowhere")}, "the budget of the swap"),
-        ({"tiers": te.Tiers(hbm="1MB", ddr="1MB")}, "leave hbm out"),
+        ({"tiers": te.Tiers(hbm="1MB", ddr="1MB")}, "shares out ddr alone"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd'"),
         ({"min_bytes": -1}, "min_bytes is -1"),
         ({"min_bytes": "many"}, "min_bytes is 'many'"),

@@ -2,6 +2,9 @@
 
 :meth:`Execution.run` is called in plan order by one thread. It copies dirty victims out, which
 frees their slots, and hands them to the write buffer; then it starts the plan's reads and returns.
+With two memory tiers it first exchanges rows between them: what goes up is copied out of the lower
+tier before what comes down takes its slots.
+
 Reads of several plans are in flight at once, and a row whose write has not arrived is read from the
 buffer. So throughput, not the latency of one plan, is the bound.
 
@@ -21,7 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +32,7 @@ import numpy.typing as npt
 from .errors import StoreError
 from .residency import StepPlan
 from .stages import Stages
-from .tiers import DdrTier, SsdTier
+from .tiers import DdrTier, MemoryTiers, SsdTier
 
 __all__ = ["Execution", "Executors", "apart_from_own_threads"]
 
@@ -78,8 +81,16 @@ class Executors:
             executor.shutdown(wait=True)
 
 
+class _Rows(NamedTuple):
+    """Rows on their way up: ``slots`` (n,) to fill, ``tables`` (n,), ``keys`` (n,)."""
+
+    slots: npt.NDArray[np.int32]
+    tables: npt.NDArray[np.uint16]
+    keys: npt.NDArray[np.int64]
+
+
 class Execution:
-    """Executes plans over a DDR tier and the tier below it, or none.
+    """Executes plans over the memory tiers and the store below them, or none.
 
     Args:
         write_buffer_bytes: dirty records on their way down, beside those of one plan. The ones that
@@ -88,7 +99,7 @@ class Execution:
 
     def __init__(
         self,
-        ddr: DdrTier,
+        memory: MemoryTiers,
         ssd: SsdTier | None,
         executors: Executors,
         stages: Stages,
@@ -96,7 +107,7 @@ class Execution:
     ) -> None:
         self.failure: BaseException | None = None  # the first of any job; fatal, read by all
         self.lost: BaseException | None = None  # why trained rows are nowhere any more
-        self._ddr = ddr
+        self._memory = memory
         self._ssd = ssd
         self._executors = executors
         self._stages = stages
@@ -104,6 +115,7 @@ class Execution:
         self._reads: deque[Future[None]] = deque()  # in plan order; may be done
         self._writes: deque[Future[None]] = deque()
         self._cut: Future[None] | None = None  # the newest; writes behind it wait for it
+        self._handed_down = False  # by the plan that runs
         self._cut_bytes = 0  # in the write buffer on account of it
 
     def run(self, plan: StepPlan) -> Future[None] | None:
@@ -152,10 +164,10 @@ class Execution:
         """
         assert self._ssd is not None
         self._ssd.write_back()
-        block = max(1, FLUSH_BYTES // self._ddr.layout.record_bytes)
+        block = max(1, FLUSH_BYTES // self._memory.layout.record_bytes)
         for i in range(0, len(rows), block):
             part = slice(i, i + block)
-            self._ssd.hand_down(tables[part], rows[part], self._ddr.gather(slots[part]))
+            self._ssd.hand_down(tables[part], rows[part], self._memory.gather(slots[part]))
             self._ssd.write_back()
         self._ssd.store.flush()
 
@@ -177,13 +189,13 @@ class Execution:
         """
         assert self._ssd is not None
         ssd = self._ssd
-        block = max(1, FLUSH_BYTES // self._ddr.layout.record_bytes)
+        block = max(1, FLUSH_BYTES // self._memory.layout.record_bytes)
         for i in range(0, len(rows), block):
             part = slice(i, i + block)
             if ssd.in_flight_bytes > CUT_BYTES:
                 self._post_write(ssd)
                 self._await_writes(CUT_BYTES // 2)
-            ssd.hand_down(tables[part], rows[part], self._ddr.gather(slots[part]))
+            ssd.hand_down(tables[part], rows[part], self._memory.gather(slots[part]))
         ssd.cut()
         self._cut_bytes = ssd.in_flight_bytes + CUT_SLACK_BYTES
         out: Future[T] = Future()
@@ -220,35 +232,83 @@ class Execution:
         return self._write_buffer_bytes + (self._cut_bytes if under_way else 0)
 
     def _run(self, plan: StepPlan) -> Future[None] | None:
-        if self._ssd is None:
-            if len(plan.staged):
-                with self._stages.time("fill"):
-                    self._ddr.initialise(*_staged(plan))
-            return None
-        dirty = plan.victim_dirty.astype(bool)
-        if dirty.any():
-            self._evict(self._ssd, plan, dirty)
-        if len(plan.staged) == 0:
-            return None
-        while self._reads and self._reads[0].done():
-            self._reads.popleft()
-        read = self._submit(self._executors.reading, lambda: self._read(plan))
-        self._reads.append(read)
-        return read
-
-    def _evict(self, ssd: SsdTier, plan: StepPlan, dirty: npt.NDArray[np.bool_]) -> None:
-        tables, rows = plan.victim_tables[dirty], plan.victim_keys[dirty]
+        if plan.overflow:
+            self._memory.upper.reserve(int(plan.slots.max()) + 1)
+        lower, ssd = self._memory.lower, self._ssd
+        staged = plan.staged
         try:
-            # First of all: the planner has given their slots away.
-            with self._stages.time("evict"):
-                ssd.hand_down(tables, rows, self._ddr.gather(plan.victim_slots[dirty]))
+            # First of all: the planner has given the victims' slots away.
+            if lower is not None:
+                self._exchange(plan, lower)
+                staged = staged[plan.staged_from < 0]
+            elif ssd is not None:
+                self._evict(plan, ssd)
         except BaseException as error:
             self.lost = error
             raise
-        self._post_write(ssd)
-        if ssd.in_flight_bytes > self._write_buffer_limit:
-            with self._stages.time("back_pressure"):
-                self._await_writes(self._write_buffer_limit)
+        if ssd is not None:
+            self._write_evicted(ssd)
+        rows = _Rows(plan.slots[staged], plan.tables[staged], plan.keys[staged])
+        if len(staged) == 0:
+            return None
+        if ssd is None:
+            with self._stages.time("fill"):
+                self._memory.upper.initialise(*rows)
+            return None
+        while self._reads and self._reads[0].done():
+            self._reads.popleft()
+        read = self._submit(self._executors.reading, lambda: self._read(ssd, rows))
+        self._reads.append(read)
+        return read
+
+    def _evict(self, plan: StepPlan, ssd: SsdTier) -> None:
+        """Hands dirty victims down to the store."""
+        dirty = plan.victim_dirty.astype(bool)
+        if dirty.any():
+            with self._stages.time("evict"):
+                victims = self._memory.upper.gather(plan.victim_slots[dirty])
+                self._hand_down(ssd, plan.victim_tables[dirty], plan.victim_keys[dirty], victims)
+
+    def _exchange(self, plan: StepPlan, lower: DdrTier) -> None:
+        """Moves rows between the memory tiers; dirty ones that find no room there go further."""
+        upper, ssd = self._memory.upper, self._ssd
+        rises = plan.staged_from >= 0
+        lands = plan.victim_to >= 0
+        # Without a store the planner lets nothing dirty fall or pass.
+        falls = plan.fallen_dirty.astype(bool)
+        passes = ~lands & plan.victim_dirty.astype(bool)
+        with self._stages.time("evict"):
+            rising = lower.gather(plan.staged_from[rises])
+            if ssd is not None and falls.any():
+                records = lower.gather(plan.fallen_slots[falls])
+                self._hand_down(ssd, plan.fallen_tables[falls], plan.fallen_keys[falls], records)
+            if lands.any():
+                lower.scatter(plan.victim_to[lands], upper.gather(plan.victim_slots[lands]))
+            if ssd is not None and passes.any():
+                records = upper.gather(plan.victim_slots[passes])
+                self._hand_down(ssd, plan.victim_tables[passes], plan.victim_keys[passes], records)
+        if len(rising):
+            with self._stages.time("fill"):
+                upper.scatter(plan.slots[plan.staged[rises]], rising)
+
+    def _hand_down(
+        self,
+        ssd: SsdTier,
+        tables: npt.NDArray[np.uint16],
+        rows: npt.NDArray[np.int64],
+        records: npt.NDArray[np.uint8],
+    ) -> None:
+        ssd.hand_down(tables, rows, records)
+        self._handed_down = True
+
+    def _write_evicted(self, ssd: SsdTier) -> None:
+        """Has what this plan handed down written, and keeps the write buffer in its bounds."""
+        if self._handed_down:
+            self._handed_down = False
+            self._post_write(ssd)
+            if ssd.in_flight_bytes > self._write_buffer_limit:
+                with self._stages.time("back_pressure"):
+                    self._await_writes(self._write_buffer_limit)
         while self._writes and self._writes[0].done():
             self._writes[0].result()
             self._writes.popleft()
@@ -258,17 +318,15 @@ class Execution:
 
     # --- jobs -----------------------------------------------------------------------------------
 
-    def _read(self, plan: StepPlan) -> None:
-        assert self._ssd is not None
+    def _read(self, ssd: SsdTier, rows: _Rows) -> None:
         if self.failure is not None:
             raise StoreError("an earlier job failed") from self.failure
-        slots, tables, rows = _staged(plan)
         with self._stages.time("read"):
-            records, found = self._ssd.read(tables, rows)
+            records, found = ssd.read(rows.tables, rows.keys)
         with self._stages.time("fill"):
-            self._ddr.scatter(slots, records, found)
+            self._memory.upper.scatter(rows.slots, records, found)
             if not found.all():
-                self._ddr.initialise(slots, tables, rows, found)
+                self._memory.upper.initialise(*rows, found)
 
     def _write(self, ssd: SsdTier) -> None:
         with self._stages.time("write"):
@@ -298,10 +356,3 @@ def _run_here(job: Callable[[], T]) -> Future[T]:
     except Exception as error:
         future.set_exception(error)
     return future
-
-
-def _staged(
-    plan: StepPlan,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
-    staged = plan.staged
-    return plan.slots[staged], plan.tables[staged], plan.keys[staged]

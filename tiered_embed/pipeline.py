@@ -36,7 +36,7 @@ from .errors import CapacityError, ClosedError, StoreError, TieredEmbedError
 from .execution import Execution, Executors
 from .residency import Planner, Segment, StepPlan
 from .stages import Stages
-from .tiers import DdrTier, SsdTier
+from .tiers import MemoryTiers, SsdTier
 
 __all__ = ["Lease", "Pipeline"]
 
@@ -87,8 +87,8 @@ class Pipeline:
 
     Args:
         planner: decides residency.
-        ddr: the topmost tier.
-        ssd: the tier below, or None.
+        memory: the tiers that it decides about.
+        ssd: the store below, or None.
         lookahead: future batches that a streamed plan has seen, unless the stream ended.
         depth: batches staged ahead of the one training, or who finds that number.
         executors: who runs the jobs; threads by default.
@@ -99,7 +99,7 @@ class Pipeline:
     def __init__(
         self,
         planner: Planner,
-        ddr: DdrTier,
+        memory: MemoryTiers,
         ssd: SsdTier | None,
         *,
         lookahead: int,
@@ -109,7 +109,7 @@ class Pipeline:
         write_buffer_bytes: int = WRITE_BUFFER_BYTES,
     ) -> None:
         self.planner = planner
-        self.ddr = ddr
+        self.memory = memory
         self.ssd = ssd
         self.lookahead = lookahead
         self.stall_s = np.zeros(planner.num_tables)  # per table whose rows were waited for
@@ -118,7 +118,7 @@ class Pipeline:
         self._taken_at: float | None = None  # when the stream's last batch was taken
         self._executors = executors or Executors()
         self._stages = stages or Stages()
-        self._execution = Execution(ddr, ssd, self._executors, self._stages, write_buffer_bytes)
+        self._execution = Execution(memory, ssd, self._executors, self._stages, write_buffer_bytes)
         self._pid = os.getpid()
         self._closed = False
         self._refusal: TieredEmbedError | None = None
@@ -312,7 +312,7 @@ class Pipeline:
             lost = self._execution.lost
             if lost is not None:
                 raise TieredEmbedError(
-                    f"rows on their way out of DDR were lost: {lost!r}"
+                    f"rows on their way out of {self.memory.upper.name} were lost: {lost!r}"
                 ) from lost
         finally:
             self._executors.shutdown()
@@ -480,12 +480,15 @@ class Pipeline:
     def _notice_overflow(self, plan: StepPlan) -> None:
         if plan.overflow and not self._warned_overflow:
             self._warned_overflow = True
-            needed = len(plan.keys) * (self.depth + 1) * self.ddr.layout.record_bytes
+            needed = len(plan.keys) * (self.depth + 1) * self.memory.layout.record_bytes
+            tier = self.memory.upper.name
             _log.warning(
-                "a batch of %d rows took %d transient slots beyond the DDR budget; about ddr=%d "
+                "a batch of %d rows took %d transient slots beyond the %s budget; about %s=%d "
                 "bytes would hold it at depth %d",
                 len(plan.keys),
                 plan.overflow,
+                tier,
+                tier.lower(),
                 needed,
                 self.depth,
             )

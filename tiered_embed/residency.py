@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from . import _native
 from ._native import StepPlan
+from .config import Tiers
 from .errors import CapacityError, ConfigError
 from .stats import Counts
 
@@ -39,6 +40,7 @@ __all__ = [
     "Segment",
     "StepPlan",
     "allocate",
+    "allocate_tiers",
     "fair_shares",
     "plan_text",
 ]
@@ -104,6 +106,52 @@ def allocate(
     ]
 
 
+def allocate_tiers(
+    tables: Sequence[Sequence[tuple[str, int | None]]],
+    record_bytes: Sequence[int],
+    tiers: Tiers,
+) -> tuple[list[PoolSlots], list[int]]:
+    """Shares the memory tiers among pools: of each, its slots in the topmost one, and how many it
+    has in DDR below that (0 where DDR is the topmost). Arguments and errors as :func:`allocate`.
+    """
+    if tiers.hbm is None:
+        assert tiers.ddr is not None
+        only = allocate(tables, record_bytes, tiers.ddr, backed=tiers.ssd is not None, tier="DDR")
+        return only, [0] * len(only)
+    backed = tiers.ddr is not None or tiers.ssd is not None
+    upper = allocate(tables, record_bytes, tiers.hbm, backed=backed, tier="HBM")
+    if tiers.ddr is None:
+        return upper, [0] * len(upper)
+    # A row is in one tier at a time: DDR gets what HBM does not hold.
+    left = [
+        [
+            (name, rows)
+            for (name, rows), first in zip(pool, cut.first_slot, strict=True)
+            if first < 0
+        ]
+        for pool, cut in zip(tables, upper, strict=True)
+    ]
+    rows_left = [
+        float("inf")
+        if any(rows is None for _, rows in pool)
+        else sum(rows or 0 for _, rows in pool)
+        for pool in left
+    ]
+    wanted = [
+        max(0.0, rows - cut.cached) * size
+        for rows, cut, size in zip(rows_left, upper, record_bytes, strict=True)
+    ]
+    lower = []
+    shares = fair_shares(wanted, tiers.ddr)
+    for pool, want, share, size, cut in zip(left, wanted, shares, record_bytes, upper, strict=True):
+        most = MAX_SLOTS - cut.whole - cut.cached - cut.overflow
+        slots = min(share // size, most)
+        if want and slots < 1:
+            raise _too_small("DDR", share, [name for name, _ in pool], size)
+        lower.append(slots)
+    return upper, lower
+
+
 def fair_shares(wanted: Sequence[float], total: int) -> list[int]:
     """Max-min fair shares of ``total``: what one does not want goes to the others."""
     shares = [0] * len(wanted)
@@ -126,11 +174,7 @@ def _cut(
 ) -> PoolSlots:
     slots = min(share // record_bytes, MAX_SLOTS - OVERFLOW_SLOTS)
     if slots < 1:
-        names = ", ".join(repr(name) for name, _ in tables)
-        raise ConfigError(
-            f"{tier} has {share} bytes for table {names}, less than one record of {record_bytes}; "
-            f"raise {tier.lower()}"
-        )
+        raise _too_small(tier, share, [name for name, _ in tables], record_bytes)
     everything = sum(MAX_SLOTS if rows is None else rows for _, rows in tables)
     whole_limit = slots if everything <= slots else slots // WHOLE_SHARE
     first_slot = [-1] * len(tables)
@@ -146,6 +190,14 @@ def _cut(
     cached = slots - whole if rest is None else min(slots - whole, rest)
     overflow = OVERFLOW_SLOTS if backed and cached else 0
     return PoolSlots(tuple(first_slot), whole, cached, overflow)
+
+
+def _too_small(tier: str, share: int, tables: Sequence[str], record_bytes: int) -> ConfigError:
+    names = ", ".join(map(repr, tables))
+    return ConfigError(
+        f"{tier} has {share} bytes for table {names}, less than one record of {record_bytes}; "
+        f"raise {tier.lower()}"
+    )
 
 
 class Replay:

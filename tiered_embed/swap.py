@@ -194,6 +194,8 @@ def _checked(
         )
     if not isinstance(tiers, Tiers) or tiers.ddr is None:
         raise ConfigError(f"tiers is {tiers!r}; pass te.Tiers(ddr=...), the budget of the swap")
+    if tiers.hbm is not None:
+        raise ConfigError("te.swap shares out ddr alone: leave hbm out of te.Tiers")
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise ConfigError(
             f"optimizer is {optimizer!r}; pass one of te.optim, or None for rows that are only read"

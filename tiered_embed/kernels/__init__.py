@@ -2,4 +2,7 @@
 
 from .cpu import POOLINGS, Bags, CpuKernel, UpdateOptions
 
-__all__ = ["POOLINGS", "Bags", "CpuKernel", "UpdateOptions"]
+# What a module may be asked to compute with.
+KERNELS = ("auto", "native", "fbgemm")
+
+__all__ = ["KERNELS", "POOLINGS", "Bags", "CpuKernel", "UpdateOptions"]

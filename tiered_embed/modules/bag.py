@@ -50,6 +50,11 @@ class TieredEmbeddingBag(TieredModule):
             it uses; one in evaluation scales copies.
         on_nonfinite: what an infinite or NaN row gradient does, before any row has changed:
             ``"raise"``, ``"skip"`` the update, or ``"allow"`` it.
+        device: where an HBM tier lies, and the outputs: a CUDA device by default. ``"cpu"`` runs
+            the same three tiers in host memory.
+        kernel: what looks up and updates: ``"native"`` on the CPU, ``"fbgemm"`` in an HBM tier on
+            either device. ``"auto"``: FBGEMM's with an HBM tier, native ones without. Each has its
+            own rounding: trained bytes are equal under one kernel, whatever the tiers.
 
     Raises:
         ConfigError: arguments that cannot work, or a store with another record layout.
@@ -81,6 +86,8 @@ class TieredEmbeddingBag(TieredModule):
         norm_type: float = 2.0,
         scale_grad_by_freq: bool = False,
         on_nonfinite: str = "raise",
+        device: torch.device | str | None = None,
+        kernel: str = "auto",
     ) -> None:
         options = RuntimeOptions(
             tiers,
@@ -99,6 +106,8 @@ class TieredEmbeddingBag(TieredModule):
             norm_type,
             scale_grad_by_freq,
             on_nonfinite,
+            device,
+            kernel,
         )
         table = TableConfig(name, num_embeddings, embedding_dim, mode=mode, padding_idx=padding_idx)
         if scale_grad_by_freq and mode == "max":

@@ -228,11 +228,12 @@ class TieredModule(nn.Module):
 
     def _apply(self: M, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> M:
         # model.half() and the like: rows stay as they are, the output follows.
-        probe = fn(torch.zeros(1, dtype=self._runtime.output_dtype))
-        if probe.device.type != "cpu":
+        mine = self._runtime.options.compute_device
+        probe = fn(torch.zeros(1, dtype=self._runtime.output_dtype, device=mine))
+        if probe.device.type != mine.type:
             raise ConfigError(
-                f"tiered modules compute on the CPU in this version; move the rest of the model to "
-                f"{probe.device} and the outputs of {type(self).__name__} by hand"
+                f"this {type(self).__name__} computes on {mine}, which its tiers decide; move the "
+                f"rest of the model to {probe.device} and this module's outputs by hand"
             )
         self._runtime.output_dtype = probe.dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -345,7 +346,12 @@ class TieredModule(nn.Module):
         ssd = "none" if options.tiers.ssd is None else options.tiers.store
         dtype = "" if options.dtype == torch.float32 else f"dtype={options.dtype}, "
         optimizer = "none" if options.optimizer is None else options.optimizer.brief()
-        return f"{tables}; {dtype}ddr={options.tiers.ddr} bytes, ssd={ssd}, optimizer={optimizer}"
+        memory = "".join(
+            f"{name}={size} bytes, "
+            for name, size in (("hbm", options.tiers.hbm), ("ddr", options.tiers.ddr))
+            if size is not None
+        )
+        return f"{tables}; {dtype}{memory}ssd={ssd}, optimizer={optimizer}"
 
 
 def pretrained_shape(

@@ -65,6 +65,8 @@ class TieredEmbeddingBagCollection(TieredModule):
         norm_type: float = 2.0,
         scale_grad_by_freq: bool = False,
         on_nonfinite: str = "raise",
+        device: torch.device | str | None = None,
+        kernel: str = "auto",
         is_weighted: bool | None = None,
     ) -> None:
         if not isinstance(tables, (list, tuple)) or not tables:
@@ -96,6 +98,8 @@ class TieredEmbeddingBagCollection(TieredModule):
             norm_type,
             scale_grad_by_freq,
             on_nonfinite,
+            device,
+            kernel,
         )
         super().__init__(list(tables), features, options)
         self._is_weighted = is_weighted

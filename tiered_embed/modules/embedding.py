@@ -48,6 +48,8 @@ class TieredEmbedding(TieredModule):
         norm_type: float = 2.0,
         scale_grad_by_freq: bool = False,
         on_nonfinite: str = "raise",
+        device: torch.device | str | None = None,
+        kernel: str = "auto",
     ) -> None:
         options = RuntimeOptions(
             tiers,
@@ -66,6 +68,8 @@ class TieredEmbedding(TieredModule):
             norm_type,
             scale_grad_by_freq,
             on_nonfinite,
+            device,
+            kernel,
         )
         table = TableConfig(name, num_embeddings, embedding_dim, padding_idx=padding_idx)
         super().__init__([table], [(name, 0)], options, pooled=False)

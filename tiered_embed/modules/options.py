@@ -11,6 +11,7 @@ from ..config import Tiers
 from ..depth import MOST_DEPTH
 from ..errors import ConfigError
 from ..init import Constant, Init, Uniform
+from ..kernels import KERNELS
 from ..optim import Optimizer
 from ..weights import ROUNDINGS
 from .inputs import BOUNDS_CHECKS
@@ -48,14 +49,15 @@ class RuntimeOptions:
     norm_type: float = 2.0
     scale_grad_by_freq: bool = False
     on_nonfinite: str = "raise"
+    device: torch.device | str | None = None
+    kernel: str = "auto"
 
     def __post_init__(self) -> None:
         if not isinstance(self.tiers, Tiers):
             raise ConfigError(f"tiers is {self.tiers!r}; pass te.Tiers(ddr=..., ssd=...)")
-        if self.tiers.hbm is not None:
-            raise ConfigError("this version computes on the CPU: leave hbm out of te.Tiers")
-        if self.tiers.ddr is None:
-            raise ConfigError("on the CPU the topmost tier is DDR: pass te.Tiers(ddr=...)")
+        if self.tiers.ddr is None and self.tiers.hbm is None:
+            raise ConfigError("the topmost tier holds the rows in use: pass te.Tiers(ddr=...)")
+        self._check_device()
         if self.optimizer is not None and not isinstance(self.optimizer, Optimizer):
             raise ConfigError(
                 f"optimizer is {self.optimizer!r}; pass one of te.optim, or None for rows that "
@@ -104,6 +106,26 @@ class RuntimeOptions:
                 f"scale_grad_by_freq is {self.scale_grad_by_freq!r}; pass True or False"
             )
 
+    def _check_device(self) -> None:
+        kind = self.compute_device.type
+        if kind not in ("cpu", "cuda"):
+            raise ConfigError(f"device is {self.device!r}; rows train on 'cpu' or 'cuda'")
+        if kind == "cuda" and self.tiers.hbm is None:
+            raise ConfigError(
+                f"device is {self.device!r}, but the tiers have no HBM: pass te.Tiers(hbm=...)"
+            )
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                "an HBM tier needs a GPU that torch can use; pass device='cpu' to have it in host "
+                "memory, or leave hbm out of te.Tiers"
+            )
+        if not isinstance(self.kernel, str) or self.kernel not in KERNELS:
+            raise ConfigError(f"kernel is {self.kernel!r}; choose one of {', '.join(KERNELS)}")
+        if self.kernel == "fbgemm" and self.tiers.hbm is None:
+            raise ConfigError("kernel='fbgemm' computes in the HBM tier: pass te.Tiers(hbm=...)")
+        if self.kernel == "native" and kind == "cuda":
+            raise ConfigError("kernel='native' computes on the CPU; pass kernel='auto'")
+
     def _check_dtypes(self) -> None:
         if not isinstance(self.dtype, torch.dtype) or self.dtype not in DTYPES:
             raise ConfigError(
@@ -139,6 +161,23 @@ class RuntimeOptions:
         if self.output_dtype is not None:
             return self.output_dtype
         return torch.float32 if self.dtype == torch.int8 else self.dtype
+
+    @property
+    def compute_device(self) -> torch.device:
+        """Where rows are looked up and updated, and where outputs lie."""
+        if self.device is None:
+            return torch.device("cpu" if self.tiers.hbm is None else "cuda")
+        try:
+            return torch.device(self.device)
+        except (RuntimeError, TypeError):
+            raise ConfigError(f"device is {self.device!r}; pass 'cpu' or 'cuda'") from None
+
+    @property
+    def kernel_name(self) -> str:
+        """Of the kernels that compute."""
+        if self.kernel != "auto":
+            return self.kernel
+        return "native" if self.tiers.hbm is None else "fbgemm"
 
     @property
     def threads(self) -> int:

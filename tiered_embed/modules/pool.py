@@ -24,7 +24,7 @@ from ..stages import Stages
 from ..stats import Counts, TierStats
 from ..store import RowStore, open_store, read_meta
 from ..store.directory import StoreDirectory, os_errors
-from ..tiers import DdrTier, PoolLayout, SsdTier
+from ..tiers import DdrTier, MemoryTiers, PoolLayout, SsdTier
 from ..weights import renormalised
 
 __all__ = ["Pool", "beside"]
@@ -43,6 +43,7 @@ class Pool:
         self,
         layout: PoolLayout,
         slots: PoolSlots,
+        lower_slots: int,
         tiers: Tiers,
         bag_layout: _native.BagLayout,
         *,
@@ -53,17 +54,28 @@ class Pool:
         num_threads: int,
         stages: Stages,
     ) -> None:
-        """``depth``: a number, or "auto"."""
+        """``slots``: of the topmost tier; ``lower_slots``: of DDR below it, 0 if it is DDR.
+        ``depth``: a number, or "auto"."""
         self.layout = layout
         self._slots = slots
+        self._lower_slots = lower_slots
+        name = "DDR" if tiers.hbm is None else "HBM"
         self.planner = Planner(
-            layout.tables, slots, policy=policy, backed=tiers.ssd is not None, tier="DDR"
+            layout.tables,
+            slots,
+            policy=policy,
+            backed=tiers.ssd is not None,
+            tier=name,
+            lower_slots=lower_slots,
         )
-        self.ddr = DdrTier(layout, slots.whole + slots.cached + slots.overflow, num_threads)
+        upper = DdrTier(layout, slots.whole + slots.cached + slots.overflow, num_threads, name)
+        lower = DdrTier(layout, lower_slots, num_threads) if lower_slots else None
+        self.memory = MemoryTiers(upper, lower, self.planner.first_lower_slot)
+        self.upper = upper
         self.bag_layout = bag_layout
         self.row_layout = _native.BagLayout([POOLINGS["sum"]], [0], layout.dim)  # one row a bag
         self.kernel = CpuKernel(
-            self.ddr.records,
+            upper.records,
             layout.dim,
             num_threads,
             rounding_seed=layout.seed if rounding == "stochastic" else None,
@@ -84,7 +96,7 @@ class Pool:
         ssd = None if self.store is None else SsdTier(layout, self.store)
         self.pipeline = Pipeline(
             self.planner,
-            self.ddr,
+            self.memory,
             ssd,
             lookahead=lookahead,
             depth=depth if isinstance(depth, int) else _tuner(lookahead, slots),
@@ -102,13 +114,13 @@ class Pool:
 
     @property
     def num_slots(self) -> int:
-        """Rows that the DDR budget holds."""
+        """Rows that the topmost tier's budget holds."""
         return self._slots.whole + self._slots.cached
 
     def room(self, counts: Sequence[int]) -> tuple[int, int]:
         """(rows that share slots, such slots) when the tables have ``counts`` rows."""
         shared = [n for n, first in zip(counts, self._slots.first_slot, strict=True) if first < 0]
-        return sum(shared), self._slots.cached
+        return sum(shared), self._slots.cached + self._lower_slots
 
     def read(self, table: int, ids: I64) -> U8:
         """Current records of ``ids`` (n,) -> (n, record_bytes); nothing is staged or changed."""
@@ -117,8 +129,8 @@ class Pool:
         slots = self.planner.find(table, ids)
         resident = slots >= 0
         if resident.all():
-            return self.ddr.gather(slots)
-        records[resident] = self.ddr.gather(np.ascontiguousarray(slots[resident]))
+            return self.memory.gather(slots)
+        records[resident] = self.memory.gather(np.ascontiguousarray(slots[resident]))
         rows = ids[~resident]
         tables = np.full(len(rows), table, np.uint16)
         if self.pipeline.ssd is None:
@@ -153,12 +165,13 @@ class Pool:
     def write(self, table: int, ids: I64, records: U8) -> None:
         """Materialises rows: ``ids`` (n,) without repeats, ``records`` (n, record_bytes)."""
         # Without a tier below, all at once: they fit, or nothing is written.
-        block = len(ids) if self.store is None else max(1, self.num_slots // 2)
+        last = self.store is None and not self._lower_slots
+        block = len(ids) if last else max(1, self.num_slots // 2)
         for start in range(0, len(ids), max(block, 1)):
             part = slice(start, start + block)
             lease = self.pipeline.stage([(table, ids[part])])
             try:
-                self.ddr.scatter(lease.plan.slots, records[part])
+                self.upper.scatter(lease.plan.slots, records[part])
             finally:
                 lease.release(updated=True)
 
@@ -188,7 +201,7 @@ class Pool:
             rows, slots = rows[mine][order], slots[mine][order]
             for start in range(0, len(rows), SCAN_ROWS):
                 part = slice(start, start + SCAN_ROWS)
-                yield rows[part], self.ddr.gather(np.ascontiguousarray(slots[part]))
+                yield rows[part], self.memory.gather(np.ascontiguousarray(slots[part]))
             return
         prefix = self.layout.table_hashes[table].tobytes()
         first = prefix + bytes(8)
@@ -204,16 +217,25 @@ class Pool:
             c.stall_s = stall_s
         return counts
 
-    def ddr_stats(self) -> TierStats:
-        out = TierStats(
-            budget_bytes=self.num_slots * self.layout.record_bytes,
-            slot_bytes=self.num_slots * self.layout.record_bytes,
-            overhead_bytes=self.planner.overhead_bytes,
-            resident=self.planner.num_resident,
+    def memory_stats(self) -> dict[str, TierStats]:
+        """Of every memory tier, by name."""
+        size, planner = self.layout.record_bytes, self.planner
+        upper = TierStats(
+            slot_bytes=self.num_slots * size,
+            overhead_bytes=planner.overhead_bytes,
+            resident=planner.num_resident,
         )
         for c in self.table_counts():
-            out.add(c)
-        return out
+            upper.add(c)
+        tiers = {self.upper.name: upper}
+        if self._lower_slots:
+            lower = TierStats(
+                slot_bytes=self._lower_slots * size, resident=planner.num_lower_resident
+            )
+            for c in planner.lower_counts(size):
+                lower.add(c)
+            tiers["DDR"] = lower
+        return tiers
 
     def finish(self) -> bool:
         """Flushes and lets go of threads; whether this call flushed."""

@@ -23,7 +23,7 @@ from ..config import TableConfig, table_hash
 from ..errors import ClosedError, ConfigError, NonFiniteError, TieredEmbedError
 from ..kernels import POOLINGS, Bags
 from ..pipeline import Lease
-from ..residency import allocate
+from ..residency import allocate_tiers
 from ..stages import Stages
 from ..stats import Stats, TierStats
 from ..store import encode_keys
@@ -133,7 +133,6 @@ class Runtime:
     def _make_pools(self) -> list[Pool]:
         options, columns = self.options, self._columns
         self._pool_features = []
-        assert options.tiers.ddr is not None
         groups: dict[int, list[int]] = {}
         for t, table in enumerate(self.tables):
             groups.setdefault(table.embedding_dim, []).append(t)
@@ -149,12 +148,10 @@ class Runtime:
             )
             for dim, members in groups.items()
         ]
-        slots = allocate(
+        slots, lower_slots = allocate_tiers(
             [layout.tables for layout in layouts],
             [layout.record_bytes for layout in layouts],
-            options.tiers.ddr,
-            backed=options.tiers.ssd is not None,
-            tier="DDR",
+            options.tiers,
         )
         pools: list[Pool] = []
         try:
@@ -172,6 +169,7 @@ class Runtime:
                     Pool(
                         layout,
                         slots[p],
+                        lower_slots[p],
                         options.tiers,
                         bags,
                         rounding=options.rounding,
@@ -482,18 +480,19 @@ class Runtime:
         return sha.hexdigest()
 
     def stats(self) -> Stats:
-        ddr, ssd = TierStats(), TierStats()
+        given = self.options.tiers
+        budgets = {"HBM": given.hbm, "DDR": given.ddr, "SSD": None if given.ssd is None else 0}
+        tiers = {
+            name: TierStats(budget_bytes=budget)
+            for name, budget in budgets.items()
+            if budget is not None
+        }
         per_table = [pool.table_counts() for pool in self.pools]
         for pool in self.pools:
-            part = pool.ddr_stats()
-            _add(ddr, part)
+            for name, part in pool.memory_stats().items():
+                _add(tiers[name], part)
             if pool.pipeline.ssd is not None:
-                _add(ssd, pool.pipeline.ssd.stats())
-        assert self.options.tiers.ddr is not None
-        ddr.budget_bytes = self.options.tiers.ddr
-        tiers = {"DDR": ddr}
-        if self.options.tiers.ssd is not None:
-            tiers["SSD"] = ssd
+                _add(tiers["SSD"], pool.pipeline.ssd.stats())
         tables = {
             table.name: per_table[p][i]
             for table, (p, i) in zip(self.tables, self._place, strict=True)

@@ -32,14 +32,14 @@ class Step:
     def records(self) -> list[npt.NDArray[np.uint8]]:
         """Copies of the rows' records of now, per pool."""
         return [
-            pool.ddr.gather(lease.plan.slots)
+            pool.upper.gather(lease.plan.slots)
             for pool, lease in zip(self.pools, self.leases, strict=True)
         ]
 
     def put(self, records: Sequence[npt.NDArray[np.uint8]]) -> None:
         """Writes what :meth:`records` gave."""
         for pool, lease, part in zip(self.pools, self.leases, records, strict=True):
-            pool.ddr.scatter(lease.plan.slots, part)
+            pool.upper.scatter(lease.plan.slots, part)
 
     def keep(self) -> None:
         """Another step is about to change rows: remembers what this one's forward read."""

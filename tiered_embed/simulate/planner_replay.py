@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..config import Tiers
 from ..errors import ConfigError
-from ..residency import OVERFLOW_SLOTS, Planner, PoolSlots, Replay, allocate
+from ..residency import OVERFLOW_SLOTS, Planner, PoolSlots, Replay, allocate_tiers
 from ..stats import Counts, Stats
 from ..traces.trace import Trace
 from .records import RecordPool, Records
@@ -81,9 +81,9 @@ class ReplayResult:
     """What a run over the trace would have counted.
 
     tiers, tables: as ``stats()`` has them when every batch has been trained and every write has
-    arrived; the SSD tier as one that was empty at the start. flushed: the tables behind a
-    ``flush()``. per_step: None, or (steps, tables, ``STEP_COLUMNS``) int64, in the trace's order of
-    tables.
+    arrived; the SSD tier as one that was empty at the start. flushed_tiers, flushed: the same
+    behind a ``flush()``. per_step: None, or (steps, tables, ``STEP_COLUMNS``) int64 of the topmost
+    tier, in the trace's order of tables.
     """
 
     steps: int
@@ -94,12 +94,13 @@ class ReplayResult:
     tiers: Mapping[str, SimulatedCounts]
     tables: Mapping[str, SimulatedCounts]
     flushed: Mapping[str, SimulatedCounts]
+    flushed_tiers: Mapping[str, SimulatedCounts]
     per_step: I64 | None = field(default=None, repr=False)
 
     @property
     def total(self) -> SimulatedCounts:
         """The topmost tier."""
-        return self.tiers["DDR"]
+        return next(iter(self.tiers.values()))
 
     def differences(self, stats: Stats, *, flushed: bool = False) -> list[Difference]:
         """Where a run's ``stats()`` counted otherwise; empty when all are equal.
@@ -111,12 +112,9 @@ class ReplayResult:
         pairs: list[tuple[str, SimulatedCounts, Counts]] = []
         for name, counts in tables.items():
             pairs.append((f"table {name!r}", counts, stats.tables.get(name, Counts())))
-        pairs.append(("DDR", _sum(tables.values()), stats.tiers["DDR"]))
-        if "SSD" in stats.tiers and "SSD" in self.tiers:
-            ssd = self.tiers["SSD"]
-            if flushed:
-                ssd = _below(tables.values())
-            pairs.append(("SSD", ssd, stats.tiers["SSD"]))
+        for name, counts in (self.flushed_tiers if flushed else self.tiers).items():
+            if name != "SSD" or name in stats.tiers:
+                pairs.append((name, counts, stats.tiers.get(name, Counts())))
         return [
             Difference(where, f.name, getattr(mine, f.name), getattr(theirs, f.name))
             for where, mine, theirs in pairs
@@ -152,8 +150,8 @@ def replay(
 
     Args:
         trace: its batches are the run's.
-        tiers: budgets, as a module takes them, or a number of DDR rows that all tables share, with
-            an SSD below.
+        tiers: budgets, as a module takes them, or a number of rows that all tables share in the
+            topmost tier, with an SSD below.
         policy, lookahead, depth: as a module takes them.
         batch: cuts the trace anew, into so many samples a batch; see ``Trace.rebatch``.
         records: bytes of a row and which tables share slots; 64 float32 columns under row-wise
@@ -162,7 +160,7 @@ def replay(
         progress: told the number of steps so far, after every chunk.
 
     Raises:
-        ConfigError: options that a module refuses too, or ``tiers`` with an HBM.
+        ConfigError: options that a module refuses too.
         CapacityError: as the run would: no tier below, and no room.
         IdRangeError: an id outside its table.
     """
@@ -171,10 +169,17 @@ def replay(
     if batch is not None:
         trace = trace.rebatch(batch)
     pools = records.pools(trace.tables)
-    slots, backed = _slots(pools, tiers)
+    shape = _Shape.of(pools, tiers)
     planners = [
-        Planner(pool.tables, cut, policy=policy, backed=backed, tier="DDR")
-        for pool, cut in zip(pools, slots, strict=True)
+        Planner(
+            pool.tables,
+            cut,
+            policy=policy,
+            backed=shape.backed,
+            tier=shape.upper_name,
+            lower_slots=lower,
+        )
+        for pool, cut, lower in zip(pools, shape.slots, shape.lower_slots, strict=True)
     ]
     replays = [
         Replay(planner, lookahead=lookahead, depth=depth, per_step=per_step) for planner in planners
@@ -190,20 +195,23 @@ def replay(
     for kept, one in zip(steps, replays, strict=True):
         one.finish()
         kept.append(one.take_steps())
-    before = _tables(trace, pools, planners, replays)
-    for planner in planners:
-        planner.dirty_rows()  # settles what was released last
-        planner.mark_clean()
-    total = _sum(before.values())
+    before = _Tables.of(pools, planners, replays)
+    after = before
+    if shape.backed:
+        for planner in planners:
+            planner.dirty_rows()  # settles what was released last
+            planner.mark_clean()
+        after = _Tables.of(pools, planners, replays)
     return ReplayResult(
         steps=replays[0].num_steps,
         policy=policy,
         lookahead=lookahead,
         depth=depth,
-        slots=sum(cut.whole + cut.cached for cut in slots),
-        tiers={"DDR": total, "SSD": _below(before.values())} if backed else {"DDR": total},
-        tables=before,
-        flushed=_tables(trace, pools, planners, replays) if backed else before,
+        slots=sum(cut.whole + cut.cached for cut in shape.slots),
+        tiers=before.tiers(shape, before),
+        tables={table.name: before.upper[table.name] for table in trace.tables},
+        flushed={table.name: after.upper[table.name] for table in trace.tables},
+        flushed_tiers=after.tiers(shape, before),
         per_step=_in_trace_order(pools, steps) if per_step else None,
     )
 
@@ -224,37 +232,88 @@ def _check_window(lookahead: object, depth: object) -> None:
         )
 
 
-def _slots(pools: list[RecordPool], tiers: Tiers | int) -> tuple[list[PoolSlots], bool]:
-    """How the topmost tier is cut, and whether there is one below."""
-    if isinstance(tiers, int):
-        if isinstance(tiers, bool) or tiers < 1:
-            raise ConfigError(f"tiers is {tiers!r}; a number of rows must be positive")
-        if len(pools) != 1:
-            raise ConfigError(
-                f"the tables have {len(pools)} record layouts, which share no slots; pass te.Tiers "
-                "with a number of bytes, or one dim for all tables"
-            )
-        first = (-1,) * len(pools[0].members)
-        return [PoolSlots(first, 0, tiers, OVERFLOW_SLOTS)], True
-    if tiers.hbm is not None:
-        raise ConfigError("this version computes on the CPU: leave hbm out of te.Tiers")
-    if tiers.ddr is None:
-        raise ConfigError("on the CPU the topmost tier is DDR: pass te.Tiers(ddr=...)")
-    backed = tiers.ssd is not None
-    sizes = [pool.record_bytes for pool in pools]
-    cuts = allocate([p.tables for p in pools], sizes, tiers.ddr, backed=backed, tier="DDR")
-    return cuts, backed
+@dataclass(frozen=True)
+class _Shape:
+    """How the memory tiers are cut, per pool, and whether there is a store below."""
+
+    upper_name: str
+    slots: list[PoolSlots]
+    lower_slots: list[int]
+    has_lower: bool
+    backed: bool
+
+    @classmethod
+    def of(cls, pools: list[RecordPool], tiers: Tiers | int) -> _Shape:
+        if isinstance(tiers, int):
+            if isinstance(tiers, bool) or tiers < 1:
+                raise ConfigError(f"tiers is {tiers!r}; a number of rows must be positive")
+            if len(pools) != 1:
+                raise ConfigError(
+                    f"the tables have {len(pools)} record layouts, which share no slots; pass "
+                    "te.Tiers with a number of bytes, or one dim for all tables"
+                )
+            first = (-1,) * len(pools[0].members)
+            return cls("DDR", [PoolSlots(first, 0, tiers, OVERFLOW_SLOTS)], [0], False, True)
+        if tiers.ddr is None and tiers.hbm is None:
+            raise ConfigError("the topmost tier holds the rows in use: pass te.Tiers(ddr=...)")
+        sizes = [pool.record_bytes for pool in pools]
+        slots, lower_slots = allocate_tiers([p.tables for p in pools], sizes, tiers)
+        name = "DDR" if tiers.hbm is None else "HBM"
+        has_lower = tiers.hbm is not None and tiers.ddr is not None
+        return cls(name, slots, lower_slots, has_lower, tiers.ssd is not None)
 
 
-def _tables(
-    trace: Trace, pools: list[RecordPool], planners: list[Planner], replays: list[Replay]
-) -> dict[str, SimulatedCounts]:
-    found: dict[str, SimulatedCounts] = {}
-    for pool, planner, one in zip(pools, planners, replays, strict=True):
-        counts = planner.counts(pool.record_bytes)
-        for (name, _), c, cold in zip(pool.tables, counts, one.cold, strict=True):
-            found[name] = SimulatedCounts(**vars(c), cold=cold)
-    return {table.name: found[table.name] for table in trace.tables}
+@dataclass(frozen=True)
+class _Tables:
+    """Counts of every table, in the topmost tier and (where its pool has slots there) below it."""
+
+    upper: dict[str, SimulatedCounts]
+    lower: dict[str, SimulatedCounts]
+    record_bytes: dict[str, int]
+
+    @classmethod
+    def of(cls, pools: list[RecordPool], planners: list[Planner], replays: list[Replay]) -> _Tables:
+        upper: dict[str, SimulatedCounts] = {}
+        lower: dict[str, SimulatedCounts] = {}
+        sizes: dict[str, int] = {}
+        for pool, planner, one in zip(pools, planners, replays, strict=True):
+            names = [name for name, _ in pool.tables]
+            for counts, found in (
+                (planner.counts(pool.record_bytes), upper),
+                (planner.lower_counts(pool.record_bytes), lower),
+            ):
+                for name, c, cold in zip(names, counts, one.cold, strict=False):
+                    found[name] = SimulatedCounts(**vars(c), cold=cold)
+            sizes.update(dict.fromkeys(names, pool.record_bytes))
+        return cls(upper, lower, sizes)
+
+    def tiers(self, shape: _Shape, unflushed: _Tables) -> dict[str, SimulatedCounts]:
+        out = {shape.upper_name: _sum(self.upper.values())}
+        if shape.has_lower:
+            out["DDR"] = _sum(self.lower.values())
+        if shape.backed:
+            out["SSD"] = _sum(self._stored(name, unflushed) for name in self.upper)
+        return out
+
+    def _stored(self, name: str, unflushed: _Tables) -> SimulatedCounts:
+        """What the store has seen of a table: asked for every row that the memory tiers miss, it
+        has those that were written before, for every row that leaves them was changed."""
+        above = self.lower.get(name, self.upper[name])
+        written = above.written_back
+        if name in self.lower:  # only a flush writes past it
+            written += self.upper[name].written_back - unflushed.upper[name].written_back
+        hits = above.misses - above.cold
+        size = self.record_bytes[name]
+        return SimulatedCounts(
+            lookups=above.misses,
+            unique=above.misses,
+            hits=hits,
+            misses=above.cold,
+            staged=written,
+            bytes_in=written * size,
+            bytes_out=hits * size,
+            cold=above.cold,
+        )
 
 
 def _sum(parts: Iterable[SimulatedCounts]) -> SimulatedCounts:
@@ -262,24 +321,6 @@ def _sum(parts: Iterable[SimulatedCounts]) -> SimulatedCounts:
     for part in parts:
         total.add(part)
     return total
-
-
-def _below(tables: Iterable[SimulatedCounts]) -> SimulatedCounts:
-    """The SSD tier under these tables: asked for every row that DDR stages, it has those that were
-    written back before, for every row that loses its slot was changed."""
-    return _sum(
-        SimulatedCounts(
-            lookups=ddr.staged,
-            unique=ddr.staged,
-            hits=ddr.staged - ddr.cold,
-            misses=ddr.cold,
-            staged=ddr.written_back,
-            bytes_in=ddr.bytes_out,
-            bytes_out=(ddr.staged - ddr.cold) * (ddr.bytes_in // max(1, ddr.staged)),
-            cold=ddr.cold,
-        )
-        for ddr in tables
-    )
 
 
 def _in_trace_order(pools: list[RecordPool], steps: list[list[I64]]) -> I64:

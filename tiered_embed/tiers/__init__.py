@@ -2,6 +2,7 @@
 
 from .ddr import DdrTier
 from .layout import PoolLayout
+from .memory import MemoryTier, MemoryTiers
 from .ssd import ChangedKeys, SsdTier
 
-__all__ = ["ChangedKeys", "DdrTier", "PoolLayout", "SsdTier"]
+__all__ = ["ChangedKeys", "DdrTier", "MemoryTier", "MemoryTiers", "PoolLayout", "SsdTier"]

@@ -1,4 +1,5 @@
-"""The DDR tier: records of one pool in host memory, by slot.
+"""The DDR tier: records of one pool in host memory, by slot. Where no GPU is, also what stands for
+the HBM tier.
 
 Threading: calls may overlap when they name different slots; the planner's pins see to that.
 """
@@ -20,10 +21,11 @@ Slots = npt.NDArray[np.int32]
 class DdrTier:
     """Slots of ``layout``-shaped records; memory is taken as slots are first used."""
 
-    name = "DDR"
-
-    def __init__(self, layout: PoolLayout, num_slots: int, num_threads: int) -> None:
+    def __init__(
+        self, layout: PoolLayout, num_slots: int, num_threads: int, name: str = "DDR"
+    ) -> None:
         self.layout = layout
+        self.name = name
         self.num_threads = num_threads
         try:
             self.records = _native.RecordArray(
@@ -32,8 +34,11 @@ class DdrTier:
         except MemoryError:
             raise CapacityError(
                 f"cannot reserve address space for {num_slots} records of {layout.record_bytes} "
-                "bytes; lower ddr, or lift the process's limit on virtual memory"
+                f"bytes; lower {name.lower()}, or lift the process's limit on virtual memory"
             ) from None
+
+    def reserve(self, num_slots: int) -> None:
+        """Nothing: every slot's address is taken already."""
 
     def gather(self, slots: Slots) -> npt.NDArray[np.uint8]:
         """Copies of the records in ``slots`` (n,) -> (n, record_bytes)."""

@@ -1,0 +1,74 @@
+"""The memory tiers of one pool, as the pipeline sees them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .ddr import DdrTier
+from .layout import PoolLayout
+
+__all__ = ["MemoryTier", "MemoryTiers"]
+
+Slots = npt.NDArray[np.int32]
+U8 = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
+
+
+class MemoryTier(Protocol):
+    """Records by slot. Calls may overlap when they name different slots."""
+
+    name: str
+    layout: PoolLayout
+
+    def reserve(self, num_slots: int) -> None:
+        """Slots below ``num_slots`` can be used. Raises CapacityError: there is no such room."""
+
+    def gather(self, slots: Slots) -> U8:
+        """Copies of the records in ``slots`` (n,) -> (n, record_bytes)."""
+
+    def scatter(self, slots: Slots, records: U8, keep: Bools | None = None) -> None:
+        """Writes ``records`` (n, record_bytes) into ``slots`` (n,), only where ``keep`` (n,)."""
+
+    def initialise(
+        self,
+        slots: Slots,
+        tables: npt.NDArray[np.uint16],
+        rows: npt.NDArray[np.int64],
+        skip: Bools | None = None,
+    ) -> None:
+        """Gives ``slots`` (n,) the initial values of their rows, except where ``skip``."""
+
+
+class MemoryTiers:
+    """The tier that computes, and the one below it that takes its victims, or none.
+
+    Args:
+        first_lower_slot: slots from here on are the lower tier's, as ``Planner.find`` tells them.
+    """
+
+    def __init__(
+        self, upper: MemoryTier, lower: DdrTier | None = None, first_lower_slot: int = 2**31 - 1
+    ) -> None:
+        self.upper = upper
+        self.lower = lower
+        self._first_lower_slot = first_lower_slot
+
+    @property
+    def layout(self) -> PoolLayout:
+        return self.upper.layout
+
+    def gather(self, slots: Slots) -> U8:
+        """Copies of the records in ``slots`` (n,) of either tier -> (n, record_bytes)."""
+        if self.lower is None:
+            return self.upper.gather(slots)
+        below = slots >= self._first_lower_slot
+        if not below.any():
+            return self.upper.gather(slots)
+        out = np.empty((len(slots), self.layout.record_bytes), np.uint8)
+        out[below] = self.lower.gather(slots[below] - np.int32(self._first_lower_slot))
+        if not below.all():
+            out[~below] = self.upper.gather(slots[~below])
+        return out
