@@ -25,7 +25,7 @@ RANKS = {
     "weights": 4,
     "residency": 5,
     "tiers": 5,
-    "kernels": 5,
+    "kernels": 6,
     "execution": 6,
     "pipeline": 7,
     "modules": 8,

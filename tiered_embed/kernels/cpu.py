@@ -7,10 +7,11 @@ definitions. Legend: ``N`` occurrences, ``U`` unique rows, ``F`` features, ``B``
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from .. import _native
 from ..optim import Optimizer
@@ -32,9 +33,11 @@ class Bags:
     into the occurrences, feature after feature, or None for one bag per occurrence.
     sample_weights: (N,) float32 or None. winners: (F * B, D) int32, which the lookup of a maximum
     fills and its update reads, or None. bags_per_feature: B.
+
+    looked_up: what a kernel's lookup leaves for its update.
     """
 
-    __slots__ = ("native", "offsets", "sample_weights")
+    __slots__ = ("looked_up", "native", "offsets", "sample_weights")
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class Bags:
         bags_per_feature: int,
         winners: npt.NDArray[np.int32] | None = None,
     ) -> None:
+        self.looked_up: Any = None
         self.offsets = offsets
         self.sample_weights = sample_weights
         self.native = _native.BatchBags(layout, offsets, sample_weights, winners, bags_per_feature)
@@ -85,7 +89,15 @@ class CpuKernel:
         self._table_words = [] if table_words is None else table_words.tolist()
         self._made: tuple[Optimizer, tuple[object, ...], _native.StepSpec] | None = None
 
-    def lookup(self, plan: _native.StepPlan, bags: Bags, out: F32) -> None:
+    def values(self, tensor: torch.Tensor) -> F32:
+        """``tensor`` as the other methods take it."""
+        array: F32 = tensor.detach().numpy()
+        return array
+
+    def to_host(self, values: F32) -> F32:
+        return values
+
+    def lookup(self, plan: _native.StepPlan, bags: Bags, out: F32, step: int = 0) -> None:
         """Writes the pooled rows into this pool's columns of ``out`` (B, total columns)."""
         _native.lookup(self._records, plan, bags.native, out, self._num_threads)
 
@@ -134,13 +146,13 @@ class CpuKernel:
         spec = self._spec(optimizer, UpdateOptions(step, factor), clip=False)
         _native.apply_rows(self._records, plan, rows, spec, self._num_threads)
 
-    def sample_weight_gradient(self, plan: _native.StepPlan, bags: Bags, grad: F32) -> F32:
+    def sample_weight_gradient(self, plan: _native.StepPlan, bags: Bags, grad: F32) -> torch.Tensor:
         """Gradient of every occurrence's weight, (N,)."""
         out = np.empty(len(plan.inverse), np.float32)
         _native.sample_weight_gradient(
             self._records, plan, bags.native, grad, out, self._num_threads
         )
-        return out
+        return torch.from_numpy(out)
 
     def renormalise(self, plan: _native.StepPlan, max_norm: float, norm_type: float) -> None:
         """Scales the plan's rows whose norm exceeds ``max_norm`` down to it."""

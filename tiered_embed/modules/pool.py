@@ -12,19 +12,29 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from .. import _native
 from ..config import Tiers
 from ..depth import MOST_DEPTH, DepthTuner
 from ..errors import ConfigError, StoreError, TieredEmbedError
-from ..kernels import POOLINGS, Bags, CpuKernel
+from ..kernels import POOLINGS, Bags, CpuKernel, FbgemmKernel, Kernel
 from ..pipeline import Pipeline
 from ..residency import Planner, PoolSlots, Segment
 from ..stages import Stages
 from ..stats import Counts, TierStats
 from ..store import RowStore, open_store, read_meta
 from ..store.directory import StoreDirectory, os_errors
-from ..tiers import DdrTier, MemoryTiers, PoolLayout, SsdTier
+from ..tiers import (
+    Copies,
+    DdrTier,
+    HbmTier,
+    MemoryTier,
+    MemoryTiers,
+    PoolLayout,
+    SsdTier,
+    StreamCopies,
+)
 from ..weights import renormalised
 
 __all__ = ["Pool", "beside"]
@@ -45,8 +55,11 @@ class Pool:
         slots: PoolSlots,
         lower_slots: int,
         tiers: Tiers,
-        bag_layout: _native.BagLayout,
+        features: Sequence[tuple[int, str]],
+        num_columns: int,
         *,
+        kernel: str,
+        device: torch.device,
         rounding: str,
         policy: str,
         lookahead: int,
@@ -55,7 +68,8 @@ class Pool:
         stages: Stages,
     ) -> None:
         """``slots``: of the topmost tier; ``lower_slots``: of DDR below it, 0 if it is DDR.
-        ``depth``: a number, or "auto"."""
+        ``features``: (first column in the output of ``num_columns``, pooling) each. ``depth``: a
+        number, or "auto"."""
         self.layout = layout
         self._slots = slots
         self._lower_slots = lower_slots
@@ -68,19 +82,32 @@ class Pool:
             tier=name,
             lower_slots=lower_slots,
         )
-        upper = DdrTier(layout, slots.whole + slots.cached + slots.overflow, num_threads, name)
-        lower = DdrTier(layout, lower_slots, num_threads) if lower_slots else None
-        self.memory = MemoryTiers(upper, lower, self.planner.first_lower_slot)
-        self.upper = upper
-        self.bag_layout = bag_layout
-        self.row_layout = _native.BagLayout([POOLINGS["sum"]], [0], layout.dim)  # one row a bag
-        self.kernel = CpuKernel(
-            upper.records,
-            layout.dim,
-            num_threads,
-            rounding_seed=layout.seed if rounding == "stochastic" else None,
-            table_words=layout.table_words,
+        self.bag_layout = _native.BagLayout(
+            [POOLINGS[pooling] for _, pooling in features],
+            [column for column, _ in features],
+            num_columns,
         )
+        self.row_layout = _native.BagLayout([POOLINGS["sum"]], [0], layout.dim)  # one row a bag
+        self.upper: MemoryTier
+        self.kernel: Kernel
+        if kernel == "native":
+            records = DdrTier(
+                layout, slots.whole + slots.cached + slots.overflow, num_threads, name
+            )
+            self.upper = records
+            self.kernel = CpuKernel(
+                records.records,
+                layout.dim,
+                num_threads,
+                rounding_seed=layout.seed if rounding == "stochastic" else None,
+                table_words=layout.table_words,
+            )
+        else:
+            hbm = HbmTier(layout, slots.whole + slots.cached, _moves(device))
+            self.upper = hbm
+            self.kernel = FbgemmKernel(hbm, layout.optimizer, features=features, rounding=rounding)
+        lower = DdrTier(layout, lower_slots, num_threads) if lower_slots else None
+        self.memory = MemoryTiers(self.upper, lower, self.planner.first_lower_slot)
         self.store: RowStore | None = None
         self.stored_step = 0  # the step count that the store was left with
         settled = True
@@ -145,7 +172,7 @@ class Pool:
         self,
         segments: Sequence[Segment],
         bags: Bags,
-        out: F32,
+        out: Any,
         max_norm: float | None,
         norm_type: float,
     ) -> None:
@@ -254,6 +281,10 @@ class Pool:
             # After a failure of the store, whose rows are not wanted any more.
             with contextlib.suppress(StoreError):
                 self.store.close()
+
+
+def _moves(device: torch.device) -> Copies | StreamCopies:
+    return Copies() if device.type == "cpu" else StreamCopies(device)
 
 
 def _tuner(lookahead: int, slots: PoolSlots) -> DepthTuner:

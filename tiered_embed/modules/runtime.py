@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .. import _native
 from ..config import TableConfig, table_hash
 from ..errors import ClosedError, ConfigError, NonFiniteError, TieredEmbedError
-from ..kernels import POOLINGS, Bags
+from ..kernels import Bags
 from ..pipeline import Lease
 from ..residency import allocate_tiers
 from ..stages import Stages
@@ -40,7 +39,6 @@ from .updates import PoolGradient, Updates
 __all__ = ["Runtime"]
 
 I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
 
 
 class _Lookup(torch.autograd.Function):
@@ -97,6 +95,7 @@ class Runtime:
         self.features = list(features)
         self.options = options
         self.output_dtype = options.output
+        self.device = options.compute_device
         self._pooled = pooled
         self._streaming = False
         self._expected = False  # the loop has been given the stream's oldest batch
@@ -122,6 +121,7 @@ class Runtime:
                 options.optimizer,
                 by_frequency=options.scale_grad_by_freq,
                 on_nonfinite=options.on_nonfinite,
+                device=self.device,
             )
             self.updates.steps = self._stored_step
 
@@ -160,18 +160,16 @@ class Runtime:
                     self._place[t] = (p, i)
                 mine = [f for f, (_, t) in enumerate(self.features) if t in members]
                 self._pool_features.append(mine)
-                bags = _native.BagLayout(
-                    [POOLINGS[self._pooling(f)] for f in mine],
-                    [int(columns[f]) for f in mine],
-                    self.num_columns,
-                )
                 pools.append(
                     Pool(
                         layout,
                         slots[p],
                         lower_slots[p],
                         options.tiers,
-                        bags,
+                        [(int(columns[f]), self._pooling(f)) for f in mine],
+                        self.num_columns,
+                        kernel=options.kernel_name,
+                        device=self.device,
                         rounding=options.rounding,
                         policy=options.policy,
                         lookahead=options.lookahead,
@@ -208,7 +206,7 @@ class Runtime:
         ]
         weights = all_weights(checked)
         # A copy: the backward reads it too, and the caller may reuse the tensor.
-        flat = None if weights is None else weights.detach().clone().numpy()
+        flat = None if weights is None else weights.detach().clone().cpu().numpy()
         pools = []
         for pool, mine in zip(self.pools, self._pool_features, strict=True):
             segments = [(self._place[self.features[f][1]][1], checked[f].ids) for f in mine]
@@ -277,7 +275,7 @@ class Runtime:
         return out
 
     def lookup(self, step: Step) -> torch.Tensor:
-        out = torch.empty(step.batch.rows, self.num_columns)
+        out = torch.empty(step.batch.rows, self.num_columns, device=self.device)
         with self.stages.time("lookup"):
             if self.options.max_norm is None:
                 self._look_up(step, out)
@@ -287,9 +285,9 @@ class Runtime:
         return out
 
     def _look_up(self, step: Step, out: torch.Tensor) -> None:
-        array = out.numpy()
         for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True):
-            pool.kernel.lookup(lease.plan, part.bags, array)
+            values = pool.kernel.values(out)
+            pool.kernel.lookup(lease.plan, part.bags, values, self.steps + 1)
 
     @contextmanager
     def _renormalised(self, step: Step) -> Iterator[None]:
@@ -331,23 +329,22 @@ class Runtime:
             raise ConfigError(f"the output's gradient has layout {grad.layout}; pass a dense one")
         if grad.dtype != torch.float32 or not grad.is_contiguous():
             grad = grad.to(torch.float32).contiguous()
-        array = grad.detach().numpy()
         weight_grad = None
         if self.updates is None:
             if needs_weight_grad:
                 with self._renormalised(step):
-                    weight_grad = self._weight_gradient(step, array)
+                    weight_grad = self._weight_gradient(step, grad)
             step.release(updated=False)
             return weight_grad
         if needs_weight_grad:
             with step.as_read():
-                weight_grad = self._weight_gradient(step, array)
+                weight_grad = self._weight_gradient(step, grad)
         if self._waiting:
             self._waiting.discard(step)
             for other in list(self._waiting):
                 other.keep()
         parts = [
-            PoolGradient(pool, lease, part.bags, array)
+            PoolGradient(pool, lease, part.bags, pool.kernel.values(grad))
             for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True)
         ]
         updated = True  # whatever interrupts the next line, rows may have changed
@@ -365,17 +362,19 @@ class Runtime:
         self._updated_at = now
         return weight_grad
 
-    def _weight_gradient(self, step: Step, grad: F32) -> torch.Tensor:
-        parts: list[F32] = [np.empty(0, np.float32)] * len(self.features)
+    def _weight_gradient(self, step: Step, grad: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty(0)] * len(self.features)
         for pool, part, lease, mine in zip(
             self.pools, step.batch.pools, step.leases, self._pool_features, strict=True
         ):
-            flat = pool.kernel.sample_weight_gradient(lease.plan, part.bags, grad)
+            values = pool.kernel.values(grad)
+            flat = pool.kernel.sample_weight_gradient(lease.plan, part.bags, values)
             start = 0
             for f, (_, ids) in zip(mine, part.segments, strict=True):
                 parts[f] = flat[start : start + len(ids)]
                 start += len(ids)
-        return torch.from_numpy(np.concatenate(parts))
+        assert step.batch.sample_weights is not None
+        return torch.cat(parts).to(step.batch.sample_weights.device)
 
     def _acquire(self, batch: Batch) -> list[Lease]:
         """The batch's leases, once its rows are in their slots."""
@@ -406,12 +405,12 @@ class Runtime:
 
     def _evaluate(self, batch: Batch) -> torch.Tensor:
         """Looks rows up without staging: residency and trained bytes stay as they are."""
-        out = torch.empty(batch.rows, self.num_columns)
+        out = torch.empty(batch.rows, self.num_columns, device=self.device)
         for pool, part in zip(self.pools, batch.pools, strict=True):
             pool.evaluate(
                 part.segments,
                 part.bags,
-                out.numpy(),
+                pool.kernel.values(out),
                 self.options.max_norm,
                 self.options.norm_type,
             )

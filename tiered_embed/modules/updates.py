@@ -34,7 +34,7 @@ class PoolGradient(NamedTuple):
     pool: Pool
     lease: Lease
     bags: Bags
-    grad: F32
+    grad: Any
 
 
 class Updates:
@@ -44,16 +44,24 @@ class Updates:
         optimizer: the spec; ``learning_rate`` replaces its ``lr`` once a scheduler is attached.
         by_frequency: ``scale_grad_by_freq``.
         on_nonfinite: what an infinite or NaN row gradient does.
+        device: of the outputs.
     """
 
-    def __init__(self, optimizer: Optimizer, *, by_frequency: bool, on_nonfinite: str) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        by_frequency: bool,
+        on_nonfinite: str,
+        device: torch.device,
+    ) -> None:
         self.steps = 0
         self.skipped = 0
         self.learning_rate: Callable[[], float] | None = None
         self.grad_scaler: torch.amp.GradScaler | None = None
         # Stands for the rows where torch wants a leaf: its gradient tells a gradient scaler
         # whether the rows' gradients were finite.
-        self.anchor = torch.zeros(1, requires_grad=True)
+        self.anchor = torch.zeros(1, device=device, requires_grad=True)
         self._lost_at: float | None = None  # the scale under which a gradient was not finite
         self._optimizer = optimizer
         self._by_frequency = by_frequency
@@ -109,7 +117,8 @@ class Updates:
                 segments, grad = _join([backward[p] for backward in backwards])
                 leases.append(pool.pipeline.stage(segments))
                 bags = Bags(pool.row_layout, None, None, len(grad))
-                parts.append(PoolGradient(pool, leases[-1], bags, grad))
+                values = pool.kernel.values(torch.from_numpy(grad))
+                parts.append(PoolGradient(pool, leases[-1], bags, values))
             changed = True  # whatever interrupts the next line, rows may have changed
             changed = self._update(parts, by_frequency=False)
         except (ConfigError, NonFiniteError):
@@ -121,7 +130,8 @@ class Updates:
 
     def _sum(self, part: PoolGradient) -> PoolRows:
         plan = part.lease.plan
-        rows = part.pool.kernel.row_gradients(plan, part.bags, part.grad)
+        kernel = part.pool.kernel
+        rows = kernel.to_host(kernel.row_gradients(plan, part.bags, part.grad))
         if self._by_frequency:
             rows /= np.diff(plan.group_start).astype(np.float32)[:, None]
         return PoolRows(plan.tables.copy(), plan.keys.copy(), rows)
@@ -132,7 +142,7 @@ class Updates:
         scaler = self.grad_scaler
         scale = 1.0 if scaler is None else float(scaler.get_scale())
         optimizer = self.optimizer
-        rows: list[F32] | None = None
+        rows: list[Any] | None = None
         if optimizer.clip_global_norm is not None or not self._surely_finite(parts):
             rows = [p.pool.kernel.row_gradients(p.lease.plan, p.bags, p.grad) for p in parts]
             finite = self._finite(parts, rows)
@@ -164,12 +174,12 @@ class Updates:
         for p in parts:
             bound = p.pool.kernel.largest_magnitude(p.grad) * p.lease.plan.num_ids
             if p.bags.sample_weights is not None:
-                bound *= p.pool.kernel.largest_magnitude(p.bags.sample_weights[None, :])
+                bound *= float(np.abs(p.bags.sample_weights).max(initial=0.0))
             if not bound < FLOAT32_MAX:
                 return False
         return True
 
-    def _finite(self, parts: Sequence[PoolGradient], rows: Sequence[F32]) -> bool:
+    def _finite(self, parts: Sequence[PoolGradient], rows: Sequence[Any]) -> bool:
         if self._on_nonfinite == "allow" and self.grad_scaler is None:
             return True
         return all(
@@ -198,7 +208,8 @@ class Updates:
             self._lost_at = scale
         elif self.anchor.grad is None or self._lost_at != scale:
             self._lost_at = None
-        self.anchor.grad = torch.tensor([0.0 if self._lost_at is None else float("inf")])
+        lost = 0.0 if self._lost_at is None else float("inf")
+        self.anchor.grad = torch.full_like(self.anchor, lost, requires_grad=False)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,21 @@
 """Record arrays of the tiers. A tier holds bytes and copies them; it decides nothing."""
 
 from .ddr import DdrTier
+from .hbm import HbmTier
 from .layout import PoolLayout
 from .memory import MemoryTier, MemoryTiers
+from .moves import Copies, Moves, StreamCopies
 from .ssd import ChangedKeys, SsdTier
 
-__all__ = ["ChangedKeys", "DdrTier", "MemoryTier", "MemoryTiers", "PoolLayout", "SsdTier"]
+__all__ = [
+    "ChangedKeys",
+    "Copies",
+    "DdrTier",
+    "HbmTier",
+    "MemoryTier",
+    "MemoryTiers",
+    "Moves",
+    "PoolLayout",
+    "SsdTier",
+    "StreamCopies",
+]

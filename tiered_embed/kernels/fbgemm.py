@@ -1,0 +1,465 @@
+"""FBGEMM's table-batched kernels over the slots of an HBM tier, on CUDA and on the CPU.
+
+One ``SplitTableBatchedEmbeddingBagsCodegen`` per pool has one table, the tier's slots: it computes
+on the tier's own tensors, so that rows move without its help. Its backward is the exact,
+deterministic one (one block per row). What FBGEMM does not do, or not exactly once per row (weight
+decay outside the formula, clipping, gradients that several backwards summed) happens on rows'
+gradients here, before its update.
+
+Which of the two ways a step takes follows from the program alone, never from residency: the bits
+of both differ.
+
+Legend: ``N`` occurrences, ``U`` unique rows, ``F`` features, ``B`` bags of each, ``D`` dim.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .. import _native
+from .._native import StepPlan
+from ..errors import ConfigError
+from ..optim import Optimizer
+from ..optim.base import NORM_FLOOR
+from ..tiers import HbmTier, PoolLayout
+from .cpu import Bags, UpdateOptions
+from .fbgemm_pair import require_fbgemm
+
+__all__ = ["FbgemmKernel"]
+
+F32 = npt.NDArray[np.float32]
+
+# By the name of our native functor: FBGEMM's optimizer, and our state arrays in its order.
+OPTIMIZERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "SGD": ("EXACT_SGD", ()),
+    "RowWiseAdagrad": ("EXACT_ROWWISE_ADAGRAD", ("sum",)),
+    "Adagrad": ("EXACT_ADAGRAD", ("sum",)),
+    "Adam": ("ADAM", ("exp_avg", "exp_avg_sq")),
+    "PartialRowWiseAdam": ("PARTIAL_ROWWISE_ADAM", ("exp_avg", "exp_avg_sq")),
+    "LAMB": ("LAMB", ("exp_avg", "exp_avg_sq")),
+    "PartialRowWiseLAMB": ("PARTIAL_ROWWISE_LAMB", ("exp_avg", "exp_avg_sq")),
+    "LARSSGD": ("LARS_SGD", ("momentum",)),
+}
+ON_CPU = ("SGD", "RowWiseAdagrad", "Adagrad")
+PRECISIONS = {"float32": "FP32", "float16": "FP16"}
+OCCURRENCES = 1 << 18  # whose gradients are gathered at a time
+
+
+class FbgemmKernel:
+    """Kernels over one pool's records in an HBM tier.
+
+    Args:
+        features: of the pool, (first column in the output, pooling) each.
+        rounding: of the stored weights.
+
+    Raises:
+        ConfigError: FBGEMM is missing or does not fit torch, or it lacks what is asked for.
+    """
+
+    def __init__(
+        self,
+        tier: HbmTier,
+        optimizer: Optimizer | None,
+        *,
+        features: Sequence[tuple[int, str]],
+        rounding: str = "nearest",
+    ) -> None:
+        self._tier = tier
+        self._device = tier.moves.device
+        self._optimizer = optimizer
+        self._columns = [column for column, _ in features]
+        self._means = [pooling == "mean" for _, pooling in features]
+        self._dim = tier.layout.dim
+        poolings = [pooling for _, pooling in features]
+        _check(tier.layout, optimizer, poolings, self._device.type, rounding)
+        require_fbgemm()
+        self._bags = _Batched(tier, optimizer, len(self._columns))
+        # One row a bag: for gradients that are summed already.
+        self._rows = self._bags if self._columns == [0] else _Batched(tier, optimizer, 1)
+
+    def values(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().to(self._device)
+
+    def to_host(self, values: torch.Tensor) -> F32:
+        return values.cpu().numpy()
+
+    def lookup(self, plan: StepPlan, bags: Bags, out: torch.Tensor, step: int) -> None:
+        with self._tier.use():
+            indices, offsets, weights = self._inputs(plan, bags)
+            looked_up = self._bags_for(bags)(indices, offsets, weights, step)
+            self._place(looked_up.detach(), bags, offsets, out)
+        if self._optimizer is not None:
+            bags.looked_up = (step, looked_up)
+
+    def lookup_rows(
+        self, weights: F32, inverse: npt.NDArray[np.int32], bags: Bags, out: torch.Tensor
+    ) -> None:
+        offsets = self._offsets(bags, len(inverse))
+        given = bags.sample_weights
+        pooled = torch.nn.functional.embedding_bag(
+            self._moved(inverse).to(torch.int64),
+            self._moved(weights),
+            offsets,
+            mode="sum",
+            per_sample_weights=None if given is None else self._moved(given),
+            include_last_offset=True,
+        )
+        num_features = len(offsets) // max(1, self._bags_per_feature(bags, offsets))
+        pooled = pooled.view(num_features, -1, self._dim).transpose(0, 1)
+        self._place(pooled.reshape(pooled.shape[0], -1), bags, offsets, out)
+
+    def update(
+        self,
+        plan: StepPlan,
+        bags: Bags,
+        grad: torch.Tensor,
+        optimizer: Optimizer,
+        options: UpdateOptions,
+    ) -> None:
+        step, looked_up = bags.looked_up or (-1, None)
+        bags.looked_up = None
+        plain = (
+            optimizer.keep == 1.0
+            and optimizer.l2 == 0.0
+            and optimizer.clip_value is None
+            and optimizer.clip_row_norm is None
+            and not options.by_frequency
+        )
+        if plain and looked_up is not None and step == options.step:
+            with self._tier.use():
+                offsets = self._offsets(bags, plan.num_ids)
+                taken = self._taken(grad, bags, offsets)
+                if options.scale != 1.0:
+                    taken = taken * options.scale
+                self._bags_for(bags).update(looked_up, taken, optimizer)
+            return
+        rows = self.row_gradients(plan, bags, grad)
+        self.condition(plan, rows, optimizer, options)
+        self.apply(plan, rows, optimizer, options.step, 1.0)
+
+    def row_gradients(self, plan: StepPlan, bags: Bags, grad: torch.Tensor) -> torch.Tensor:
+        if self._device.type == "cpu":
+            rows = np.empty((len(plan.slots), self._dim), np.float32)
+            threads = torch.get_num_threads()
+            _native.row_gradients(plan, bags.native, grad.numpy(), rows, threads)
+            return torch.from_numpy(rows)
+        offsets = self._offsets(bags, plan.num_ids)
+        by_bag = self._by_bag(grad, bags, offsets)
+        bag_of = torch.repeat_interleave(
+            torch.arange(len(offsets) - 1, device=self._device), offsets.diff()
+        )
+        weights = None if bags.sample_weights is None else self._moved(bags.sample_weights)
+        group = self._moved(plan.group).to(torch.int64)
+        starts = self._moved(plan.group_start).to(torch.int64)
+        out = torch.empty((len(plan.slots), self._dim), device=self._device)
+        for first, last in _blocks(plan.group_start):
+            start = int(plan.group_start[first])
+            members = group[start : int(plan.group_start[last])]
+            parts = by_bag[bag_of[members]]
+            if weights is not None:
+                parts = parts * weights[members, None]
+            out[first:last] = torch.segment_reduce(
+                parts, "sum", offsets=starts[first : last + 1] - start, axis=0, unsafe=True
+            )
+        return out
+
+    def condition(
+        self, plan: StepPlan, rows: torch.Tensor, optimizer: Optimizer, options: UpdateOptions
+    ) -> float:
+        if options.by_frequency:
+            occurrences = np.diff(plan.group_start).astype(np.float32)
+            rows /= self._moved(occurrences)[:, None]
+        if options.scale != 1.0:
+            rows *= options.scale
+        if optimizer.clip_value is not None:
+            rows.clamp_(-optimizer.clip_value, optimizer.clip_value)
+        if optimizer.clip_row_norm is not None:
+            norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+            rows *= (optimizer.clip_row_norm / (norms + NORM_FLOOR)).clamp_(max=1.0)
+        if optimizer.clip_global_norm is None:
+            return 0.0
+        return float(torch.linalg.vector_norm(rows, dim=1).to(torch.float64).square().sum())
+
+    def apply(
+        self, plan: StepPlan, rows: torch.Tensor, optimizer: Optimizer, step: int, factor: float
+    ) -> None:
+        if factor != 1.0:
+            rows *= factor
+        with self._tier.use():
+            slots = self._slots(plan)
+            if optimizer.keep != 1.0 or optimizer.l2 != 0.0:
+                weights = self._tier.weights[slots].to(torch.float32)
+                if optimizer.keep != 1.0:
+                    weights *= optimizer.keep
+                    self._tier.weights[slots] = weights.to(self._tier.weights.dtype)
+                if optimizer.l2 != 0.0:
+                    rows += optimizer.l2 * weights
+            ends = torch.arange(len(slots) + 1, device=self._device)
+            self._rows.update(self._rows(slots, ends, None, step), rows, optimizer)
+
+    def sample_weight_gradient(
+        self, plan: StepPlan, bags: Bags, grad: torch.Tensor
+    ) -> torch.Tensor:
+        with self._tier.use():
+            indices, offsets, _ = self._inputs(plan, bags)
+            by_bag = self._by_bag(grad, bags, offsets)
+            bag_of = torch.repeat_interleave(
+                torch.arange(len(offsets) - 1, device=self._device), offsets.diff()
+            )
+            out = torch.empty(len(indices), device=self._device)
+            for start in range(0, len(indices), OCCURRENCES):
+                part = slice(start, start + OCCURRENCES)
+                rows = self._tier.weights[indices[part]].to(torch.float32)
+                out[part] = (rows * by_bag[bag_of[part]]).sum(dim=1)
+            return out
+
+    def renormalise(self, plan: StepPlan, max_norm: float, norm_type: float) -> None:
+        with self._tier.use():
+            slots = self._slots(plan)
+            rows = self._tier.weights[slots].to(torch.float32)
+            norms = torch.linalg.vector_norm(rows, norm_type, dim=1, keepdim=True)
+            scaled = torch.where(norms > max_norm, rows * (max_norm / (norms + 1e-7)), rows)
+            self._tier.weights[slots] = scaled.to(self._tier.weights.dtype)
+
+    def largest_magnitude(self, values: torch.Tensor | F32) -> float:
+        tensor = torch.as_tensor(values)
+        if tensor.numel() == 0:
+            return 0.0
+        largest = float(tensor.abs().max())
+        return largest if largest == largest else float("inf")
+
+    # --- inputs and outputs in FBGEMM's shape -----------------------------------------------------
+
+    def _bags_for(self, bags: Bags) -> _Batched:
+        return self._rows if bags.offsets is None else self._bags
+
+    def _moved(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        """A copy of ``array`` on the device, on its way there at least."""
+        if self._device.type == "cpu":
+            return torch.from_numpy(array.copy())
+        given = torch.from_numpy(array.copy()).pin_memory()
+        return given.to(self._device, non_blocking=True)
+
+    def _offsets(self, bags: Bags, num_ids: int) -> torch.Tensor:
+        """(F * B + 1,) on the device; one bag per occurrence where the bags have none."""
+        if bags.offsets is None:
+            return torch.arange(num_ids + 1, device=self._device)
+        return self._moved(bags.offsets)
+
+    def _inputs(
+        self, plan: StepPlan, bags: Bags
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Slot of every occurrence (N,), offsets (F * B + 1,), weights (N,) or None."""
+        indices = self._slots(plan).index_select(0, self._moved(plan.inverse))
+        weights = bags.sample_weights
+        moved = None if weights is None else self._moved(weights)
+        return indices, self._offsets(bags, plan.num_ids), moved
+
+    def _slots(self, plan: StepPlan) -> torch.Tensor:
+        """(U,) int64."""
+        return self._moved(plan.slots).to(torch.int64)
+
+    def _bags_per_feature(self, bags: Bags, offsets: torch.Tensor) -> int:
+        return (len(offsets) - 1) // (1 if bags.offsets is None else len(self._columns))
+
+    def _columns_of(self, bags: Bags) -> tuple[list[int], list[bool]]:
+        return ([0], [False]) if bags.offsets is None else (self._columns, self._means)
+
+    def _lengths(self, k: int, bags: Bags, offsets: torch.Tensor) -> torch.Tensor:
+        """Ids in each bag of feature ``k``, at least 1, (B, 1)."""
+        num_bags = self._bags_per_feature(bags, offsets)
+        bounds = offsets[k * num_bags : (k + 1) * num_bags + 1]
+        return bounds.diff().clamp_(min=1).to(torch.float32)[:, None]
+
+    def _place(
+        self, looked_up: torch.Tensor, bags: Bags, offsets: torch.Tensor, out: torch.Tensor
+    ) -> None:
+        """``looked_up`` (B, F * D) into the features' columns of ``out``."""
+        dim = self._dim
+        columns, means = self._columns_of(bags)
+        for k, (start, mean) in enumerate(zip(columns, means, strict=True)):
+            pooled = looked_up[:, k * dim : (k + 1) * dim]
+            if mean:
+                pooled = pooled / self._lengths(k, bags, offsets)
+            out[:, start : start + dim] = pooled
+
+    def _taken(self, grad: torch.Tensor, bags: Bags, offsets: torch.Tensor) -> torch.Tensor:
+        """The gradient of what FBGEMM looked up, (B, F * D)."""
+        dim = self._dim
+        columns, means = self._columns_of(bags)
+        whole = columns == list(range(0, dim * len(columns), dim)) and grad.shape[1] == dim * len(
+            columns
+        )
+        if whole and not any(means):
+            return grad
+        parts = [grad[:, start : start + dim] for start in columns]
+        for k, mean in enumerate(means):
+            if mean:
+                parts[k] = parts[k] / self._lengths(k, bags, offsets)
+        return torch.cat(parts, dim=1)
+
+    def _by_bag(self, grad: torch.Tensor, bags: Bags, offsets: torch.Tensor) -> torch.Tensor:
+        """The same, (F * B, D), bags as the offsets have them."""
+        taken = self._taken(grad, bags, offsets)
+        return taken.view(len(taken), -1, self._dim).transpose(0, 1).reshape(-1, self._dim)
+
+
+class _Batched:
+    """FBGEMM's module for ``num_features`` features of one table, whose rows are the slots."""
+
+    def __init__(self, tier: HbmTier, optimizer: Optimizer | None, num_features: int) -> None:
+        configs, ops = _fbgemm()
+        layout, device = tier.layout, tier.moves.device
+        on_cpu = device.type == "cpu"
+        # Rows that are never trained need none.
+        name, state = OPTIMIZERS["SGD" if optimizer is None else optimizer.kernel]
+        scalars = {}
+        for ours, theirs in (("eps", "eps"), ("beta1", "beta1"), ("beta2", "beta2")):
+            if hasattr(optimizer, ours):
+                scalars[theirs] = getattr(optimizer, ours)
+        if optimizer is not None:
+            scalars["learning_rate"] = optimizer.lr
+            scalars["weight_decay"] = optimizer.in_formula
+        for ours in ("momentum", "eta"):
+            if hasattr(optimizer, ours):
+                scalars[ours] = getattr(optimizer, ours)
+        self._tier = tier
+        self._device = device
+        self._suffix = "host" if on_cpu else "dev"
+        self._module = ops.SplitTableBatchedEmbeddingBagsCodegen(
+            [
+                (
+                    4,  # its own rows, which the tier's tensors replace
+                    layout.dim,
+                    ops.EmbeddingLocation.HOST if on_cpu else ops.EmbeddingLocation.DEVICE,
+                    ops.ComputeDevice.CPU if on_cpu else ops.ComputeDevice.CUDA,
+                )
+            ],
+            feature_table_map=[0] * num_features,
+            weights_precision=getattr(configs.SparseType, PRECISIONS[layout.dtype]),
+            output_dtype=configs.SparseType.FP32,
+            optimizer=getattr(configs.EmbOptimType, name),
+            pooling_mode=ops.PoolingMode.SUM,
+            bounds_check_mode=ops.BoundsCheckMode.NONE,
+            stochastic_rounding=False,
+            device=device,
+            **scalars,
+        )
+        self._state = [tier.state[array] for array in state]
+        self._num_slots = -1
+        self._lr: float | None = None
+        self._counts_steps = name in (
+            "ADAM",
+            "LAMB",
+            "PARTIAL_ROWWISE_ADAM",
+            "PARTIAL_ROWWISE_LAMB",
+        )
+
+    def __call__(
+        self,
+        indices: torch.Tensor,
+        offsets: torch.Tensor,
+        weights: torch.Tensor | None,
+        step: int,
+    ) -> torch.Tensor:
+        """Pooled rows (B, F * D), for :meth:`update` as the update numbered ``step``."""
+        self._point_at_tier()
+        module = self._module
+        if self._counts_steps:
+            # The count before: a forward adds one.
+            module.iter.fill_(step - 1)
+            module.iter_cpu.fill_(step - 1)
+        with torch.enable_grad(), torch.autocast(self._device.type, enabled=False):
+            out: torch.Tensor = module(indices, offsets, weights)
+        return out
+
+    def update(self, looked_up: torch.Tensor, grad: torch.Tensor, optimizer: Optimizer) -> None:
+        """Updates the rows of ``looked_up`` by its gradient."""
+        self._point_at_tier()
+        if optimizer.lr != self._lr:
+            # Past autograd's version counter: the forward has saved the tensor.
+            self._module.learning_rate_tensor.data.fill_(optimizer.lr)
+            self._lr = optimizer.lr
+        with _deterministic(), torch.autocast(self._device.type, enabled=False):
+            torch.autograd.backward([looked_up], [grad.contiguous()])
+
+    def _point_at_tier(self) -> None:
+        """Has FBGEMM compute on the tier's tensors, which may have grown: a backward too, for what
+        autograd has saved are the parameters themselves."""
+        tier, module = self._tier, self._module
+        if tier.num_slots == self._num_slots:
+            return
+        getattr(module, f"weights_{self._suffix}").data = tier.weights.view(-1)
+        for i, tensor in enumerate(self._state, start=1):
+            getattr(module, f"momentum{i}_{self._suffix}").data = tensor.view(-1)
+        # Its sort looks at as many bits of an index as these say.
+        sizes = [0] * (len(module.hash_size_cumsum) - 1) + [tier.num_slots]
+        module.hash_size_cumsum = torch.tensor(sizes, device=self._device)
+        module.total_hash_size = tier.num_slots
+        module.total_hash_size_bits = tier.num_slots.bit_length()
+        self._num_slots = tier.num_slots
+
+
+def _fbgemm() -> tuple[Any, Any]:
+    """FBGEMM's configurations and its table-batched modules."""
+    with warnings.catch_warnings():
+        # It warns of operators that its public wheels do not hold.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from fbgemm_gpu import split_embedding_configs as configs
+        from fbgemm_gpu import split_table_batched_embeddings_ops_training as ops
+    return configs, ops
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """FBGEMM then sums a row's gradient in one block, in one order."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+def _blocks(group_start: npt.NDArray[np.int32]) -> Iterator[tuple[int, int]]:
+    """Runs of rows with about ``OCCURRENCES`` occurrences."""
+    first, num_rows = 0, len(group_start) - 1
+    while first < num_rows:
+        last = int(np.searchsorted(group_start, group_start[first] + OCCURRENCES, "right")) - 1
+        last = min(max(last, first + 1), num_rows)
+        yield first, last
+        first = last
+
+
+def _check(
+    layout: PoolLayout,
+    optimizer: Optimizer | None,
+    poolings: Sequence[str],
+    device: str,
+    rounding: str,
+) -> None:
+    native = "; pass kernel='native'" if device == "cpu" else ""
+    where = f"kernel='fbgemm' on {device}"
+    if optimizer is not None:
+        name = type(optimizer).__name__
+        known = ON_CPU if device == "cpu" else tuple(OPTIMIZERS)
+        if optimizer.kernel not in known:
+            raise ConfigError(f"{where} has no {name}; it has {', '.join(known)}{native}")
+    if "max" in poolings:
+        raise ConfigError(f"{where} pools by sum and mean, not by max{native}")
+    if layout.dtype not in PRECISIONS:
+        raise ConfigError(
+            f"{where} has no {layout.dtype} rows; it has {', '.join(PRECISIONS)}{native}"
+        )
+    if layout.dim % 4:
+        raise ConfigError(f"{where} needs dims that 4 divides, not {layout.dim}{native}")
+    if rounding != "nearest":
+        raise ConfigError(f"{where} rounds to nearest alone, not {rounding!r}{native}")

@@ -1,0 +1,176 @@
+"""The HBM tier: records of one pool on a device, by slot.
+
+Weights (slots, D) and every state array (slots, width) are tensors of their own, as the kernels
+want them; a record on the move is their rows side by side, as everywhere else.
+
+Threading: calls may overlap when they name different slots; the planner's pins see to that. A
+kernel uses the tensors inside :meth:`HbmTier.use`, and growing waits for all users.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..errors import CapacityError
+from .layout import PoolLayout
+from .moves import Moves
+
+__all__ = ["HbmTier"]
+
+Slots = npt.NDArray[np.int32]
+U8 = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
+
+BLOCK_BYTES = 64 << 20  # of records on the move at a time
+
+
+class HbmTier:
+    """Slots of ``layout``-shaped records on ``moves``' device.
+
+    Args:
+        num_slots: taken at once; :meth:`reserve` adds to them for a batch beyond the budget.
+
+    Raises:
+        CapacityError: the device has no such room.
+    """
+
+    name = "HBM"
+
+    def __init__(self, layout: PoolLayout, num_slots: int, moves: Moves) -> None:
+        self.layout = layout
+        self.moves = moves
+        self.num_slots = num_slots
+        dtype = getattr(torch, layout.dtype)
+        self.weights = self._allocate(num_slots, layout.dim, dtype)
+        self.state = {
+            name: self._allocate(num_slots, width, torch.float32)
+            for name, width in layout.state_layout.items()
+        }
+        moves.after_use()  # the zeros come first
+        self._users = 0
+        self._growing = False
+        self._changed = threading.Condition()  # guards the two above
+
+    def reserve(self, num_slots: int) -> None:
+        if num_slots <= self.num_slots:
+            return
+        wanted = max(num_slots, self.num_slots + self.num_slots // 8)
+        with self._alone(), self.moves.aside():
+            # In place: autograd's saved tensors and the kernels' parameters are these objects.
+            for tensor in (self.weights, *self.state.values()):
+                larger = self._allocate(wanted, tensor.shape[1], tensor.dtype)
+                larger[: len(tensor)] = tensor
+                tensor.data = larger
+            self.num_slots = wanted
+            self.moves.filled()
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Meanwhile the tensors stay where they are, and rows in their slots are as filled."""
+        self._enter()
+        try:
+            self.moves.before_use()
+            yield
+            self.moves.after_use()
+        finally:
+            self._leave()
+
+    def gather(self, slots: Slots) -> U8:
+        parts = [np.empty((0, self.layout.record_bytes), np.uint8)]
+        self._enter()
+        try:
+            with self.moves.aside():
+                for block in self._blocks(slots):
+                    where = self.moves.to_device(block.astype(np.int64))
+                    columns = [
+                        tensor.index_select(0, where).view(torch.uint8)
+                        for tensor in (self.weights, *self.state.values())
+                    ]
+                    records = columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
+                    parts.append(self.moves.to_host(records))
+        finally:
+            self._leave()
+        return parts[1] if len(parts) == 2 else np.concatenate(parts)
+
+    def scatter(self, slots: Slots, records: U8, keep: Bools | None = None) -> None:
+        if keep is not None and not keep.all():
+            slots, records = slots[keep], records[keep]
+        self._enter()
+        try:
+            with self.moves.aside():
+                start = 0
+                for block in self._blocks(slots):
+                    self._write(block, records[start : start + len(block)])
+                    start += len(block)
+                self.moves.filled()
+        finally:
+            self._leave()
+
+    def initialise(
+        self,
+        slots: Slots,
+        tables: npt.NDArray[np.uint16],
+        rows: npt.NDArray[np.int64],
+        skip: Bools | None = None,
+    ) -> None:
+        if skip is not None:
+            slots, tables, rows = slots[~skip], tables[~skip], rows[~skip]
+        self.scatter(slots, self.layout.initial_records(tables, rows))
+
+    def _write(self, slots: Slots, records: U8) -> None:
+        where = self.moves.to_device(slots.astype(np.int64))
+        moved = self.moves.to_device(records)
+        start = 0
+        for tensor in (self.weights, *self.state.values()):
+            width = tensor.shape[1] * tensor.element_size()
+            columns = moved[:, start : start + width].contiguous().view(tensor.dtype)
+            tensor.index_copy_(0, where, columns)
+            start += width
+
+    def _blocks(self, slots: Slots) -> Iterator[Slots]:
+        step = max(1, BLOCK_BYTES // self.layout.record_bytes)
+        for start in range(0, len(slots), step):
+            yield slots[start : start + step]
+
+    def _allocate(self, num_slots: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+        try:
+            return torch.zeros((num_slots, width), dtype=dtype, device=self.moves.device)
+        except RuntimeError as error:  # torch.OutOfMemoryError on a GPU, its base class on a CPU
+            names = ", ".join(repr(name) for name, _ in self.layout.tables)
+            raise CapacityError(
+                f"{self.moves.device} has no room for {num_slots} records of "
+                f"{self.layout.record_bytes} bytes of table {names}, weights and optimizer state "
+                f"({num_slots * self.layout.record_bytes} bytes); lower hbm, or free memory there"
+            ) from error
+
+    # --- users of the tensors, and who replaces them ----------------------------------------------
+
+    def _enter(self) -> None:
+        with self._changed:
+            while self._growing:
+                self._changed.wait()
+            self._users += 1
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._users -= 1
+            self._changed.notify_all()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self._changed:
+            self._growing = True
+            while self._users:
+                self._changed.wait()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._growing = False
+                self._changed.notify_all()
