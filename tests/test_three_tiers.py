@@ -32,6 +32,15 @@ FBGEMM = ("sgd", "rowwise_adagrad", "adagrad")
 DIM = 24
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """FBGEMM's spin: beside other tests each of them would wait for a core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @functools.cache
 def stream_of(name: str, path: Path | None) -> Stream:
     if name == "scarab":

@@ -27,8 +27,6 @@ Slots = npt.NDArray[np.int32]
 U8 = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
-BLOCK_BYTES = 64 << 20  # of records on the move at a time
-
 
 class HbmTier:
     """Slots of ``layout``-shaped records on ``moves``' device.
@@ -52,7 +50,6 @@ class HbmTier:
             name: self._allocate(num_slots, width, torch.float32)
             for name, width in layout.state_layout.items()
         }
-        moves.after_use()  # the zeros come first
         self._users = 0
         self._growing = False
         self._changed = threading.Condition()  # guards the two above
@@ -61,14 +58,12 @@ class HbmTier:
         if num_slots <= self.num_slots:
             return
         wanted = max(num_slots, self.num_slots + self.num_slots // 8)
-        with self._alone(), self.moves.aside():
-            # In place: autograd's saved tensors and the kernels' parameters are these objects.
-            for tensor in (self.weights, *self.state.values()):
-                larger = self._allocate(wanted, tensor.shape[1], tensor.dtype)
-                larger[: len(tensor)] = tensor
-                tensor.data = larger
+        with self._alone():
+            larger = [self._allocate(wanted, a.shape[1], a.dtype) for a in self._arrays()]
+            for old, new in zip(self._arrays(), larger, strict=True):
+                self.moves.move(old, new)
+                old.data = new  # in place: others hold these objects
             self.num_slots = wanted
-            self.moves.filled()
 
     @contextmanager
     def use(self) -> Iterator[None]:
@@ -82,33 +77,18 @@ class HbmTier:
             self._leave()
 
     def gather(self, slots: Slots) -> U8:
-        parts = [np.empty((0, self.layout.record_bytes), np.uint8)]
         self._enter()
         try:
-            with self.moves.aside():
-                for block in self._blocks(slots):
-                    where = self.moves.to_device(block.astype(np.int64))
-                    columns = [
-                        tensor.index_select(0, where).view(torch.uint8)
-                        for tensor in (self.weights, *self.state.values())
-                    ]
-                    records = columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
-                    parts.append(self.moves.to_host(records))
+            return self.moves.gather(self._arrays(), slots)
         finally:
             self._leave()
-        return parts[1] if len(parts) == 2 else np.concatenate(parts)
 
     def scatter(self, slots: Slots, records: U8, keep: Bools | None = None) -> None:
         if keep is not None and not keep.all():
             slots, records = slots[keep], records[keep]
         self._enter()
         try:
-            with self.moves.aside():
-                start = 0
-                for block in self._blocks(slots):
-                    self._write(block, records[start : start + len(block)])
-                    start += len(block)
-                self.moves.filled()
+            self.moves.scatter(self._arrays(), slots, records)
         finally:
             self._leave()
 
@@ -123,24 +103,13 @@ class HbmTier:
             slots, tables, rows = slots[~skip], tables[~skip], rows[~skip]
         self.scatter(slots, self.layout.initial_records(tables, rows))
 
-    def _write(self, slots: Slots, records: U8) -> None:
-        where = self.moves.to_device(slots.astype(np.int64))
-        moved = self.moves.to_device(records)
-        start = 0
-        for tensor in (self.weights, *self.state.values()):
-            width = tensor.shape[1] * tensor.element_size()
-            columns = moved[:, start : start + width].contiguous().view(tensor.dtype)
-            tensor.index_copy_(0, where, columns)
-            start += width
-
-    def _blocks(self, slots: Slots) -> Iterator[Slots]:
-        step = max(1, BLOCK_BYTES // self.layout.record_bytes)
-        for start in range(0, len(slots), step):
-            yield slots[start : start + step]
+    def _arrays(self) -> list[torch.Tensor]:
+        """In the order of a record's parts."""
+        return [self.weights, *self.state.values()]
 
     def _allocate(self, num_slots: int, width: int, dtype: torch.dtype) -> torch.Tensor:
         try:
-            return torch.zeros((num_slots, width), dtype=dtype, device=self.moves.device)
+            return self.moves.zeros(num_slots, width, dtype)
         except RuntimeError as error:  # torch.OutOfMemoryError on a GPU, its base class on a CPU
             names = ", ".join(repr(name) for name, _ in self.layout.tables)
             raise CapacityError(

@@ -5,7 +5,7 @@ the trainer's, pinned buffers with a bound, and events. What must be ordered, an
 
 - The side stream works behind ``used``, the event that the trainer's stream records when a batch
   has been updated: no slot is read or overwritten while a kernel uses it.
-- ``to_host`` returns when its own copy has arrived; nothing else is waited for.
+- ``gather`` returns when its own copy has arrived; nothing else is waited for.
 - The trainer's stream waits for the newest fill in :meth:`before_use` and nowhere else. The host
   never waits for the device as a whole.
 
@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,24 +29,26 @@ __all__ = ["PINNED_BYTES", "Copies", "Moves", "StreamCopies"]
 PINNED_BYTES = 64 << 20  # of all pinned buffers of one pool
 NUM_BUFFERS = 4
 
-Array = npt.NDArray[Any]
+Slots = npt.NDArray[np.int32]
 U8 = npt.NDArray[np.uint8]
 
 
 class Moves(Protocol):
+    """Legend: a tier's ``arrays`` are (slots, width) tensors, a record their rows side by side."""
+
     device: torch.device
 
-    def aside(self) -> AbstractContextManager[None]:
-        """Device work inside runs beside the trainer's, behind its last update."""
+    def zeros(self, num_slots: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+        """An array for the other methods. Raises RuntimeError: no room."""
 
-    def to_host(self, tensor: torch.Tensor) -> U8:
-        """A copy of uint8 ``tensor`` (n, m); it has arrived on return. Inside :meth:`aside`."""
+    def gather(self, arrays: Sequence[torch.Tensor], slots: Slots) -> U8:
+        """Copies of the records in ``slots`` (n,) -> (n, record_bytes), here on return."""
 
-    def to_device(self, array: Array) -> torch.Tensor:
-        """A copy of ``array`` (n, ...), for work inside the same :meth:`aside`."""
+    def scatter(self, arrays: Sequence[torch.Tensor], slots: Slots, records: U8) -> None:
+        """Writes ``records`` (n, record_bytes) into ``slots`` (n,), for :meth:`before_use`."""
 
-    def filled(self) -> None:
-        """Slots have been written: what uses them from now on runs behind that."""
+    def move(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        """Copies a whole array (m, width) into the front of a larger one."""
 
     def before_use(self) -> None:
         """The trainer is about to use slots."""
@@ -56,24 +58,36 @@ class Moves(Protocol):
 
 
 class Copies:
-    """A tier in host memory: a move is a copy, and done at once."""
+    """A tier in host memory: a move is a copy, and done at once.
+
+    NumPy's, which leaves torch's threads to the trainer.
+    """
 
     device = torch.device("cpu")
 
-    def aside(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def zeros(self, num_slots: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros((num_slots, width), dtype=dtype)
 
-    def to_host(self, tensor: torch.Tensor) -> U8:
-        return tensor.numpy()
+    def gather(self, arrays: Sequence[torch.Tensor], slots: Slots) -> U8:
+        parts = [_bytes(array)[slots] for array in arrays]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
-    def to_device(self, array: Array) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array))
+    def scatter(self, arrays: Sequence[torch.Tensor], slots: Slots, records: U8) -> None:
+        start = 0
+        for array in map(_bytes, arrays):
+            array[slots] = records[:, start : start + array.shape[1]]
+            start += array.shape[1]
 
-    def filled(self) -> None: ...
+    def move(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        new[: len(old)] = old
 
     def before_use(self) -> None: ...
 
     def after_use(self) -> None: ...
+
+
+def _bytes(array: torch.Tensor) -> U8:
+    return array.numpy().view(np.uint8)
 
 
 class _Buffer:
@@ -90,7 +104,7 @@ class StreamCopies:
     Args:
         device: with its index.
         cuda: ``torch.cuda``, or what stands for it in tests.
-        pinned_bytes: of all buffers; longer arrays travel in parts.
+        pinned_bytes: of all buffers; records travel in parts that fit one.
     """
 
     def __init__(
@@ -106,43 +120,40 @@ class StreamCopies:
         self._used: Any = None  # events; each replaced as a whole
         self._filled: Any = None
 
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        with self._cuda.stream(self._stream):
-            used = self._used
-            if used is not None:
-                self._stream.wait_event(used)
-            yield
-
-    def to_host(self, tensor: torch.Tensor) -> U8:
-        flat = tensor.contiguous().view(-1)
-        out = np.empty(flat.numel(), np.uint8)
-        for start in range(0, len(out), self._buffer_bytes):
-            part = flat[start : start + self._buffer_bytes]
-            with self._pinned() as buffer:
-                pinned = buffer.data[: len(part)]
-                pinned.copy_(part, non_blocking=True)
-                arrived = self._stream.record_event()
-                arrived.synchronize()
-                out[start : start + len(part)] = pinned.numpy()
-        return out.reshape(tuple(tensor.shape))
-
-    def to_device(self, array: Array) -> torch.Tensor:
-        array = np.ascontiguousarray(array)
-        out = torch.empty(array.shape, dtype=_TORCH[array.dtype], device=self.device)
-        flat = out.view(-1).view(torch.uint8)
-        given = torch.from_numpy(array.reshape(-1).view(np.uint8))
-        for start in range(0, len(given), self._buffer_bytes):
-            part = given[start : start + self._buffer_bytes]
-            with self._pinned() as buffer:
-                pinned = buffer.data[: len(part)]
-                pinned.copy_(part)
-                flat[start : start + len(part)].copy_(pinned, non_blocking=True)
-                buffer.arrived = self._stream.record_event()
+    def zeros(self, num_slots: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+        with self._aside():
+            out = torch.zeros((num_slots, width), dtype=dtype, device=self.device)
+            self._filled = self._stream.record_event()
         return out
 
-    def filled(self) -> None:
-        self._filled = self._stream.record_event()
+    def gather(self, arrays: Sequence[torch.Tensor], slots: Slots) -> U8:
+        parts = []
+        with self._aside():
+            for block in self._blocks(arrays, len(slots)):
+                where = self._to_device(slots[block].astype(np.int64))
+                columns = [a.index_select(0, where).view(torch.uint8) for a in arrays]
+                parts.append(
+                    self._to_host(columns[0] if len(columns) == 1 else torch.cat(columns, dim=1))
+                )
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def scatter(self, arrays: Sequence[torch.Tensor], slots: Slots, records: U8) -> None:
+        with self._aside():
+            for block in self._blocks(arrays, len(slots)):
+                where = self._to_device(slots[block].astype(np.int64))
+                moved = self._to_device(records[block])
+                start = 0
+                for array in arrays:
+                    width = array.shape[1] * array.element_size()
+                    columns = moved[:, start : start + width].contiguous().view(array.dtype)
+                    array.index_copy_(0, where, columns)
+                    start += width
+            self._filled = self._stream.record_event()
+
+    def move(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        with self._aside():
+            new[: len(old)] = old
+            self._filled = self._stream.record_event()
 
     def before_use(self) -> None:
         filled = self._filled
@@ -153,14 +164,48 @@ class StreamCopies:
         self._used = self._cuda.current_stream(self.device).record_event()
 
     @contextmanager
-    def _pinned(self) -> Iterator[_Buffer]:
+    def _aside(self) -> Iterator[None]:
+        """Work inside goes to the side stream, behind the trainer's last use."""
+        with self._cuda.stream(self._stream):
+            used = self._used
+            if used is not None:
+                self._stream.wait_event(used)
+            yield
+
+    def _blocks(self, arrays: Sequence[torch.Tensor], num_slots: int) -> Iterator[slice]:
+        """Parts of ``num_slots`` whose records fit a pinned buffer; one of none for none."""
+        record_bytes = sum(array.shape[1] * array.element_size() for array in arrays)
+        step = max(1, self._buffer_bytes // max(record_bytes, 8))
+        for start in range(0, max(num_slots, 1), step):
+            yield slice(start, start + step)
+
+    def _to_host(self, tensor: torch.Tensor) -> U8:
+        """A copy of uint8 ``tensor`` (n, m); nothing but its arrival is waited for."""
+        with self._pinned(tensor.numel()) as buffer:
+            pinned = buffer.data[: tensor.numel()].view(tensor.shape)
+            pinned.copy_(tensor, non_blocking=True)
+            self._stream.record_event().synchronize()
+            out: U8 = pinned.numpy().copy()
+        return out
+
+    def _to_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        """A copy of ``array`` (n, ...), for later work on the side stream."""
+        given = torch.from_numpy(np.ascontiguousarray(array))
+        out = torch.empty(given.shape, dtype=given.dtype, device=self.device)
+        flat = given.view(-1).view(torch.uint8)
+        with self._pinned(flat.numel()) as buffer:
+            pinned = buffer.data[: flat.numel()]
+            pinned.copy_(flat)
+            out.view(-1).view(torch.uint8).copy_(pinned, non_blocking=True)
+            buffer.arrived = self._stream.record_event()
+        return out
+
+    @contextmanager
+    def _pinned(self, num_bytes: int) -> Iterator[_Buffer]:
         with self._lock:
             if not self._free and self._num_buffers < NUM_BUFFERS:
                 self._num_buffers += 1
-                data = torch.empty(
-                    self._buffer_bytes, dtype=torch.uint8, pin_memory=self.device.type == "cuda"
-                )
-                self._free.append(_Buffer(data))
+                self._free.append(_Buffer(self._pin(self._buffer_bytes)))
             while not self._free:
                 self._lock.wait()
             buffer = self._free.popleft()
@@ -168,11 +213,14 @@ class StreamCopies:
             if buffer.arrived is not None:
                 buffer.arrived.synchronize()
                 buffer.arrived = None
+            if buffer.data.numel() < num_bytes:  # one record is longer than a buffer
+                buffer.data = self._pin(num_bytes)
             yield buffer
         finally:
             with self._lock:
                 self._free.append(buffer)
                 self._lock.notify()
 
-
-_TORCH = {np.dtype(np.uint8): torch.uint8, np.dtype(np.int64): torch.int64}
+    def _pin(self, num_bytes: int) -> torch.Tensor:
+        on_gpu = self.device.type == "cuda"
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=on_gpu)
