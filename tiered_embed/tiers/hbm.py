@@ -77,6 +77,8 @@ class HbmTier:
             self._leave()
 
     def gather(self, slots: Slots) -> U8:
+        if len(slots) == 0:
+            return np.empty((0, self.layout.record_bytes), np.uint8)
         self._enter()
         try:
             return self.moves.gather(self._arrays(), slots)
@@ -86,6 +88,8 @@ class HbmTier:
     def scatter(self, slots: Slots, records: U8, keep: Bools | None = None) -> None:
         if keep is not None and not keep.all():
             slots, records = slots[keep], records[keep]
+        if len(slots) == 0:
+            return
         self._enter()
         try:
             self.moves.scatter(self._arrays(), slots, records)

@@ -130,7 +130,7 @@ class StreamCopies:
         parts = []
         with self._aside():
             for block in self._blocks(arrays, len(slots)):
-                where = self._to_device(slots[block].astype(np.int64))
+                where = self._slots_to_device(slots[block])
                 columns = [a.index_select(0, where).view(torch.uint8) for a in arrays]
                 parts.append(
                     self._to_host(columns[0] if len(columns) == 1 else torch.cat(columns, dim=1))
@@ -140,8 +140,8 @@ class StreamCopies:
     def scatter(self, arrays: Sequence[torch.Tensor], slots: Slots, records: U8) -> None:
         with self._aside():
             for block in self._blocks(arrays, len(slots)):
-                where = self._to_device(slots[block].astype(np.int64))
-                moved = self._to_device(records[block])
+                where = self._slots_to_device(slots[block])
+                moved = self._to_device(records[block].reshape(-1)).view(len(where), -1)
                 start = 0
                 for array in arrays:
                     width = array.shape[1] * array.element_size()
@@ -173,11 +173,14 @@ class StreamCopies:
             yield
 
     def _blocks(self, arrays: Sequence[torch.Tensor], num_slots: int) -> Iterator[slice]:
-        """Parts of ``num_slots`` whose records fit a pinned buffer; one of none for none."""
+        """Parts of ``num_slots`` whose records fit a pinned buffer."""
         record_bytes = sum(array.shape[1] * array.element_size() for array in arrays)
         step = max(1, self._buffer_bytes // max(record_bytes, 8))
-        for start in range(0, max(num_slots, 1), step):
+        for start in range(0, num_slots, step):
             yield slice(start, start + step)
+
+    def _slots_to_device(self, slots: Slots) -> torch.Tensor:
+        return self._to_device(slots.astype(np.int64).view(np.uint8)).view(torch.int64)
 
     def _to_host(self, tensor: torch.Tensor) -> U8:
         """A copy of uint8 ``tensor`` (n, m); nothing but its arrival is waited for."""
@@ -188,15 +191,13 @@ class StreamCopies:
             out: U8 = pinned.numpy().copy()
         return out
 
-    def _to_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """A copy of ``array`` (n, ...), for later work on the side stream."""
-        given = torch.from_numpy(np.ascontiguousarray(array))
-        out = torch.empty(given.shape, dtype=given.dtype, device=self.device)
-        flat = given.view(-1).view(torch.uint8)
-        with self._pinned(flat.numel()) as buffer:
-            pinned = buffer.data[: flat.numel()]
-            pinned.copy_(flat)
-            out.view(-1).view(torch.uint8).copy_(pinned, non_blocking=True)
+    def _to_device(self, data: U8) -> torch.Tensor:
+        """A copy of ``data`` (m,), for later work on the side stream."""
+        out = torch.empty(len(data), dtype=torch.uint8, device=self.device)
+        with self._pinned(len(data)) as buffer:
+            pinned = buffer.data[: len(data)]
+            pinned.numpy()[:] = data
+            out.copy_(pinned, non_blocking=True)
             buffer.arrived = self._stream.record_event()
         return out
 

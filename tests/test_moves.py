@@ -1,0 +1,240 @@
+"""The HBM tier's moves, with a stand-in for CUDA's streams and events that records their order."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import streams
+import tiered_embed as te
+from running import RECIPES
+from stepped import Steps
+from test_three_tiers import budget, train
+from tiered_embed.execution import Executors
+from tiered_embed.kernels import Bags, FbgemmKernel, UpdateOptions
+from tiered_embed.modules import pool as pools
+from tiered_embed.pipeline import Pipeline
+from tiered_embed.residency import Planner, PoolSlots
+from tiered_embed.tiers import DdrTier, HbmTier, MemoryTiers, PoolLayout, StreamCopies
+
+DIM = 4
+CPU = torch.device("cpu")
+
+
+class Event:
+    def __init__(self, log: list[str], stream: str, number: int) -> None:
+        self.log, self.name = log, f"{stream} {number}"
+
+    def synchronize(self) -> None:
+        self.log.append(f"host waits for {self.name}")
+
+
+class Stream:
+    def __init__(self, log: list[str], name: str) -> None:
+        self.log, self.name, self.num_events = log, name, 0
+
+    def record_event(self) -> Event:
+        self.num_events += 1
+        self.log.append(f"{self.name} records {self.num_events}")
+        return Event(self.log, self.name, self.num_events)
+
+    def wait_event(self, event: Event) -> None:
+        self.log.append(f"{self.name} waits for {event.name}")
+
+
+class Cuda:
+    """Of ``torch.cuda``, what :class:`StreamCopies` uses; anything else is an AttributeError."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.trainer = Stream(self.log, "trainer")
+        self.here = threading.local()
+        self.num_side = 0
+
+    def Stream(self, device: torch.device) -> Stream:
+        self.num_side += 1
+        return Stream(self.log, "side" if self.num_side == 1 else f"side{self.num_side}")
+
+    @contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        self.here.stream = stream
+        try:
+            yield
+        finally:
+            self.here.stream = self.trainer
+
+    def current_stream(self, device: torch.device) -> Stream:
+        assert self.name() == "trainer"
+        return self.trainer
+
+    def name(self) -> str:
+        return getattr(self.here, "stream", self.trainer).name
+
+
+class Kernels(TorchDispatchMode):
+    """Notes gathers, scatters and lookups in the log, with the stream that they are on."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        super().__init__()
+        self.cuda = cuda
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = {"index_select": "gather", "index_copy_": "scatter"}.get(
+            func.overloadpacket.__name__
+        )
+        if name and self.cuda.name() == "side":
+            self.cuda.log.append(f"side {name}s")
+        elif "lookup" in func.overloadpacket.__name__:
+            self.cuda.log.append(f"{self.cuda.name()} looks up")
+        return func(*args, **(kwargs or {}))
+
+
+class Rig:
+    """HBM with two slots above DDR, its jobs in our hands."""
+
+    def __init__(self) -> None:
+        self.cuda = Cuda()
+        layout = PoolLayout((("table", None),), DIM, te.optim.SGD(lr=0.5), te.init.Uniform(), 0)
+        self.tier = HbmTier(layout, 2, StreamCopies(CPU, cuda=self.cuda))
+        planner = Planner(
+            layout.tables,
+            PoolSlots((-1,), 0, 2, 50),
+            policy="lru",
+            backed=False,
+            tier="HBM",
+            lower_slots=50,
+        )
+        memory = MemoryTiers(self.tier, DdrTier(layout, 50, 1), planner.first_lower_slot)
+        self.pipeline = Pipeline(
+            planner,
+            memory,
+            None,
+            lookahead=0,
+            depth=0,
+            executors=Executors(Steps(), Steps(), Steps()),
+        )
+        self.kernel = FbgemmKernel(self.tier, layout.optimizer, features=[(0, "sum")])
+        self.bag_layout = te._native.BagLayout([0], [0], DIM)
+
+    def train(self, *rows: int) -> list[str]:
+        """The log of one step."""
+        self.cuda.log.clear()
+        ids = np.array(rows, np.int64)
+        with Kernels(self.cuda):
+            lease = self.pipeline.stage([(0, ids)])
+            bags = Bags(self.bag_layout, np.arange(len(ids) + 1), None, len(ids))
+            out = torch.empty(len(ids), DIM)
+            self.cuda.log.append("forward")
+            self.kernel.lookup(lease.plan, bags, out, 1)
+            self.cuda.log.append("backward")
+            self.kernel.update(
+                lease.plan, bags, torch.ones_like(out), te.optim.SGD(lr=0.5), UpdateOptions(1)
+            )
+            lease.release(updated=True)
+        return list(self.cuda.log)
+
+
+def _first(log: list[str], start: str, after: int = 0) -> int:
+    return next(i for i, line in enumerate(log) if i >= after and line.startswith(start))
+
+
+def test_a_step_evicts_waits_fills_and_only_then_looks_up():
+    rig = Rig()
+    rig.train(1, 2)
+    rig.train(3, 4)
+    log = rig.train(1, 2)
+    staged = log[: log.index("forward")]
+    gathered = staged.index("side gathers")
+    order = [
+        _first(staged, "side waits for trainer"),
+        gathered,
+        _first(staged, "host waits for side", gathered),
+        staged.index("side scatters"),
+        len(staged) - 1,
+    ]
+    assert order == sorted(order), staged
+    filled = staged[-1]
+    assert filled.startswith("side records"), "the newest fill has its event"
+    forward = log[log.index("forward") + 1 : log.index("backward")]
+    assert forward[0] == f"trainer waits for side {filled.split()[-1]}"
+    assert forward[-1].startswith("trainer records")
+    assert not any(line.startswith("trainer waits") for line in staged)
+    backward = log[log.index("backward") + 1 :]
+    assert backward[-1].startswith("trainer records"), "the next eviction waits for the update"
+
+
+def test_the_trainers_stream_waits_nowhere_but_in_a_kernel(monkeypatch, tmp_path):
+    """A whole run, in threads: outside the kernels' use of the tier nothing makes it wait."""
+    cuda, using = Cuda(), threading.local()
+    use, waits = HbmTier.use, Stream.wait_event
+
+    @contextmanager
+    def watched(self: HbmTier) -> Iterator[None]:
+        using.now = True
+        with use(self):
+            yield
+        using.now = False
+
+    def wait_event(self: Stream, event: Event) -> None:
+        assert self.name != "trainer" or getattr(using, "now", False)
+        waits(self, event)
+
+    monkeypatch.setattr(HbmTier, "use", watched)
+    monkeypatch.setattr(Stream, "wait_event", wait_event)
+    monkeypatch.setattr(
+        pools, "_moves", lambda device: StreamCopies(device, cuda=cuda, pinned_bytes=2000)
+    )
+    stream, recipe = streams.duplicates(24), RECIPES["rowwise_adagrad"]
+    digests = set()
+    for hbm, ddr, depth in ((400, 100, 0), (1, 5, 4), (20, 20, 1)):
+        tiers = te.Tiers(
+            hbm=budget(stream, recipe, hbm),
+            ddr=budget(stream, recipe, ddr),
+            ssd=tmp_path / str(hbm),
+        )
+        digest, _ = train(stream, recipe, tiers, None, kernel="fbgemm", depth=depth)
+        digests.add(digest)
+    assert len(digests) == 1
+    waited = [line for line in cuda.log if line.startswith("host waits")]
+    assert waited
+    assert all("side" in line for line in waited), "only copies are waited for"
+
+
+@pytest.mark.parametrize("pinned_bytes", [1, 1000, 1 << 20])
+def test_records_travel_in_parts_that_fit_the_pinned_buffers(pinned_bytes):
+    layout = PoolLayout((("t", None),), 8, te.optim.Adam(lr=0.1), te.init.Uniform(), 0)
+    moves = StreamCopies(CPU, cuda=Cuda(), pinned_bytes=pinned_bytes)
+    tier = HbmTier(layout, 100, moves)
+    records = np.random.default_rng(0).integers(0, 256, (90, layout.record_bytes), np.uint8)
+    slots = np.random.default_rng(1).permutation(100)[:90].astype(np.int32)
+    tier.scatter(slots, records)
+    np.testing.assert_array_equal(tier.gather(slots), records)
+    np.testing.assert_array_equal(tier.gather(slots[:0]), records[:0])
+    held = sum(buffer.data.numel() for buffer in moves._free)
+    assert held <= max(pinned_bytes, 4 * layout.record_bytes)
+
+
+def test_growing_keeps_every_record_and_every_user_waits():
+    layout = PoolLayout((("t", None),), 8, te.optim.Adagrad(lr=0.1), te.init.Uniform(), 0)
+    tier = HbmTier(layout, 10, StreamCopies(CPU, cuda=Cuda()))
+    records = np.random.default_rng(0).integers(0, 256, (10, layout.record_bytes), np.uint8)
+    slots = np.arange(10, dtype=np.int32)
+    tier.scatter(slots, records)
+    grower = threading.Thread(target=lambda: tier.reserve(1000))
+    with tier.use():
+        grower.start()
+        grower.join(0.05)
+        assert grower.is_alive(), "it waits for the kernel"
+        assert tier.num_slots == 10
+    grower.join(10)
+    assert tier.num_slots >= 1000
+    np.testing.assert_array_equal(tier.gather(slots), records)
+    tier.scatter(slots + np.int32(900), records)
+    np.testing.assert_array_equal(tier.gather(slots + np.int32(900)), records)
