@@ -153,9 +153,10 @@ def test_a_step_evicts_waits_fills_and_only_then_looks_up():
     staged = log[: log.index("forward")]
     gathered = staged.index("side gathers")
     assert _first(staged, "side waits for trainer") < gathered, "behind the last update"
-    copied = staged[gathered + 1].replace("records", "waits for").replace("side", "host", 1)
-    assert staged[gathered + 2] == copied.replace("waits for", "waits for side"), staged
-    assert gathered + 2 < staged.index("side scatters") < len(staged) - 1
+    copied = _first(staged, "side records", gathered)
+    number = staged[copied].removeprefix("side records ")
+    assert staged[copied + 1] == f"host waits for side {number}", staged
+    assert copied + 1 < staged.index("side scatters") < len(staged) - 1
     filled = staged[-1]
     assert filled.startswith("side records"), "the newest fill has its event"
     forward = log[log.index("forward") + 1 : log.index("backward")]

@@ -204,9 +204,9 @@ class StreamCopies:
     @contextmanager
     def _pinned(self, num_bytes: int) -> Iterator[_Buffer]:
         with self._lock:
-            if not self._free and self._num_buffers < NUM_BUFFERS:
+            if self._num_buffers < NUM_BUFFERS:
                 self._num_buffers += 1
-                self._free.append(_Buffer(self._pin(self._buffer_bytes)))
+                self._free.appendleft(_Buffer(self._pin(self._buffer_bytes)))
             while not self._free:
                 self._lock.wait()
             buffer = self._free.popleft()
