@@ -3,8 +3,18 @@
 from .base import Kernel
 from .cpu import POOLINGS, Bags, CpuKernel, UpdateOptions
 from .fbgemm import FbgemmKernel
+from .triton import TritonKernel
 
 # What a module may be asked to compute with.
-KERNELS = ("auto", "native", "fbgemm")
+KERNELS = ("auto", "native", "fbgemm", "triton")
 
-__all__ = ["KERNELS", "POOLINGS", "Bags", "CpuKernel", "FbgemmKernel", "Kernel", "UpdateOptions"]
+__all__ = [
+    "KERNELS",
+    "POOLINGS",
+    "Bags",
+    "CpuKernel",
+    "FbgemmKernel",
+    "Kernel",
+    "TritonKernel",
+    "UpdateOptions",
+]

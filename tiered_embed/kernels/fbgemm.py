@@ -84,6 +84,11 @@ class FbgemmKernel:
         # One row a bag: for gradients that are summed already.
         self._rows = self._bags if self._columns == [0] else _Batched(tier, optimizer, 1)
 
+    @staticmethod
+    def has(optimizer: Optimizer | None) -> bool:
+        """Whether FBGEMM has the optimizer, on CUDA."""
+        return optimizer is None or optimizer.kernel in OPTIMIZERS
+
     def values(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().to(self._device)
 

@@ -11,7 +11,7 @@ from ..config import Tiers
 from ..depth import MOST_DEPTH
 from ..errors import ConfigError
 from ..init import Constant, Init, Uniform
-from ..kernels import KERNELS
+from ..kernels import KERNELS, FbgemmKernel
 from ..optim import Optimizer
 from ..weights import ROUNDINGS
 from .inputs import BOUNDS_CHECKS
@@ -121,8 +121,10 @@ class RuntimeOptions:
             )
         if not isinstance(self.kernel, str) or self.kernel not in KERNELS:
             raise ConfigError(f"kernel is {self.kernel!r}; choose one of {', '.join(KERNELS)}")
-        if self.kernel == "fbgemm" and self.tiers.hbm is None:
-            raise ConfigError("kernel='fbgemm' computes in the HBM tier: pass te.Tiers(hbm=...)")
+        if self.kernel in ("fbgemm", "triton") and self.tiers.hbm is None:
+            raise ConfigError(
+                f"kernel={self.kernel!r} computes in the HBM tier: pass te.Tiers(hbm=...)"
+            )
         if self.kernel == "native" and kind == "cuda":
             raise ConfigError("kernel='native' computes on the CPU; pass kernel='auto'")
 
@@ -177,7 +179,10 @@ class RuntimeOptions:
         """Of the kernels that compute."""
         if self.kernel != "auto":
             return self.kernel
-        return "native" if self.tiers.hbm is None else "fbgemm"
+        if self.tiers.hbm is None:
+            return "native"
+        on_gpu = self.compute_device.type == "cuda"
+        return "triton" if on_gpu and not FbgemmKernel.has(self.optimizer) else "fbgemm"
 
     @property
     def threads(self) -> int:

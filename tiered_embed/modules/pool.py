@@ -18,7 +18,7 @@ from .. import _native
 from ..config import Tiers
 from ..depth import MOST_DEPTH, DepthTuner
 from ..errors import ConfigError, StoreError, TieredEmbedError
-from ..kernels import POOLINGS, Bags, CpuKernel, FbgemmKernel, Kernel
+from ..kernels import POOLINGS, Bags, CpuKernel, FbgemmKernel, Kernel, TritonKernel
 from ..pipeline import Pipeline
 from ..residency import Planner, PoolSlots, Segment
 from ..stages import Stages
@@ -105,7 +105,8 @@ class Pool:
         else:
             hbm = HbmTier(layout, slots.whole + slots.cached, _moves(device))
             self.upper = hbm
-            self.kernel = FbgemmKernel(hbm, layout.optimizer, features=features, rounding=rounding)
+            made = FbgemmKernel if kernel == "fbgemm" else TritonKernel
+            self.kernel = made(hbm, layout.optimizer, features=features, rounding=rounding)
         lower = DdrTier(layout, lower_slots, num_threads) if lower_slots else None
         self.memory = MemoryTiers(self.upper, lower, self.planner.first_lower_slot)
         self.store: RowStore | None = None

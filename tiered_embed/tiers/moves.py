@@ -87,7 +87,7 @@ class Copies:
 
 
 def _bytes(array: torch.Tensor) -> U8:
-    return array.numpy().view(np.uint8)
+    return array.view(torch.uint8).numpy()
 
 
 class _Buffer:
