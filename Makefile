@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NATIVE := $(shell find native -type f) CMakeLists.txt pyproject.toml
 
-.PHONY: help setup demo test test-long soak torture check sanitize format bench clean
+.PHONY: help setup demo test test-long test-gpu soak torture check sanitize format bench clean
 
 help:
 	@echo "make demo       train a DLRM through DDR and RocksDB, with a live picture"
 	@echo "make test       the whole test suite (under 5 minutes on two cores)"
 	@echo "make test-long  the full equality matrix and other long runs"
+	@echo "make test-gpu   the HBM tier on a CUDA device"
 	@echo "make soak       a minute of training, watched for growth and drift"
 	@echo "make torture    kills, power losses, full disks, flipped bits, hostile input (30 minutes)"
 	@echo "make check      formatting, lint, types"
@@ -35,6 +36,9 @@ test: $(READY)
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m long
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 soak: $(READY)
 	$(BIN)/python benchmarks/soak.py --minutes 1

@@ -98,15 +98,15 @@ def duplicates(dim: int, *, num_batches: int = 24) -> Stream:
     return _stream(tables, batches, draw)
 
 
-def generated(*, num_batches: int = 40) -> Stream:
+def generated(*, num_batches: int = 40, odd_dims: bool = True) -> Stream:
     """Everything at once, from no data: shared tables, mixed dims and modes, weights, no bags."""
     draw = Draw(4)
     tables = (
         Table("item", 24, features=("clicked", "seen")),
-        Table("user", 7, num_embeddings=300, mode="mean"),
+        Table("user", 7 if odd_dims else 8, num_embeddings=300, mode="mean"),
         Table("tag", 24, num_embeddings=40),
-        Table("bias", 1),
-        Table("wide", 130, num_embeddings=2000),
+        Table("bias", 1 if odd_dims else 4),
+        Table("wide", 130 if odd_dims else 128, num_embeddings=2000),
     )
     batches: list[Batch] = []
     for b in range(num_batches):
