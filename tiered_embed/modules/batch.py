@@ -52,13 +52,15 @@ def join_offsets(offsets: Sequence[I64 | None]) -> I64 | None:
 
 def all_weights(given: Sequence[FeatureBatch]) -> torch.Tensor | None:
     """Weights of all occurrences, feature after feature; ones where a feature has none."""
-    if all(feature.sample_weights is None for feature in given):
+    weighted = [f.sample_weights for f in given if f.sample_weights is not None]
+    if not weighted:
         return None
+    device = weighted[0].device
     return torch.cat(
         [
-            torch.ones(len(feature.ids))
+            torch.ones(len(feature.ids), device=device)
             if feature.sample_weights is None
-            else feature.sample_weights
+            else feature.sample_weights.to(device)
             for feature in given
         ]
     )

@@ -153,7 +153,9 @@ class TieredEmbeddingBagCollection(TieredModule):
                 "pass one with the same number of bags for every key"
             )
         starts = list(value.offset_per_key())
-        offsets = value.offsets()
+        values, offsets = value.values(), value.offsets()
+        if values.is_cuda:
+            values, offsets = values.cpu(), offsets.cpu()  # once, not per feature
         num_bags = (len(offsets) - 1) // max(len(keys), 1)
         weights = value.weights_or_none()
         out = []
@@ -164,7 +166,7 @@ class TieredEmbeddingBagCollection(TieredModule):
             out.append(
                 feature_batch(
                     f"feature {name!r}",
-                    value.values()[part],
+                    values[part],
                     bounds,
                     self._sample_weights(name, None if weights is None else weights[part]),
                     include_last_offset=True,

@@ -45,6 +45,8 @@ def _integers(where: str, name: str, tensor: object) -> torch.Tensor:
         raise ConfigError(f"{what} has dtype {tensor.dtype}; it must be torch.int64 or torch.int32")
     if tensor.layout is not torch.strided:
         raise ConfigError(f"{what} has layout {tensor.layout}; pass a dense tensor")
+    if tensor.is_cuda:
+        return tensor.cpu()  # the planner is there
     if not tensor.is_cpu:
         raise ConfigError(f"{what} is on {tensor.device}; move it to the CPU: {what}.cpu()")
     return tensor
@@ -180,6 +182,6 @@ def _weights(where: str, weights: object, ids: torch.Tensor) -> torch.Tensor | N
             f"{where}: per_sample_weights have shape {tuple(weights.shape)}, "
             f"the indices {tuple(ids.shape)}; they must agree"
         )
-    if weights.device.type != "cpu":
+    if weights.device.type not in ("cpu", "cuda"):
         raise ConfigError(f"{where}: per_sample_weights are on {weights.device}; move to the CPU")
     return weights.reshape(-1).to(torch.float32)
