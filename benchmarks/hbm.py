@@ -2,6 +2,10 @@
 
 ``overhead``: on the CPU, three tiers against two with the same kernel and the same memory in all:
 what moving rows between HBM and DDR adds to a step when a move is a copy.
+
+``peers``: on a GPU, ten tables at 10, 20, 80 and 100 % in HBM against FBGEMM's ``MANAGED_CACHING``
+with and without its prefetch pipeline, and against FBGEMM with every row in HBM. TorchRec's UVM
+caching is that same ``MANAGED_CACHING`` behind a sharded module, and is not timed again.
 """
 
 import statistics
@@ -19,6 +23,7 @@ from rich.table import Table
 
 import tiered_embed as te
 from common import Target, console, print_origin, print_targets, report, spread, write_json
+from hbm_peers import CONTESTANTS, OPTIMIZERS, Step, copy_rates, measure, missing
 
 __all__ = ["app"]
 
@@ -26,11 +31,6 @@ MOST_OVERHEAD = 0.10
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", help=__doc__)
 Json = Annotated[Path | None, typer.Option(help="Write the report here.")]
-
-
-@app.callback()
-def _commands() -> None:
-    """Without it a lone command would have no name."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,87 @@ def overhead(
     made["targets"] = [t.as_dict() for t in targets]
     print_targets(targets, not quick)
     write_json(json, made)
+
+
+def peer_targets(cells: list[dict[str, Any]]) -> list[Target]:
+    def step(optimizer: str, share: float, start: str) -> float | None:
+        found = [
+            result["step_ms"]
+            for cell in cells
+            if (cell["optimizer"], cell["cache_share"]) == (optimizer, share)
+            for name, result in cell["contestants"].items()
+            if name.startswith(start) and "step_ms" in result
+        ]
+        return min(found, default=None)
+
+    def over(theirs: float | None, ours: float | None) -> float | None:
+        return theirs / ours if theirs and ours else None
+
+    adam = over(step("adam", 0.8, "FBGEMM MANAGED"), step("adam", 0.8, "ours"))
+    small = [
+        over(step(optimizer, 1.0, "FBGEMM all"), step(optimizer, 0.2, "ours"))
+        for optimizer in OPTIMIZERS
+    ]
+    kept = [ratio for ratio in small if ratio is not None]
+    return [
+        Target("Adam, 80 % in HBM: over FBGEMM MANAGED_CACHING's step", 3.0, adam),
+        Target("20 % in HBM: of the all-HBM step, worst optimizer", 0.9, min(kept, default=None)),
+    ]
+
+
+@app.command()
+def peers(
+    optimizers: Annotated[str, typer.Option(help="With commas.")] = ",".join(OPTIMIZERS),
+    shares: Annotated[str, typer.Option(help="Of the rows in HBM.")] = "0.1,0.2,0.8,1.0",
+    device: Annotated[str, typer.Option(help="cuda, or cpu to see whether it works.")] = "cuda",
+    quick: Annotated[bool, typer.Option(help="Small and short: says whether it works.")] = False,
+    json: Json = None,
+) -> None:
+    """Against FBGEMM on a GPU."""
+    lacking = missing(device)
+    if lacking:
+        for what in lacking:
+            console.print(f"[red]missing:[/red] {what}")
+        raise typer.Exit(2)
+    small = {"rows": 5000, "ids": 20_000, "batch_size": 128, "warm_steps": 3, "steps": 3}
+    made = report("HBM tier on a GPU", {"device": device, "quick": quick})
+    made["gpu"] = torch.cuda.get_device_name() if device == "cuda" else None
+    made["copy_bytes_per_s"] = copy_rates(device)
+    print_origin(made)
+    console.print(f"GPU: {made['gpu']}, copies: {made['copy_bytes_per_s']}")
+    made["cells"] = []
+    for optimizer in optimizers.split(","):
+        for share in map(float, shares.split(",")):
+            p = Step(optimizer, share, device=device, **small if quick else {})
+            contestants: dict[str, Any] = {}
+            for name in CONTESTANTS:
+                try:
+                    contestants[name] = measure(name, p)
+                except Exception as error:  # one that cannot run here leaves the others
+                    contestants[name] = {"failed": f"{type(error).__name__}: {error}"}
+            made["cells"].append(
+                {"optimizer": optimizer, "cache_share": share, "contestants": contestants}
+            )
+            _show_cell(optimizer, share, contestants)
+            write_json(json, made)
+    targets = peer_targets(made["cells"])
+    made["targets"] = [t.as_dict() for t in targets]
+    print_targets(targets, device == "cuda" and not quick)
+    write_json(json, made)
+
+
+def _show_cell(optimizer: str, share: float, contestants: dict[str, Any]) -> None:
+    table = Table(title=f"{optimizer}, {share:.0%} in HBM", title_justify="left")
+    for column in ("", "forward", "backward", "step", "hit rate"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, result in contestants.items():
+        if "failed" in result:
+            table.add_row(name, result["failed"][:60], "", "", "")
+            continue
+        times = [f"{result[f'{part}_ms']:.2f} ms" for part in ("forward", "backward", "step")]
+        hits = f"{result['hit_rate']:.1%}" if "hit_rate" in result else ""
+        table.add_row(name, *times, hits)
+    console.print(table)
 
 
 if __name__ == "__main__":
