@@ -357,7 +357,7 @@ LEFT = {
         "its weight has gradient hooks",
     ),
     "float64": (lambda: nn.Embedding(ROWS, DIM, dtype=torch.float64), "its weight is torch.float6"),
-    "meta": (lambda: nn.Embedding(ROWS, DIM, device="meta"), "its weight is on meta, not on the"),
+    "meta": (lambda: nn.Embedding(ROWS, DIM, device="meta"), "its weight is on meta, not on cpu"),
     "no rows": (lambda: nn.Embedding(0, DIM), "its weight has shape (0, 4)"),
 }
 
@@ -482,6 +482,24 @@ def test_all_must_fit_where_nothing_is_below():
     swap(model, tiers=te.Tiers(ddr=1280))
 
 
+def test_hbm_and_ddr_are_shared_out_both(tmp_path):
+    model = holder(a=nn.Embedding(ROWS, DIM), b=nn.Embedding(10 * ROWS, DIM))
+    options = {"device": "cpu", "kernel": "native"}
+    with pytest.raises(te.ConfigError, match="hbm is 400 and ddr is 100, and there is nothing"):
+        swap(model, tiers=te.Tiers(hbm=400, ddr=100), **options)
+    tiers = te.Tiers(hbm=1000, ddr=1000, ssd=tmp_path, store="memory")
+    weights = {name: module.weight.clone() for name, module in model.named_children()}
+    swap(model, tiers=tiers, **options)
+    shares = [
+        (m._runtime.options.tiers.hbm, m._runtime.options.tiers.ddr) for m in model.children()
+    ]
+    # The small one takes what it wants of HBM and then of DDR.
+    assert shares == [(500, ROWS * 4 * DIM - 500), (500, 1000 - (ROWS * 4 * DIM - 500))]
+    for name, module in model.named_children():
+        assert torch.equal(module.weight, weights[name])
+        module.close()
+
+
 def test_each_needs_room_for_a_row(tmp_path):
     model = holder(a=nn.Embedding(ROWS, DIM), b=nn.Embedding(ROWS, 100))
     tiers = te.Tiers(ddr=700, ssd=tmp_path / "rows", store="memory")
@@ -547,7 +565,7 @@ def test_stores_of_others_survive_a_failure(tmp_path):
     [
         ({"tiers": None}, "tiers is None; pass te.Tiers"),
         ({"tiers": te.Tiers(ssd="/nowhere")}, "the budget of the swap"),
-        ({"tiers": te.Tiers(hbm="1MB", ddr="1MB")}, "shares out ddr alone"),
+        ({"tiers": te.Tiers(hbm="1MB", ddr="1MB")}, "needs a GPU.*pass device='cpu'"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd'"),
         ({"min_bytes": -1}, "min_bytes is -1"),
         ({"min_bytes": "many"}, "min_bytes is 'many'"),

@@ -92,12 +92,14 @@ def find(
     modules: Mapping[str, nn.Module],
     include: Callable[[str, nn.Module], bool] | None,
     min_bytes: int,
+    device: str = "cpu",
 ) -> list[Candidate]:
     """Every embedding, bag and collection among ``modules``, in the model's order.
 
     Args:
         modules: every path of the model and its module, shared ones under each path.
         include, min_bytes: as in :func:`~tiered_embed.swap`.
+        device: the type of the one that the tiered modules compute on.
     """
     found: dict[int, Candidate] = {}
     inside: tuple[str, ...] = ()  # the bags of a collection are its tables, not candidates
@@ -115,7 +117,7 @@ def find(
         mine.weight_paths.append(list(weights.values()))
     tensors = _tensors(modules)
     for candidate in found.values():
-        candidate.reason = _why_left(candidate, tensors, include, min_bytes)
+        candidate.reason = _why_left(candidate, tensors, include, min_bytes, device)
     return list(found.values())
 
 
@@ -134,13 +136,14 @@ def _why_left(
     tensors: Sequence[tuple[str, torch.Tensor]],
     include: Callable[[str, nn.Module], bool] | None,
     min_bytes: int,
+    device: str,
 ) -> str:
     if include is not None and not include(found.paths[0], found.module):
         return "not included"
     tables = found.tables.values()
     reason = _not_plain(found.module, _torchrec("EmbeddingBagCollection"))
     for table in tables:
-        reason = reason or _not_plain(table) or _unfit_weight(table)
+        reason = reason or _not_plain(table) or _unfit_weight(table, device)
         # Nobody calls a collection's tables any more: not even the hooks that could move would run.
         carried = () if table is found.module else CARRIED_HOOKS
         reason = reason or _hooks(table, *OTHER_HOOKS, *carried)
@@ -182,15 +185,15 @@ def _hooks(module: nn.Module, *kinds: str) -> str:
     return f"it has {present[0].strip('_').replace('_', ' ')}" if present else ""
 
 
-def _unfit_weight(table: nn.Module) -> str:
+def _unfit_weight(table: nn.Module, device: str) -> str:
     """Why the table's weight cannot become rows."""
     if set(table._parameters) != {"weight"} or table._buffers or table._modules:
         return "it is parametrized, or holds more than its weight"
     weight = table._parameters["weight"]
     if type(weight) is not nn.Parameter:
         return f"its weight is a {type(weight).__name__}"
-    if weight.device.type != "cpu":
-        return f"its weight is on {weight.device}, not on the CPU"
+    if weight.device.type != device:
+        return f"its weight is on {weight.device}, not on {device}"
     if weight.dtype not in ROW_DTYPES or weight.layout != torch.strided:
         return f"its weight is {weight.dtype}, {weight.layout}; rows are float32, float16, bfloat16"
     if weight.dim() != 2 or not weight.numel():

@@ -22,7 +22,7 @@ from .errors import ConfigError, TieredEmbedError
 from .init import Constant
 from .modules import TieredEmbedding, TieredEmbeddingBag, TieredEmbeddingBagCollection
 from .modules.base import TieredModule
-from .modules.options import DTYPES
+from .modules.options import DTYPES, RuntimeOptions
 from .optim import Optimizer
 from .residency import fair_shares
 from .tiers import PoolLayout
@@ -37,6 +37,8 @@ OPTIONS = (
     "on_nonfinite",
     "rounding",
     "bounds_check",
+    "device",
+    "kernel",
 )
 COPY_BYTES = 64 << 20
 
@@ -136,14 +138,15 @@ def swap(
 
     Args:
         model: any module that holds embeddings; changed in place, or not at all on an error.
-        tiers: ``ddr`` is the budget of all swapped tables, weights and optimizer state, shared
-            max-min fair; ``ssd`` is a directory that holds none of these tables.
+        tiers: ``hbm`` and ``ddr`` are the budgets of all swapped tables, weights and optimizer
+            state, each shared max-min fair; ``ssd`` is a directory that holds none of these tables.
         optimizer: of ``te.optim``; None makes every swapped table read-only.
         min_bytes: modules whose weights take less are left.
         seed: of stochastic rounding.
         include: called with path and module; those it denies are left.
         options: ``policy``, ``lookahead``, ``depth``, ``num_threads``, ``on_nonfinite``,
-            ``rounding``, ``bounds_check``: as in :class:`TieredEmbeddingBag`, for all.
+            ``rounding``, ``bounds_check``, ``device``, ``kernel``: as in
+            :class:`TieredEmbeddingBag`, for all. Weights on another kind of device are left.
 
     Raises:
         ConfigError: the model is itself an embedding; too small a budget; an argument that cannot
@@ -152,16 +155,19 @@ def swap(
     """
     limit = _checked(model, tiers, optimizer, min_bytes, include, options)
     modules = dict(model.named_modules(remove_duplicate=False))
-    found = find(modules, include, limit)
+    device = RuntimeOptions(
+        tiers, optimizer, Constant(0.0), device=options.get("device")
+    ).compute_device
+    found = find(modules, include, limit, device.type)
     chosen = [candidate for candidate in found if not candidate.reason]
     budgets = _share(chosen, tiers, optimizer)
     common = {"seed": seed, **options}
     old = _stores(tiers)
     made: list[TieredModule] = []
     try:
-        for candidate, ddr in zip(chosen, budgets, strict=True):
+        for candidate, share in zip(chosen, budgets, strict=True):
             # One at a time into the list: a failure closes those before it.
-            made.append(_make(candidate, replace(tiers, ddr=ddr), optimizer, common))
+            made.append(_make(candidate, share, optimizer, common))
         for candidate, module in zip(chosen, made, strict=True):
             _fill(module, candidate)
             _carry(candidate.module, module)
@@ -192,10 +198,8 @@ def _checked(
             f"the model is itself an {type(model).__name__}, which cannot be replaced in place; "
             "make a tiered module by from_pretrained, or pass the module that holds it"
         )
-    if not isinstance(tiers, Tiers) or tiers.ddr is None:
+    if not isinstance(tiers, Tiers) or (tiers.ddr is None and tiers.hbm is None):
         raise ConfigError(f"tiers is {tiers!r}; pass te.Tiers(ddr=...), the budget of the swap")
-    if tiers.hbm is not None:
-        raise ConfigError("te.swap shares out ddr alone: leave hbm out of te.Tiers")
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise ConfigError(
             f"optimizer is {optimizer!r}; pass one of te.optim, or None for rows that are only read"
@@ -221,9 +225,8 @@ def _entries(found: Candidate) -> Iterator[SwapEntry]:
         )
 
 
-def _share(chosen: Sequence[Candidate], tiers: Tiers, optimizer: Optimizer | None) -> list[int]:
-    """DDR bytes of each module."""
-    assert tiers.ddr is not None
+def _share(chosen: Sequence[Candidate], tiers: Tiers, optimizer: Optimizer | None) -> list[Tiers]:
+    """Of each module: its part of every memory tier, and the store."""
     wanted, least = [], []
     for found in chosen:
         dtype = DTYPES[found.first.weight.dtype]
@@ -236,19 +239,33 @@ def _share(chosen: Sequence[Candidate], tiers: Tiers, optimizer: Optimizer | Non
         # Tables of one dim share their slots: one record of each dim is the least.
         least.append(sum({size for _, size in records.values()}))
     total = sum(wanted)
-    if tiers.ssd is None and total > tiers.ddr:
+    budgets = {"hbm": tiers.hbm, "ddr": tiers.ddr}
+    given = {name: size for name, size in budgets.items() if size is not None}
+    if tiers.ssd is None and total > sum(given.values()):
+        told = " and ".join(f"{name} is {size}" for name, size in given.items())
         raise ConfigError(
             f"the {len(chosen)} modules to swap take {total} bytes of weights and optimizer state, "
-            f"ddr is {tiers.ddr}, and there is nothing below it; raise ddr or add an ssd tier"
+            f"{told}, and there is nothing below; raise {' or '.join(given)}, or add an ssd tier"
         )
-    shares = fair_shares(wanted, tiers.ddr)
-    for found, share, bound in zip(chosen, shares, least, strict=True):
-        if share < bound:
-            raise ConfigError(
-                f"module {found.paths[0]!r} would get {share} bytes of ddr={tiers.ddr}, which "
-                f"{len(chosen)} modules share, but needs {bound} at least; raise ddr or min_bytes"
+    out = [tiers] * len(chosen)
+    for name, size in given.items():
+        shares = fair_shares(wanted, size)
+        for i, (found, share, bound) in enumerate(zip(chosen, shares, least, strict=True)):
+            if share < bound and wanted[i] > 0:
+                raise ConfigError(
+                    f"module {found.paths[0]!r} would get {share} bytes of {name}={size}, which "
+                    f"{len(chosen)} modules share, but needs {bound} at least; raise {name} or "
+                    "min_bytes"
+                )
+            # Where the tier above holds everything, this one is not needed.
+            out[i] = (
+                replace(out[i], hbm=share or None)
+                if name == "hbm"
+                else replace(out[i], ddr=share or None)
             )
-    return shares
+        # A row is in one tier at a time.
+        wanted = [want - share for want, share in zip(wanted, shares, strict=True)]
+    return out
 
 
 def _make(
