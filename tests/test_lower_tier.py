@@ -46,6 +46,25 @@ def test_plans_are_the_models(policy, upper, lower, operations):
     walk(Tiers(policy, upper, lower), operations)
 
 
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(*sizes, st.sampled_from([0, 2, 10_000]), walks)
+def test_changed_rows_stay_where_no_store_lies_below(policy, upper, lower, overflow, operations):
+    """And a plan without room for them changes nothing: the next ones are as if it had not been."""
+    walk(Tiers(policy, upper, lower, backed=False, overflow=overflow), operations)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_transient_rows_outlive_plans_that_find_no_room(policy):
+    """Rows 2 and 3 are in transient slots, and there is one slot below for the three."""
+    tiers = Tiers(policy, 1, 1, backed=False)
+    tiers.plan_now([(1, [1, 2, 3])])
+    tiers.release(0, updated=True)
+    for ids in ([2, 4], [3, 4], [4], [2], [3], [1, 2, 3]):
+        tiers.plan_now([(1, ids)])
+        tiers.release(0, updated=True)
+    assert len(tiers.where) == 3
+
+
 batches_of = st.lists(segments_of, min_size=20, max_size=40)
 
 
