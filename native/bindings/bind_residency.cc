@@ -94,8 +94,8 @@ void bind_residency(nb::module_& m) {
       .def(
           "__init__",
           [](Planner* self, const std::vector<std::tuple<int64_t, int64_t>>& tables,
-             int64_t whole_slots, int64_t cached_slots, int64_t overflow_slots,
-             int64_t lower_slots, const std::string& policy, bool backed) {
+             int64_t whole_slots, int64_t cached_slots, int64_t overflow_slots, int64_t lower_slots,
+             const std::string& policy, bool backed) {
             PlannerOptions o;
             for (const auto& [num_rows, first_slot] : tables) {
               o.tables.push_back({num_rows, first_slot});
@@ -109,8 +109,7 @@ void bind_residency(nb::module_& m) {
             new (self) Planner(std::move(o));
           },
           nb::arg("tables"), nb::kw_only(), nb::arg("whole_slots"), nb::arg("cached_slots"),
-          nb::arg("overflow_slots"), nb::arg("lower_slots"), nb::arg("policy"),
-          nb::arg("backed"))
+          nb::arg("overflow_slots"), nb::arg("lower_slots"), nb::arg("policy"), nb::arg("backed"))
       .def("push",
            [](Planner& p, const nb::list& segments) {
              const std::vector<Segment> s = segments_of(segments);

@@ -29,8 +29,8 @@ struct StepPlan {
   std::vector<int32_t> victim_slots;    // (V)
   std::vector<uint8_t> victim_dirty;    // (V) 1: the tier below must get the record
 
-  // With a tier below that holds what loses its slot here (LowerTier); empty without. Its slots count
-  // from 0, -1 is none. What `staged_from` names goes up before anything comes down.
+  // With a tier below that holds what loses its slot here (LowerTier); empty without. Its slots
+  // count from 0, -1 is none. What `staged_from` names goes up before anything comes down.
   std::vector<int32_t> staged_from;     // (M) slot that the row leaves; -1: it is further down
   std::vector<int32_t> victim_to;       // (V) slot that it gets; -1: it passes on
   std::vector<int64_t> fallen_keys;     // (W) rows that lose their slot there
