@@ -1,6 +1,8 @@
 """The planner's lower tier: random calls and streams through ``two_tiers.Tiers``, which holds every
 plan to a model and every lookup to the newest value."""
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -47,10 +49,47 @@ def test_plans_are_the_models(policy, upper, lower, operations):
 
 
 @settings(max_examples=250, deadline=None, derandomize=True)
-@given(*sizes, st.sampled_from([0, 2, 10_000]), walks)
+@given(
+    st.sampled_from(POLICIES),
+    st.integers(1, 8),
+    st.integers(1, 10),
+    st.sampled_from([0, 2, 10_000, 10_000]),
+    walks,
+)
 def test_changed_rows_stay_where_no_store_lies_below(policy, upper, lower, overflow, operations):
     """And a plan without room for them changes nothing: the next ones are as if it had not been."""
     walk(Tiers(policy, upper, lower, backed=False, overflow=overflow), operations)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_long_walks_between_plans_that_find_no_room(policy):
+    """Longer than hypothesis likes them, and mostly with both tiers full."""
+    rng = random.Random(policy)
+
+    def segments() -> Segments:
+        tables = rng.choices([0, 1, 2], [1, 2, 2], k=rng.randint(1, 3))
+        high = rng.choice([16, 40])
+        return [
+            (t, [rng.randrange(WHOLE_ROWS if t == 0 else high) for _ in range(rng.randint(0, 6))])
+            for t in tables
+        ]
+
+    for _ in range(15):
+        tiers = Tiers(policy, rng.randint(1, 10), rng.randint(1, 12), backed=False)
+        for _ in range(80):
+            name = rng.choices(
+                ["push", "plan", "release", "plan_now", "flush", "renumber", "cancel"],
+                [30, 28, 30, 5, 3, 2, 2],
+            )[0]
+            if name in ("push", "plan_now"):
+                getattr(tiers, name)(segments())
+            elif name == "plan":
+                tiers.plan(rng.randint(0, 4))
+            elif name == "release":
+                tiers.release(rng.randint(0, 3), updated=rng.random() < 0.25)
+            else:
+                getattr(tiers, name)()
+        tiers.flush()
 
 
 @pytest.mark.parametrize("policy", POLICIES)
