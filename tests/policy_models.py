@@ -1,18 +1,24 @@
 """The eviction policies and the order in which the planner calls them, in plain Python.
 
 With other data structures than the native ones: a policy here ranks rows by tuples and looks for
-the smallest. A row is an id of one table.
+the smallest. A row is an id of table 0; `row_of` names those of other tables alike.
 """
 
 import math
 from collections import deque
+from dataclasses import dataclass
 
 FACTOR = 0xD6E8FEB86659FD93
 MASK = 2**64 - 1
 
 
+def row_of(table: int, row_id: int) -> int:
+    """The id of table 0 that would have the same hash."""
+    return (row_id + table * 0x9E3779B97F4A7C15) & MASK
+
+
 def row_hash(row: int) -> int:
-    """Of table 0: what places a row among the ghosts. 32 bits."""
+    """What places a row among the ghosts. 32 bits."""
     x = row & MASK
     for _ in range(2):
         x = ((x ^ (x >> 32)) * FACTOR) & MASK
@@ -36,7 +42,7 @@ class Lru:
     def remove(self, row: int) -> None:
         del self.rank[row]
 
-    def reschedule(self, row: int, next_use: int) -> None: ...
+    def reschedule(self, row: int, next_use: int | None) -> None: ...
 
     def evict(self) -> int | None:
         if not self.rank:
@@ -167,7 +173,7 @@ class Lookahead:
         else:
             self.base.remove(row)
 
-    def reschedule(self, row: int, next_use: int) -> None:
+    def reschedule(self, row: int, next_use: int | None) -> None:
         self.remove(row)
         self.insert(row, next_use)
 
@@ -267,3 +273,99 @@ class Caller:
     def leave(self, row: int) -> None:
         self.policy.leave(row)
         del self.resident[row], self.pins[row]
+
+
+@dataclass
+class Moves:
+    """What a plan of a Series moves, each in the plan's order."""
+
+    victims: list[int]
+    dirty: list[bool]  # of the victims
+    to: list[int]  # of the victims: the lower slot that it gets, or -1
+    rose: dict[int, int]  # staged row: the lower slot that it leaves, or -1
+    fallen: list[tuple[int, int, bool]]  # row, lower slot, dirty
+    num_transient: int  # rows in transient slots when all have moved
+
+
+class Series(Caller):
+    """Two tiers: what loses its slot in the upper one comes down to the lower one."""
+
+    def __init__(self, policy: str, num_slots: int, lower_slots: int, *, backed: bool) -> None:
+        super().__init__(policy, num_slots)
+        self.backed = backed
+        self.lower = make(policy, lower_slots)
+        self.place: dict[int, int] = {}  # of the rows in the lower tier
+        self.unused = list(range(lower_slots))[::-1]  # lower slots; the last one goes first
+        self.can_fall: set[int] = set()
+        self.dirty: set[int] = set()
+        self.coming: list[int] = []  # down, by the plan that is being made
+
+    def push(self, ids: list[int]) -> None:
+        for row in dict.fromkeys(ids):
+            if row in self.can_fall and self.next_use(row) is None:
+                self.lower.reschedule(row, self.num_pushed)
+        super().push(ids)
+
+    def cancel(self) -> None:
+        for _, rows in self.window:
+            for row in rows:
+                for policy in (self.policy, self.lower):
+                    if isinstance(policy, Lookahead) and row in policy.scheduled:
+                        policy.reschedule(row, None)
+        self.num_pushed -= len(self.window)
+        self.window.clear()
+
+    def push_ahead(self, ids: list[int]) -> None:
+        """In front of the window, which is pushed again behind it."""
+        later = [rows for _, rows in self.window]
+        self.cancel()
+        for rows in (ids, *later):
+            self.push(rows)
+
+    def done(self, number: int, updated: bool) -> None:
+        self.release(number)
+        if updated:
+            self.dirty.update(self.held[number])
+
+    def leave(self, row: int) -> None:
+        super().leave(row)
+        self.coming.append(row)
+
+    def move(self, depth: int) -> Moves:
+        rose = {row: self.rise(row) for row in self.window[0][1] if row not in self.resident}
+        self.coming = []
+        victims = self.plan(depth)
+        dirty = [row in self.dirty for row in victims]
+        fallen = []
+        while len(self.unused) < len(victims):
+            row = self.lower.evict()
+            if row is None:
+                break
+            self.can_fall.remove(row)
+            self.lower.leave(row)
+            self.unused.append(self.place.pop(row))
+            fallen.append((row, self.unused[-1], row in self.dirty))
+            self.dirty.discard(row)
+        to = [self.come_down(row) for row in self.coming]
+        return Moves(victims, dirty, to, rose, fallen, sum(self.resident.values()))
+
+    def rise(self, row: int) -> int:
+        if row not in self.place:
+            return -1
+        if row in self.can_fall:
+            self.can_fall.remove(row)
+            self.lower.remove(row)
+        self.lower.leave(row)
+        self.unused.append(self.place.pop(row))
+        return self.unused[-1]
+
+    def come_down(self, row: int) -> int:
+        if not self.unused:
+            self.dirty.discard(row)
+            return -1
+        self.place[row] = self.unused.pop()
+        self.lower.use(row)
+        if self.backed or row not in self.dirty:
+            self.lower.insert(row, self.next_use(row))
+            self.can_fall.add(row)
+        return self.place[row]

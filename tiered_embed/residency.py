@@ -405,6 +405,7 @@ class Planner:
         missing, slots = error.args
         names = ", ".join(repr(name) for name in self._names)
         tiers = f"{self._tier} and DDR" if self._lower else self._tier
+        have = "have" if self._lower else "has"
         remedy = f"raise {tiers.lower()}" + ("" if self._backed else " or add an ssd tier")
         have = "have" if self._lower else "has"
         return CapacityError(

@@ -96,13 +96,15 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
     const int64_t held = std::count_if(planned_.begin(), planned_.end(), stays);
     if (held >= kMaxPins) throw TooManyHeld(held);
   }
+  const int64_t missing = shortage(window_.front(), depth);
+  if (missing > 0) throw NoCapacity(missing, options_.cached_slots + options_.lower_slots);
+
   auto plan = std::make_shared<StepPlan>();
   Batch batch = std::move(window_.front());
   window_.pop_front();
   const int64_t number = next_plan_++;
   plan->number = number;
   const size_t num_unique = batch.handles.size();
-  int64_t cached_misses = 0;
 
   // Pin what is resident first, so that no row of this batch passes through the policy.
   const bool whole_resident = num_whole_resident_ == options_.whole_slots;
@@ -113,12 +115,9 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
       if (whole_resident) continue;
       prefetch_flag(batch.handles, u);
       if (whole_flags_[r & ~kWhole] & kResident) continue;
-    } else {
-      if (here(rows_[r])) {
-        pin(r);
-        continue;
-      }
-      ++cached_misses;
+    } else if (here(rows_[r])) {
+      pin(r);
+      continue;
     }
     plan->staged.push_back(static_cast<int32_t>(u));
   }
@@ -133,24 +132,9 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
       ++it;
     }
   }
-  // A pool without a tier below has no overflow slots, and its updated rows stay for ever (unpin
-  // does not list them): only clean ones make room.
-  const int64_t missing = std::max(cached_misses - num_listed_ - num_free() - num_free_overflow(),
-                                   lower_shortage(batch, cached_misses));
-  if (missing > 0) {
-    for (RowHandle r : batch.handles) {
-      if (!(r & kWhole) && here(rows_[r])) drop_pin(r, number);
-    }
-    window_.push_front(std::move(batch));
-    --next_plan_;
-    throw NoCapacity(missing, options_.cached_slots + options_.lower_slots);
-  }
   policy_->advance(number);
   if (lower_) lower_->advance(number);
-  for (const Transient& t : transient_) {
-    const bool overflow = rows_[t.row].slot >= options_.whole_slots + options_.cached_slots;
-    if (overflow && rows_[t.row].pins == 0) evict(t.row, t.next_use, plan.get());
-  }
+  for (const Transient& t : transient_) evict(t.row, t.next_use, plan.get());
   transient_.clear();
 
   // Give every miss a slot.
@@ -245,17 +229,62 @@ void Planner::note_misses(const StepPlan& plan, const Batch& batch) {
   }
 }
 
-// Slots that the lower tier lacks for what this plan evicts, at once or (rows in overflow slots) in
-// the next one, where nothing lies below it.
-int64_t Planner::lower_shortage(const Batch& batch, int64_t cached_misses) const {
-  if (!lower_ || options_.backed) return 0;
-  const int64_t coming =
-      std::max(int64_t{0}, cached_misses - num_free()) + static_cast<int64_t>(transient_.size());
-  int64_t going = 0;  // what lies there unlisted makes room by going up
-  for (RowHandle r : batch.handles) {
-    if (!(r & kWhole) && lower_->holds(rows_[r])) going += 1 - rows_[r].listed;
+// Slots that the plan of `batch` would lack, in either tier. Nothing changes: a plan that fails
+// must leave the policies' order and the transient rows as they are.
+int64_t Planner::shortage(const Batch& batch, int64_t depth) {
+  // Nothing may fall out of the lower tier, so all that leaves the upper one needs a slot there.
+  const bool must_keep = lower_ && !options_.backed;
+  const int64_t num_unique = static_cast<int64_t>(batch.handles.size());
+  const int64_t num_transient = options_.overflow_slots - num_free_overflow();
+  if (all_whole_ || (num_unique <= num_free() + num_free_overflow() &&
+                     (!must_keep || num_unique + num_transient <= lower_->room()))) {
+    return 0;
   }
-  return coming - going - lower_->room();
+  int64_t misses = 0;
+  int64_t rising = 0;  // what lies in the lower tier unlisted makes room there by going up
+  int64_t can_go = num_listed_;
+  for (RowHandle r : batch.handles) {
+    if (r & kWhole) continue;
+    Row& row = rows_[r];
+    if (here(row)) {
+      can_go -= row.listed;
+      row.pins = (row.pins + 1u) & kMaxPins;
+    } else {
+      ++misses;
+      if (must_keep && lower_->holds(row)) rising += 1 - row.listed;
+    }
+  }
+  const auto lets_go = [&](const Planned& p) {
+    return p.released && p.number < next_plan_ - depth;
+  };
+  int64_t leaving = 0;  // from transient slots
+  for (Planned& p : planned_) {
+    if (!lets_go(p)) continue;
+    settle(&p);
+    for (RowHandle r : p.handles) {
+      if (r & kWhole) continue;
+      Row& row = rows_[r];
+      row.pins = (row.pins - 1u) & kMaxPins;
+      if (row.pins != 0) continue;
+      const bool transient = row.slot >= options_.whole_slots + options_.cached_slots;
+      ++(transient ? leaving : can_go);
+      if (!transient && stays(row)) --can_go;
+    }
+  }
+  for (const Planned& p : planned_) {
+    if (!lets_go(p)) continue;
+    for (RowHandle r : p.handles) {
+      if (!(r & kWhole)) rows_[r].pins = (rows_[r].pins + 1u) & kMaxPins;
+    }
+  }
+  for (RowHandle r : batch.handles) {
+    if (!(r & kWhole) && here(rows_[r])) rows_[r].pins = (rows_[r].pins - 1u) & kMaxPins;
+  }
+  const int64_t missing = misses - num_free() - can_go - num_free_overflow() - leaving;
+  if (!must_keep) return missing;
+  // Rows in transient slots come down in a later plan: their room is kept.
+  const int64_t coming = std::max(int64_t{0}, misses - num_free()) + num_transient;
+  return std::max(missing, coming - rising - lower_->room());
 }
 
 void Planner::evict(RowHandle r, int64_t next_use, StepPlan* plan) {
@@ -331,7 +360,7 @@ void Planner::pin(RowHandle r) {
 void Planner::drop_pin(RowHandle r, int64_t next_use) {
   Row& row = rows_[r];
   row.pins = (row.pins - 1u) & kMaxPins;
-  if (row.pins != 0 || (!options_.backed && !lower_ && row.dirty)) return;
+  if (row.pins != 0 || stays(row)) return;
   row.listed = 1;
   ++num_listed_;
   policy_->insert(r, next_use);

@@ -79,7 +79,8 @@ class Planner {
   // evictable nor overflow slots suffice. REQUIRES: the window is not empty.
   std::shared_ptr<StepPlan> plan(int64_t depth);
 
-  // Plans a batch alone, ahead of whatever the window holds.
+  // Plans a batch alone, ahead of whatever the window holds. When it throws, the window is as if it
+  // had been cancelled and pushed again.
   std::shared_ptr<StepPlan> plan_now(const std::vector<Segment>& segments);
 
   // The batch of plan `number` is done; `updated` says that its rows were changed.
@@ -178,7 +179,9 @@ class Planner {
   void reschedule(RowHandle r, int64_t next_use);
   void evict(RowHandle r, int64_t next_use, StepPlan* plan);
   void note_misses(const StepPlan& plan, const Batch& batch);
-  int64_t lower_shortage(const Batch& batch, int64_t cached_misses) const;
+  int64_t shortage(const Batch& batch, int64_t depth);
+  // Whether the row, unpinned, keeps its slot for good: it was changed and no tier lies below.
+  bool stays(const Row& row) const { return !options_.backed && !lower_ && row.dirty; }
   int64_t num_free() const;
   int64_t num_free_overflow() const;
   int64_t key_of(RowHandle handle, uint16_t table) const;
@@ -206,7 +209,7 @@ class Planner {
     RowHandle row;
     int64_t next_use;
   };
-  std::vector<Transient> transient_;  // unpinned rows in overflow slots, to evict
+  std::vector<Transient> transient_;  // while a plan is made: unpinned rows in overflow slots
 
   std::deque<Batch> window_;
   std::deque<Planned> planned_;  // pinned, oldest first

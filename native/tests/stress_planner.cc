@@ -43,6 +43,7 @@ Setup setup_of(Random* random) {
   }
   s.options.cached_slots = random->between(40, 200);
   s.options.overflow_slots = (kMaxHeld + s.depth + 1) * 2 * kMaxIdsPerTable;
+  if (random->one_in(2)) s.options.lower_slots = random->between(1, 150);
   return s;
 }
 
@@ -87,16 +88,22 @@ class Model {
     if (updated) dirty_.insert(it->keys.begin(), it->keys.end());
     held_.erase(it);
   }
+  // As `find` tells it.
+  int32_t slot_of(const Key& key) const {
+    const auto it = lower_.find(key);
+    if (it == lower_.end()) return slots_.at(key);
+    return static_cast<int32_t>(planner_->first_lower_slot()) + it->second;
+  }
   void write_dirty() {
     const ResidentRows rows = planner_->dirty_rows();
     TE_CHECK(rows.keys.size() == dirty_.size(), "%zu dirty rows, not %zu", rows.keys.size(),
              dirty_.size());
     for (size_t i = 0; i < rows.keys.size(); ++i) {
       const Key key{rows.tables[i], rows.keys[i]};
-      TE_CHECK(dirty_.count(key) == 1 && slots_.at(key) == rows.slots[i], "a row is not dirty");
+      TE_CHECK(dirty_.count(key) == 1 && slot_of(key) == rows.slots[i], "a row is not dirty");
     }
     planner_->mark_clean();
-    for (const Key& key : dirty_) ++counts_[key.first].written_back;
+    for (const Key& key : dirty_) counts_[key.first].written_back += lower_.count(key) == 0;
     dirty_.clear();
   }
   void check_counts() const {
@@ -110,6 +117,8 @@ class Model {
     }
     TE_CHECK(planner_->num_resident() == static_cast<int64_t>(slots_.size()),
              "the number of resident rows differs");
+    TE_CHECK(planner_->num_lower_resident() == static_cast<int64_t>(lower_.size()),
+             "the number of rows in the lower tier differs");
   }
 
  private:
@@ -138,6 +147,7 @@ class Model {
       counts_[table].lookups += static_cast<int64_t>(ids.size());
     }
     for (const Key& key : keys) ++counts_[key.first].unique;
+    if (setup_.options.lower_slots > 0) make_room_below(plan);
     evict(plan, keys);
     fill(plan, keys.size());
     held_.push_back({plan.number, keys});
@@ -156,7 +166,30 @@ class Model {
     }
   }
 
+  // What goes up and what falls leaves the lower tier before anything comes down.
+  void make_room_below(const StepPlan& plan) {
+    TE_CHECK(plan.staged_from.size() == plan.staged.size(), "staged rows without an origin");
+    for (size_t i = 0; i < plan.staged.size(); ++i) {
+      const auto u = static_cast<size_t>(plan.staged[i]);
+      const auto it = lower_.find({plan.tables[u], plan.keys[u]});
+      TE_CHECK(plan.staged_from[i] == (it == lower_.end() ? kNoSlot : it->second),
+               "a row comes from a slot where it is not");
+      if (it != lower_.end()) lower_.erase(it);
+    }
+    for (size_t f = 0; f < plan.fallen_keys.size(); ++f) {
+      const Key key{plan.fallen_tables[f], plan.fallen_keys[f]};
+      const auto it = lower_.find(key);
+      TE_CHECK(it != lower_.end() && it->second == plan.fallen_slots[f],
+               "a row falls from a slot where it is not");
+      TE_CHECK((dirty_.erase(key) == 1) == (plan.fallen_dirty[f] != 0),
+               "a fallen row's dirty bit is wrong");
+      lower_.erase(it);
+    }
+  }
+
   void evict(const StepPlan& plan, const std::set<Key>& keys) {
+    std::set<int32_t> taken;
+    for (const auto& [key, slot] : lower_) taken.insert(slot);
     for (size_t v = 0; v < plan.victim_keys.size(); ++v) {
       const Key key{plan.victim_tables[v], plan.victim_keys[v]};
       TE_CHECK(keys.count(key) == 0, "a victim belongs to its own plan");
@@ -170,12 +203,20 @@ class Model {
       const auto it = slots_.find(key);
       TE_CHECK(it != slots_.end() && it->second == plan.victim_slots[v],
                "a victim is not in its slot");
-      const bool dirty = dirty_.erase(key) == 1;
+      const bool dirty = dirty_.count(key) == 1;
       TE_CHECK(dirty == (plan.victim_dirty[v] != 0), "a victim's dirty bit is wrong");
       owners_.erase(it->second);
       slots_.erase(it);
       ++counts_[key.first].evicted;
       counts_[key.first].written_back += dirty;
+      const int32_t to = plan.victim_to.empty() ? kNoSlot : plan.victim_to[v];
+      if (to == kNoSlot) {
+        dirty_.erase(key);
+        continue;
+      }
+      TE_CHECK(to >= 0 && to < setup_.options.lower_slots && taken.insert(to).second,
+               "slot %d below was given to two rows", to);
+      lower_[key] = to;
     }
   }
 
@@ -213,6 +254,7 @@ class Model {
   std::deque<std::set<Key>> recent_;  // the last plans that the depth pins
   std::map<Key, int32_t> slots_;      // of resident rows
   std::map<int32_t, Key> owners_;     // the same, turned round
+  std::map<Key, int32_t> lower_;      // slots of rows in the lower tier, from 0
   std::set<Key> dirty_;
   std::vector<TableCounts> counts_;
 };
@@ -256,6 +298,7 @@ void stage(const Setup& setup, Planner* planner, Random* random) {
 
 void observe(const Setup& setup, Planner* planner, Random random, const std::atomic<bool>* over) {
   const int64_t num_slots = setup.num_slots();
+  const int64_t all_slots = num_slots + setup.options.lower_slots;
   std::vector<TableCounts> before(setup.options.tables.size());
   while (!over->load(std::memory_order_relaxed)) {
     const auto table = static_cast<uint16_t>(random.below(static_cast<int64_t>(before.size())));
@@ -264,7 +307,7 @@ void observe(const Setup& setup, Planner* planner, Random random, const std::ato
     std::vector<int32_t> slots(ids.size());
     planner->find(table, ids.data(), static_cast<int64_t>(ids.size()), slots.data());
     for (size_t i = 0; i < ids.size(); ++i) {
-      TE_CHECK(slots[i] >= kNoSlot && slots[i] < num_slots, "slot %d does not exist", slots[i]);
+      TE_CHECK(slots[i] >= kNoSlot && slots[i] < all_slots, "slot %d does not exist", slots[i]);
       TE_CHECK(table != 2 || slots[i] == kNoSlot || slots[i] == static_cast<int32_t>(ids[i]),
                "a whole table's row is elsewhere");
     }
@@ -282,6 +325,11 @@ void observe(const Setup& setup, Planner* planner, Random random, const std::ato
     const int64_t resident = planner->num_resident();
     TE_CHECK(resident >= 0 && resident <= num_slots, "%lld rows are resident",
              static_cast<long long>(resident));
+    const int64_t below = planner->num_lower_resident();
+    TE_CHECK(below >= 0 && below <= setup.options.lower_slots, "%lld rows are below",
+             static_cast<long long>(below));
+    TE_CHECK(planner->lower_counts().size() == (setup.options.lower_slots > 0 ? before.size() : 0),
+             "counts of a tier that is not there");
     TE_CHECK(planner->overhead_bytes() > 0, "no overhead");
     TE_CHECK(!planner->all_resident(), "a pool with cached slots never has all rows");
   }
