@@ -232,12 +232,12 @@ class Execution:
         return self._write_buffer_bytes + (self._cut_bytes if under_way else 0)
 
     def _run(self, plan: StepPlan) -> Future[None] | None:
-        if plan.overflow:
-            self._memory.upper.reserve(int(plan.slots.max()) + 1)
         lower, ssd = self._memory.lower, self._ssd
         staged = plan.staged
         try:
             # First of all: the planner has given the victims' slots away.
+            if plan.overflow:
+                self._memory.upper.reserve(int(plan.slots.max()) + 1)
             if lower is not None:
                 self._exchange(plan, lower)
                 staged = staged[plan.staged_from < 0]

@@ -71,8 +71,10 @@ class HbmTier:
         self._enter()
         try:
             self.moves.before_use()
-            yield
-            self.moves.after_use()
+            try:
+                yield
+            finally:
+                self.moves.after_use()  # of a kernel before a failing one, too
         finally:
             self._leave()
 
@@ -133,11 +135,11 @@ class HbmTier:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        with self._changed:
-            self._growing = True
-            while self._users:
-                self._changed.wait()
         try:
+            with self._changed:
+                self._growing = True
+                while self._users:
+                    self._changed.wait()
             yield
         finally:
             with self._changed:
