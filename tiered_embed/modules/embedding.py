@@ -114,13 +114,13 @@ class TieredEmbedding(TieredModule):
         batch = self.prepare(input)
         out = self._forward(batch)
         if batch.kept is not None:
-            kept = torch.from_numpy(batch.kept)
-            whole = torch.zeros(len(kept), self.embedding_dim, dtype=out.dtype)
+            kept = torch.from_numpy(batch.kept).to(out.device)
+            whole = torch.zeros(len(kept), self.embedding_dim, dtype=out.dtype, device=out.device)
             if self.padding_idx is not None:
                 padded = ~kept
                 if self._runtime.options.bounds_check == "ignore":
-                    padded = input.reshape(-1) == self.padding_idx
-                whole[padded] = self._padding().to(out.dtype)
+                    padded = (input.reshape(-1) == self.padding_idx).to(out.device)
+                whole[padded] = self._padding().to(out)
             out = whole.index_put((kept,), out)
         return out.view(*input.shape, self.embedding_dim)
 
