@@ -111,9 +111,9 @@ class FbgemmKernel:
             per_sample_weights=None if given is None else self._moved(given),
             include_last_offset=True,
         )
-        num_features = len(offsets) // max(1, self._bags_per_feature(bags, offsets))
-        pooled = pooled.view(num_features, -1, self._dim).transpose(0, 1)
-        self._place(pooled.reshape(pooled.shape[0], -1), bags, offsets, out)
+        num_features = len(self._columns_of(bags)[0])
+        pooled = pooled.view(num_features, len(out), self._dim).transpose(0, 1)
+        self._place(pooled.reshape(len(out), num_features * self._dim), bags, offsets, out)
 
     def update(
         self,
@@ -308,7 +308,9 @@ class FbgemmKernel:
     def _by_bag(self, grad: torch.Tensor, bags: Bags, offsets: torch.Tensor) -> torch.Tensor:
         """The same, (F * B, D), bags as the offsets have them."""
         taken = self._taken(grad, bags, offsets)
-        return taken.view(len(taken), -1, self._dim).transpose(0, 1).reshape(-1, self._dim)
+        num_features = taken.shape[1] // self._dim
+        by_feature = taken.view(len(taken), num_features, self._dim).transpose(0, 1)
+        return by_feature.reshape(-1, self._dim)
 
 
 class _Batched:
@@ -332,6 +334,7 @@ class _Batched:
                 scalars[ours] = getattr(optimizer, ours)
         self._tier = tier
         self._device = device
+        self._trains = optimizer is not None
         self._suffix = "host" if on_cpu else "dev"
         self._module = ops.SplitTableBatchedEmbeddingBagsCodegen(
             [
@@ -376,7 +379,12 @@ class _Batched:
             # The count before: a forward adds one.
             module.iter.fill_(step - 1)
             module.iter_cpu.fill_(step - 1)
-        with torch.enable_grad(), torch.autocast(self._device.type, enabled=False):
+        with (
+            torch.inference_mode(False),  # its operator is autograd's alone
+            torch.set_grad_enabled(self._trains),
+            torch.autograd.graph.saved_tensors_hooks(_itself, _itself),
+            torch.autocast(self._device.type, enabled=False),
+        ):
             out: torch.Tensor = module(indices, offsets, weights)
         return out
 
@@ -415,6 +423,12 @@ def _fbgemm() -> tuple[Any, Any]:
         from fbgemm_gpu import split_embedding_configs as configs
         from fbgemm_gpu import split_table_batched_embeddings_ops_training as ops
     return configs, ops
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    """Saves a tensor as it is. A caller's hook may save a copy (or nothing, and compute the forward
+    again): the backward would update that in place of the tier."""
+    return tensor
 
 
 @contextmanager
