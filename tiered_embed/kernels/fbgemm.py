@@ -90,13 +90,21 @@ class FbgemmKernel:
     def to_host(self, values: torch.Tensor) -> F32:
         return values.cpu().numpy()
 
-    def lookup(self, plan: StepPlan, bags: Bags, out: torch.Tensor, step: int) -> None:
+    def lookup(
+        self,
+        plan: StepPlan,
+        bags: Bags,
+        out: torch.Tensor,
+        step: int,
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        lr = 0.0 if optimizer is None else optimizer.lr
         with self._tier.use():
             indices, offsets, weights = self._inputs(plan, bags)
-            looked_up = self._bags_for(bags)(indices, offsets, weights, step)
+            looked_up = self._bags_for(bags)(indices, offsets, weights, step, lr)
             self._place(looked_up.detach(), bags, offsets, out)
-        if self._optimizer is not None:
-            bags.looked_up = (step, looked_up)
+        if optimizer is not None:
+            bags.looked_up = (step, lr, looked_up)
 
     def lookup_rows(
         self, weights: F32, inverse: npt.NDArray[np.int32], bags: Bags, out: torch.Tensor
@@ -123,7 +131,7 @@ class FbgemmKernel:
         optimizer: Optimizer,
         options: UpdateOptions,
     ) -> None:
-        step, looked_up = bags.looked_up or (-1, None)
+        step, lr, looked_up = bags.looked_up or (-1, 0.0, None)
         bags.looked_up = None
         plain = (
             optimizer.keep == 1.0
@@ -134,11 +142,13 @@ class FbgemmKernel:
         )
         if plain and looked_up is not None and step == options.step:
             with self._tier.use():
-                offsets = self._offsets(bags, plan.num_ids)
-                taken = self._taken(grad, bags, offsets)
+                batched = self._bags_for(bags)
+                if lr != optimizer.lr:
+                    looked_up = batched(*self._inputs(plan, bags), step, optimizer.lr)
+                taken = self._taken(grad, bags, self._offsets(bags, plan.num_ids))
                 if options.scale != 1.0:
                     taken = taken * options.scale
-                self._bags_for(bags).update(looked_up, taken, optimizer)
+                batched.update(looked_up, taken, optimizer.lr)
             return
         rows = self.row_gradients(plan, bags, grad)
         self.condition(plan, rows, optimizer, options)
@@ -202,7 +212,8 @@ class FbgemmKernel:
                 if optimizer.l2 != 0.0:
                     rows += optimizer.l2 * weights
             ends = torch.arange(len(slots) + 1, device=self._device)
-            self._rows.update(self._rows(slots, ends, None, step), rows, optimizer)
+            looked_up = self._rows(slots, ends, None, step, optimizer.lr)
+            self._rows.update(looked_up, rows, optimizer.lr)
 
     def sample_weight_gradient(
         self, plan: StepPlan, bags: Bags, grad: torch.Tensor
@@ -371,9 +382,11 @@ class _Batched:
         offsets: torch.Tensor,
         weights: torch.Tensor | None,
         step: int,
+        lr: float,
     ) -> torch.Tensor:
         """Pooled rows (B, F * D), for :meth:`update` as the update numbered ``step``."""
         self._point_at_tier()
+        self._set_lr(lr)
         module = self._module
         if self._counts_steps:
             # The count before: a forward adds one.
@@ -388,15 +401,19 @@ class _Batched:
             out: torch.Tensor = module(indices, offsets, weights)
         return out
 
-    def update(self, looked_up: torch.Tensor, grad: torch.Tensor, optimizer: Optimizer) -> None:
-        """Updates the rows of ``looked_up`` by its gradient."""
+    def update(self, looked_up: torch.Tensor, grad: torch.Tensor, lr: float) -> None:
+        """Updates the rows of ``looked_up``, made with ``lr``, by its gradient."""
         self._point_at_tier()
-        if optimizer.lr != self._lr:
-            # Past autograd's version counter: the forward has saved the tensor.
-            self._module.learning_rate_tensor.data.fill_(optimizer.lr)
-            self._lr = optimizer.lr
+        self._set_lr(lr)
         with _deterministic(), torch.autocast(self._device.type, enabled=False):
             torch.autograd.backward([looked_up], [grad.contiguous()])
+
+    def _set_lr(self, lr: float) -> None:
+        """For a forward, whose rate FBGEMM keeps as a number or as this tensor, and a backward."""
+        if lr != self._lr:
+            # Past autograd's version counter: a forward may have saved the tensor.
+            self._module.learning_rate_tensor.data.fill_(lr)
+            self._lr = lr
 
     def _point_at_tier(self) -> None:
         """Has FBGEMM compute on the tier's tensors, which may have grown: a backward too, for what
