@@ -14,9 +14,10 @@ Legend: ``N`` occurrences, ``U`` unique rows, ``F`` features, ``B`` bags of each
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ OPTIMIZERS: dict[str, tuple[str, tuple[str, ...]]] = {
 ON_CPU = ("SGD", "RowWiseAdagrad", "Adagrad")
 PRECISIONS = {"float32": "FP32", "float16": "FP16"}
 OCCURRENCES = 1 << 18  # whose gradients are gathered at a time
+_DETERMINISTIC = threading.RLock()  # held while torch's switch is ours
 
 
 class FbgemmKernel:
@@ -57,29 +59,37 @@ class FbgemmKernel:
 
     Args:
         features: of the pool, (first column in the output, pooling) each.
-        rounding: of the stored weights.
 
-    Raises:
-        ConfigError: FBGEMM is missing or does not fit torch, or it lacks what is asked for.
+    REQUIRES: :meth:`check` has passed.
     """
 
-    def __init__(
-        self,
-        tier: HbmTier,
-        optimizer: Optimizer | None,
-        *,
+    @staticmethod
+    def check(
+        layout: PoolLayout,
         features: Sequence[tuple[int, str]],
+        device: torch.device,
         rounding: str = "nearest",
     ) -> None:
+        """Whether such a kernel can be made; before memory is taken for its rows.
+
+        Args:
+            rounding: of the stored weights.
+
+        Raises:
+            ConfigError: FBGEMM is missing or does not fit torch, or it lacks what is asked for.
+        """
+        _check(layout, [pooling for _, pooling in features], device.type, rounding)
+        require_fbgemm(device.type)
+        _fbgemm()
+
+    def __init__(self, tier: HbmTier, *, features: Sequence[tuple[int, str]]) -> None:
+        optimizer = tier.layout.optimizer
         self._tier = tier
         self._device = tier.moves.device
         self._optimizer = optimizer
         self._columns = [column for column, _ in features]
         self._means = [pooling == "mean" for _, pooling in features]
         self._dim = tier.layout.dim
-        poolings = [pooling for _, pooling in features]
-        _check(tier.layout, optimizer, poolings, self._device.type, rounding)
-        require_fbgemm()
         self._bags = _Batched(tier, optimizer, len(self._columns))
         # One row a bag: for gradients that are summed already.
         self._rows = self._bags if self._columns == [0] else _Batched(tier, optimizer, 1)
@@ -168,7 +178,7 @@ class FbgemmKernel:
         weights = None if bags.sample_weights is None else self._moved(bags.sample_weights)
         group = self._moved(plan.group).to(torch.int64)
         starts = self._moved(plan.group_start).to(torch.int64)
-        out = torch.empty((len(plan.slots), self._dim), device=self._device)
+        out = torch.empty((len(plan.slots), self._dim), dtype=torch.float32, device=self._device)
         for first, last in _blocks(plan.group_start):
             start = int(plan.group_start[first])
             members = group[start : int(plan.group_start[last])]
@@ -224,7 +234,7 @@ class FbgemmKernel:
             bag_of = torch.repeat_interleave(
                 torch.arange(len(offsets) - 1, device=self._device), offsets.diff()
             )
-            out = torch.empty(len(indices), device=self._device)
+            out = torch.empty(len(indices), dtype=torch.float32, device=self._device)
             for start in range(0, len(indices), OCCURRENCES):
                 part = slice(start, start + OCCURRENCES)
                 rows = self._tier.weights[indices[part]].to(torch.float32)
@@ -405,7 +415,8 @@ class _Batched:
         """Updates the rows of ``looked_up``, made with ``lr``, by its gradient."""
         self._point_at_tier()
         self._set_lr(lr)
-        with _deterministic(), torch.autocast(self._device.type, enabled=False):
+        exact = _deterministic() if self._device.type == "cuda" else nullcontext()
+        with exact, torch.autocast(self._device.type, enabled=False):
             torch.autograd.backward([looked_up], [grad.contiguous()])
 
     def _set_lr(self, lr: float) -> None:
@@ -437,8 +448,14 @@ def _fbgemm() -> tuple[Any, Any]:
     with warnings.catch_warnings():
         # It warns of operators that its public wheels do not hold.
         warnings.simplefilter("ignore", DeprecationWarning)
-        from fbgemm_gpu import split_embedding_configs as configs
-        from fbgemm_gpu import split_table_batched_embeddings_ops_training as ops
+        try:
+            from fbgemm_gpu import split_embedding_configs as configs
+            from fbgemm_gpu import split_table_batched_embeddings_ops_training as ops
+        except (ImportError, OSError) as error:
+            raise ConfigError(
+                f"FBGEMM is installed but cannot be imported: {error}; reinstall it beside "
+                f"torch {torch.__version__}"
+            ) from error
     return configs, ops
 
 
@@ -450,14 +467,19 @@ def _itself(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """FBGEMM then sums a row's gradient in one block, in one order."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+    """FBGEMM then sums a row's gradient in one block, in one order.
+
+    The switch is the process's: other threads get a warning at most, and two modules' backwards do
+    not take it from each other.
+    """
+    with _DETERMINISTIC:
+        before = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 def _blocks(group_start: npt.NDArray[np.int32]) -> Iterator[tuple[int, int]]:
@@ -470,13 +492,8 @@ def _blocks(group_start: npt.NDArray[np.int32]) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def _check(
-    layout: PoolLayout,
-    optimizer: Optimizer | None,
-    poolings: Sequence[str],
-    device: str,
-    rounding: str,
-) -> None:
+def _check(layout: PoolLayout, poolings: Sequence[str], device: str, rounding: str) -> None:
+    optimizer = layout.optimizer
     native = "; pass kernel='native'" if device == "cpu" else ""
     where = f"kernel='fbgemm' on {device}"
     if optimizer is not None:

@@ -103,9 +103,10 @@ class Pool:
                 table_words=layout.table_words,
             )
         else:
+            FbgemmKernel.check(layout, features, device, rounding)
             hbm = HbmTier(layout, slots.whole + slots.cached, _moves(device))
             self.upper = hbm
-            self.kernel = FbgemmKernel(hbm, layout.optimizer, features=features, rounding=rounding)
+            self.kernel = FbgemmKernel(hbm, features=features)
         lower = DdrTier(layout, lower_slots, num_threads) if lower_slots else None
         self.memory = MemoryTiers(self.upper, lower, self.planner.first_lower_slot)
         self.store: RowStore | None = None
