@@ -211,11 +211,12 @@ def check_near(got: torch.Tensor, wanted: torch.Tensor, storage: str, what: str)
 
 
 @functools.cache
-def native(name: str) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+def native(name: str) -> tuple[str, list[torch.Tensor], dict[str, torch.Tensor]]:
     variant = VARIANTS[name]
     tiers = te.Tiers(ddr=budget(400, variant.recipe))
     with built(variant, tiers, kernel="native") as module:
-        return train(variant, module), state_of(module)
+        outputs = train(variant, module)
+        return module.digest(), outputs, state_of(module)
 
 
 @functools.cache
@@ -230,7 +231,7 @@ def all_in_hbm(name: str) -> tuple[str, list[torch.Tensor], dict[str, torch.Tens
 def test_training_agrees_with_the_native_kernels(name: str) -> None:
     variant = VARIANTS[name]
     _, outputs, rows = all_in_hbm(name)
-    wanted_outputs, wanted_rows = native(name)
+    _, wanted_outputs, wanted_rows = native(name)
     storage = variant.recipe.storage
     for i, (got, wanted) in enumerate(zip(outputs, wanted_outputs, strict=True)):
         check_near(got, wanted, storage, f"output {i}")
@@ -273,6 +274,18 @@ def test_no_tiers_size_changes_a_bit(name: str, tmp_path) -> None:
                 assert torch.equal(a, b)
             if hbm == 2:
                 assert module.stats().tiers["HBM"].evicted > 0
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_native_kernels_give_their_own_bits_over_hbm(name: str, tmp_path) -> None:
+    variant = VARIANTS[name]
+    digest, outputs, _ = native(name)
+    sizes = {"hbm": budget(15, variant.recipe), "ddr": budget(20, variant.recipe)}
+    tiers = te.Tiers(**sizes, ssd=tmp_path, store="memory")
+    with built(variant, tiers, kernel="native", depth=1) as module:
+        got = train(variant, module, prefetch=variant.ahead == 1)
+        assert module.digest() == digest
+        assert all(torch.equal(a, b) for a, b in zip(got, outputs, strict=True))
 
 
 def test_evaluation_gives_the_training_forwards_values() -> None:
