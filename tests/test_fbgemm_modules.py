@@ -356,6 +356,39 @@ def test_growth_between_a_forward_and_its_backward_loses_nothing(kind: str, tmp_
     assert digests[0] == digests[1]
 
 
+def test_a_restore_lets_go_of_the_memory_before_it_takes_as_much(tmp_path, monkeypatch) -> None:
+    """A device may have no room for both, even where an output is held."""
+    tiers = te.Tiers(hbm=10 * 8 * DIM, ddr=2000, ssd=tmp_path / "ssd", store="memory")
+    with small(tiers=tiers, optimizer=Adagrad(lr=0.1)) as emb:
+        emb(random_ids(0)).sin().sum().backward()
+        te.checkpoint.save(emb, tmp_path / "saved", step=1)
+        digest = emb.digest()
+        held = emb(random_ids(1))
+        tier = emb._runtime.pools[0].upper
+        zeros, seen = Copies.zeros, []
+
+        def noticed(moves: Any, num_slots: int, *args: Any) -> torch.Tensor:
+            if num_slots:
+                seen.append(sum(len(a) for a in (tier.weights, *tier.state.values())))
+                seen.extend(m.weights_host.numel() for m in fbgemm_modules(emb))
+            return zeros(moves, num_slots, *args)
+
+        monkeypatch.setattr(Copies, "zeros", noticed)
+        te.checkpoint.load(emb, tmp_path / "saved")
+        assert seen
+        assert not any(seen)
+        assert emb.digest() == digest
+        with pytest.raises(te.TieredEmbedError):
+            held.sum().backward()
+        emb(random_ids(2)).sum().backward()
+
+
+def fbgemm_modules(emb: Any) -> list[Any]:
+    """Of the pools that were there before a restore."""
+    kernel = emb._runtime.pools[0].kernel
+    return [kernel._bags._module, kernel._rows._module]
+
+
 # --- what cannot be -------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

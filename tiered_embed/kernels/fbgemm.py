@@ -94,6 +94,13 @@ class FbgemmKernel:
         # One row a bag: for gradients that are summed already.
         self._rows = self._bags if self._columns == [0] else _Batched(tier, optimizer, 1)
 
+    def free(self) -> None:
+        """Lets go of the tier's memory, with every record lost."""
+        self._tier.free()
+        with self._tier.use():
+            for batched in (self._bags, self._rows):
+                batched.point_at_tier()
+
     def values(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().to(self._device)
 
@@ -395,7 +402,7 @@ class _Batched:
         lr: float,
     ) -> torch.Tensor:
         """Pooled rows (B, F * D), for :meth:`update` as the update numbered ``step``."""
-        self._point_at_tier()
+        self.point_at_tier()
         self._set_lr(lr)
         module = self._module
         if self._counts_steps:
@@ -413,7 +420,7 @@ class _Batched:
 
     def update(self, looked_up: torch.Tensor, grad: torch.Tensor, lr: float) -> None:
         """Updates the rows of ``looked_up``, made with ``lr``, by its gradient."""
-        self._point_at_tier()
+        self.point_at_tier()
         self._set_lr(lr)
         exact = _deterministic() if self._device.type == "cuda" else nullcontext()
         with exact, torch.autocast(self._device.type, enabled=False):
@@ -426,7 +433,7 @@ class _Batched:
             self._module.learning_rate_tensor.data.fill_(lr)
             self._lr = lr
 
-    def _point_at_tier(self) -> None:
+    def point_at_tier(self) -> None:
         """Has FBGEMM compute on the tier's tensors, which may have grown: a backward too, for what
         autograd has saved are the parameters themselves."""
         tier, module = self._tier, self._module

@@ -282,6 +282,8 @@ class Pool:
             # After a failure of the store, whose rows are not wanted any more.
             with contextlib.suppress(StoreError):
                 self.store.close()
+        if isinstance(self.kernel, FbgemmKernel):
+            self.kernel.free()  # the pool that follows takes as much
 
 
 def _moves(device: torch.device) -> Copies | StreamCopies:

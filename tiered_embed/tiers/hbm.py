@@ -65,6 +65,13 @@ class HbmTier:
                 old.data = new  # in place: others hold these objects
             self.num_slots = wanted
 
+    def free(self) -> None:
+        """Lets go of the device's memory, with every record lost."""
+        with self._alone():
+            for array in self._arrays():
+                array.data = self._allocate(0, array.shape[1], array.dtype)
+            self.num_slots = 0
+
     @contextmanager
     def use(self) -> Iterator[None]:
         """Meanwhile the tensors stay where they are, and rows in their slots are as filled."""
