@@ -91,7 +91,7 @@ def test_only_the_pipeline_and_the_store_know_threads() -> None:
         for p in MODULES
         if any(w in p.read_text() for w in ("import threading", "concurrent.futures"))
     }
-    assert users <= {"pipeline", "execution", "stages", "store", "tiers", "checkpoint"}
+    assert users <= {"pipeline", "execution", "stages", "store", "tiers", "kernels", "checkpoint"}
     owners = {top(p) for p in MODULES if "ThreadPoolExecutor(" in p.read_text()}
     assert owners == {"execution"}
 

@@ -38,3 +38,14 @@ def test_no_fbgemm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", absent)
     with pytest.raises(te.ConfigError, match="not installed"):
         require_fbgemm()
+
+
+def test_the_wheel_for_the_cpu_does_not_do_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cpu_only(name: str) -> str:
+        if name != "fbgemm-gpu-cpu":
+            raise metadata.PackageNotFoundError(name)
+        return "1.8.0"
+
+    monkeypatch.setattr(metadata, "version", cpu_only)
+    with pytest.raises(te.ConfigError, match=r"for CUDA is not installed; pip .*cuda"):
+        require_fbgemm("cuda")

@@ -120,7 +120,7 @@ class Rig:
             depth=0,
             executors=Executors(Steps(), Steps(), Steps()),
         )
-        self.kernel = FbgemmKernel(self.tier, layout.optimizer, features=[(0, "sum")])
+        self.kernel = FbgemmKernel(self.tier, features=[(0, "sum")])
         self.bag_layout = te._native.BagLayout([0], [0], DIM)
 
     def train(self, *rows: int) -> list[str]:
@@ -132,7 +132,7 @@ class Rig:
             bags = Bags(self.bag_layout, np.arange(len(ids) + 1), None, len(ids))
             out = torch.empty(len(ids), DIM)
             self.cuda.log.append("forward")
-            self.kernel.lookup(lease.plan, bags, out, 1)
+            self.kernel.lookup(lease.plan, bags, out, 1, te.optim.SGD(lr=0.5))
             self.cuda.log.append("backward")
             self.kernel.update(
                 lease.plan, bags, torch.ones_like(out), te.optim.SGD(lr=0.5), UpdateOptions(1)

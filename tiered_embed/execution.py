@@ -116,6 +116,7 @@ class Execution:
         self._writes: deque[Future[None]] = deque()
         self._cut: Future[None] | None = None  # the newest; writes behind it wait for it
         self._handed_down = False  # by the plan that runs
+        self._stranded: dict[tuple[int, int], npt.NDArray[np.uint8] | None] = {}
         self._cut_bytes = 0  # in the write buffer on account of it
 
     def run(self, plan: StepPlan) -> Future[None] | None:
@@ -164,12 +165,30 @@ class Execution:
         """
         assert self._ssd is not None
         self._ssd.write_back()
+        if self._stranded:
+            tables, rows, slots = self._write_stranded(self._ssd, tables, rows, slots)
         block = max(1, FLUSH_BYTES // self._memory.layout.record_bytes)
         for i in range(0, len(rows), block):
             part = slice(i, i + block)
             self._ssd.hand_down(tables[part], rows[part], self._memory.gather(slots[part]))
             self._ssd.write_back()
         self._ssd.store.flush()
+
+    def _write_stranded(
+        self,
+        ssd: SsdTier,
+        tables: npt.NDArray[np.uint16],
+        rows: npt.NDArray[np.int64],
+        slots: npt.NDArray[np.int32],
+    ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """Hands down what a failed plan still had of these rows; returns the others."""
+        pairs = list(zip(tables.tolist(), rows.tolist(), strict=True))
+        placed = np.array([pair not in self._stranded for pair in pairs], np.bool_)
+        for i in np.flatnonzero(~placed):
+            record = self._stranded[pairs[i]]
+            if record is not None:
+                ssd.hand_down(tables[i : i + 1], rows[i : i + 1], record[None, :])
+        return tables[placed], rows[placed], slots[placed]
 
     def cut(
         self,
@@ -232,20 +251,16 @@ class Execution:
         return self._write_buffer_bytes + (self._cut_bytes if under_way else 0)
 
     def _run(self, plan: StepPlan) -> Future[None] | None:
-        if plan.overflow:
-            self._memory.upper.reserve(int(plan.slots.max()) + 1)
         lower, ssd = self._memory.lower, self._ssd
         staged = plan.staged
-        try:
-            # First of all: the planner has given the victims' slots away.
-            if lower is not None:
-                self._exchange(plan, lower)
-                staged = staged[plan.staged_from < 0]
-            elif ssd is not None:
+        # First of all: the planner has given the victims' slots away.
+        if lower is not None:
+            self._exchange(plan, lower)
+            staged = staged[plan.staged_from < 0]
+        else:
+            if ssd is not None:
                 self._evict(plan, ssd)
-        except BaseException as error:
-            self.lost = error
-            raise
+            self._reserve(plan)
         if ssd is not None:
             self._write_evicted(ssd)
         rows = _Rows(plan.slots[staged], plan.tables[staged], plan.keys[staged])
@@ -264,10 +279,15 @@ class Execution:
     def _evict(self, plan: StepPlan, ssd: SsdTier) -> None:
         """Hands dirty victims down to the store."""
         dirty = plan.victim_dirty.astype(bool)
-        if dirty.any():
+        if not dirty.any():
+            return
+        try:
             with self._stages.time("evict"):
                 victims = self._memory.upper.gather(plan.victim_slots[dirty])
                 self._hand_down(ssd, plan.victim_tables[dirty], plan.victim_keys[dirty], victims)
+        except BaseException as error:
+            self.lost = error
+            raise
 
     def _exchange(self, plan: StepPlan, lower: DdrTier) -> None:
         """Moves rows between the memory tiers; dirty ones that find no room there go further."""
@@ -277,19 +297,48 @@ class Execution:
         # Without a store the planner lets nothing dirty fall or pass.
         falls = plan.fallen_dirty.astype(bool)
         passes = ~lands & plan.victim_dirty.astype(bool)
-        with self._stages.time("evict"):
-            rising = lower.gather(plan.staged_from[rises])
-            if ssd is not None and falls.any():
-                records = lower.gather(plan.fallen_slots[falls])
-                self._hand_down(ssd, plan.fallen_tables[falls], plan.fallen_keys[falls], records)
-            if lands.any():
-                lower.scatter(plan.victim_to[lands], upper.gather(plan.victim_slots[lands]))
-            if ssd is not None and passes.any():
-                records = upper.gather(plan.victim_slots[passes])
-                self._hand_down(ssd, plan.victim_tables[passes], plan.victim_keys[passes], records)
-        if len(rising):
+        up = plan.staged[rises]
+        rising: npt.NDArray[np.uint8] | None = None
+        try:
+            with self._stages.time("evict"):
+                rising = lower.gather(plan.staged_from[rises])
+                if ssd is not None and falls.any():
+                    records = lower.gather(plan.fallen_slots[falls])
+                    tables, keys = plan.fallen_tables[falls], plan.fallen_keys[falls]
+                    self._hand_down(ssd, tables, keys, records)
+                if lands.any():
+                    lower.scatter(plan.victim_to[lands], upper.gather(plan.victim_slots[lands]))
+                if ssd is not None and passes.any():
+                    records = upper.gather(plan.victim_slots[passes])
+                    tables, keys = plan.victim_tables[passes], plan.victim_keys[passes]
+                    self._hand_down(ssd, tables, keys, records)
+        except BaseException as error:
+            self.lost = error
+            self._strand(plan.victim_tables[lands], plan.victim_keys[lands], None)
+            self._strand(plan.tables[up], plan.keys[up], rising)
+            raise
+        try:
+            self._reserve(plan)
             with self._stages.time("fill"):
-                upper.scatter(plan.slots[plan.staged[rises]], rising)
+                upper.scatter(plan.slots[up], rising)
+        except BaseException:
+            self._strand(plan.tables[up], plan.keys[up], rising)
+            raise
+
+    def _reserve(self, plan: StepPlan) -> None:
+        if plan.overflow:
+            self._memory.upper.reserve(int(plan.slots.max()) + 1)
+
+    def _strand(
+        self,
+        tables: npt.NDArray[np.uint16],
+        rows: npt.NDArray[np.int64],
+        records: npt.NDArray[np.uint8] | None,
+    ) -> None:
+        """Notes rows (n,) that a failed plan left in no slot: the planner believes that they are in
+        one. ``records`` (n, record_bytes), or None where they are lost."""
+        for i, row in enumerate(zip(tables.tolist(), rows.tolist(), strict=True)):
+            self._stranded[row] = None if records is None else records[i]
 
     def _hand_down(
         self,

@@ -29,9 +29,13 @@ class Kernel(Protocol):
     def to_host(self, values: Values) -> F32:
         """What another method has returned, as an array."""
 
-    def lookup(self, plan: StepPlan, bags: Bags, out: Values, step: int) -> None:
-        """Writes the pooled rows into this pool's columns of ``out`` (B, total columns). ``step``:
-        the number of the update that will follow."""
+    def lookup(
+        self, plan: StepPlan, bags: Bags, out: Values, step: int, optimizer: Optimizer | None
+    ) -> None:
+        """Writes the pooled rows into this pool's columns of ``out`` (B, total columns).
+
+        ``step``, ``optimizer``: the update that is likely to follow, None if rows are read-only.
+        """
 
     def lookup_rows(
         self, weights: F32, inverse: npt.NDArray[np.int32], bags: Bags, out: Values

@@ -97,7 +97,14 @@ class CpuKernel:
     def to_host(self, values: F32) -> F32:
         return values
 
-    def lookup(self, plan: _native.StepPlan, bags: Bags, out: F32, step: int = 0) -> None:
+    def lookup(
+        self,
+        plan: _native.StepPlan,
+        bags: Bags,
+        out: F32,
+        step: int = 0,
+        optimizer: Optimizer | None = None,
+    ) -> None:
         """Writes the pooled rows into this pool's columns of ``out`` (B, total columns)."""
         _native.lookup(self._records, plan, bags.native, out, self._num_threads)
 

@@ -14,9 +14,10 @@ Legend: ``N`` occurrences, ``U`` unique rows, ``F`` features, ``B`` bags of each
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -43,13 +44,13 @@ OPTIMIZERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Adagrad": ("EXACT_ADAGRAD", ("sum",)),
     "Adam": ("ADAM", ("exp_avg", "exp_avg_sq")),
     "PartialRowWiseAdam": ("PARTIAL_ROWWISE_ADAM", ("exp_avg", "exp_avg_sq")),
-    "LAMB": ("LAMB", ("exp_avg", "exp_avg_sq")),
-    "PartialRowWiseLAMB": ("PARTIAL_ROWWISE_LAMB", ("exp_avg", "exp_avg_sq")),
-    "LARSSGD": ("LARS_SGD", ("momentum",)),
 }
+# FBGEMM has LAMB, PARTIAL_ROWWISE_LAMB and LARS_SGD too, but divides by norms that may be zero: a
+# row without a gradient would become NaN.
 ON_CPU = ("SGD", "RowWiseAdagrad", "Adagrad")
 PRECISIONS = {"float32": "FP32", "float16": "FP16"}
 OCCURRENCES = 1 << 18  # whose gradients are gathered at a time
+_DETERMINISTIC = threading.RLock()  # held while torch's switch is ours
 
 
 class FbgemmKernel:
@@ -57,29 +58,37 @@ class FbgemmKernel:
 
     Args:
         features: of the pool, (first column in the output, pooling) each.
-        rounding: of the stored weights.
 
-    Raises:
-        ConfigError: FBGEMM is missing or does not fit torch, or it lacks what is asked for.
+    REQUIRES: :meth:`check` has passed.
     """
 
-    def __init__(
-        self,
-        tier: HbmTier,
-        optimizer: Optimizer | None,
-        *,
+    @staticmethod
+    def check(
+        layout: PoolLayout,
         features: Sequence[tuple[int, str]],
+        device: torch.device,
         rounding: str = "nearest",
     ) -> None:
+        """Whether such a kernel can be made; before memory is taken for its rows.
+
+        Args:
+            rounding: of the stored weights.
+
+        Raises:
+            ConfigError: FBGEMM is missing or does not fit torch, or it lacks what is asked for.
+        """
+        _check(layout, [pooling for _, pooling in features], device.type, rounding)
+        require_fbgemm(device.type)
+        _fbgemm()
+
+    def __init__(self, tier: HbmTier, *, features: Sequence[tuple[int, str]]) -> None:
+        optimizer = tier.layout.optimizer
         self._tier = tier
         self._device = tier.moves.device
         self._optimizer = optimizer
         self._columns = [column for column, _ in features]
         self._means = [pooling == "mean" for _, pooling in features]
         self._dim = tier.layout.dim
-        poolings = [pooling for _, pooling in features]
-        _check(tier.layout, optimizer, poolings, self._device.type, rounding)
-        require_fbgemm()
         self._bags = _Batched(tier, optimizer, len(self._columns))
         # One row a bag: for gradients that are summed already.
         self._rows = self._bags if self._columns == [0] else _Batched(tier, optimizer, 1)
@@ -89,19 +98,34 @@ class FbgemmKernel:
         """Whether FBGEMM has the optimizer, on CUDA."""
         return optimizer is None or optimizer.kernel in OPTIMIZERS
 
+    def free(self) -> None:
+        """Lets go of the tier's memory, with every record lost."""
+        self._tier.free()
+        with self._tier.use():
+            for batched in (self._bags, self._rows):
+                batched.point_at_tier()
+
     def values(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().to(self._device)
 
     def to_host(self, values: torch.Tensor) -> F32:
         return values.cpu().numpy()
 
-    def lookup(self, plan: StepPlan, bags: Bags, out: torch.Tensor, step: int) -> None:
+    def lookup(
+        self,
+        plan: StepPlan,
+        bags: Bags,
+        out: torch.Tensor,
+        step: int,
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        lr = 0.0 if optimizer is None else optimizer.lr
         with self._tier.use():
             indices, offsets, weights = self._inputs(plan, bags)
-            looked_up = self._bags_for(bags)(indices, offsets, weights, step)
+            looked_up = self._bags_for(bags)(indices, offsets, weights, step, lr)
             self._place(looked_up.detach(), bags, offsets, out)
-        if self._optimizer is not None:
-            bags.looked_up = (step, looked_up)
+        if optimizer is not None:
+            bags.looked_up = (step, lr, looked_up)
 
     def lookup_rows(
         self, weights: F32, inverse: npt.NDArray[np.int32], bags: Bags, out: torch.Tensor
@@ -116,9 +140,9 @@ class FbgemmKernel:
             per_sample_weights=None if given is None else self._moved(given),
             include_last_offset=True,
         )
-        num_features = len(offsets) // max(1, self._bags_per_feature(bags, offsets))
-        pooled = pooled.view(num_features, -1, self._dim).transpose(0, 1)
-        self._place(pooled.reshape(pooled.shape[0], -1), bags, offsets, out)
+        num_features = len(self._columns_of(bags)[0])
+        pooled = pooled.view(num_features, len(out), self._dim).transpose(0, 1)
+        self._place(pooled.reshape(len(out), num_features * self._dim), bags, offsets, out)
 
     def update(
         self,
@@ -128,7 +152,7 @@ class FbgemmKernel:
         optimizer: Optimizer,
         options: UpdateOptions,
     ) -> None:
-        step, looked_up = bags.looked_up or (-1, None)
+        step, lr, looked_up = bags.looked_up or (-1, 0.0, None)
         bags.looked_up = None
         plain = (
             optimizer.keep == 1.0
@@ -139,11 +163,13 @@ class FbgemmKernel:
         )
         if plain and looked_up is not None and step == options.step:
             with self._tier.use():
-                offsets = self._offsets(bags, plan.num_ids)
-                taken = self._taken(grad, bags, offsets)
+                batched = self._bags_for(bags)
+                if lr != optimizer.lr:
+                    looked_up = batched(*self._inputs(plan, bags), step, optimizer.lr)
+                taken = self._taken(grad, bags, self._offsets(bags, plan.num_ids))
                 if options.scale != 1.0:
                     taken = taken * options.scale
-                self._bags_for(bags).update(looked_up, taken, optimizer)
+                batched.update(looked_up, taken, optimizer.lr)
             return
         rows = self.row_gradients(plan, bags, grad)
         self.condition(plan, rows, optimizer, options)
@@ -163,7 +189,7 @@ class FbgemmKernel:
         weights = None if bags.sample_weights is None else self._moved(bags.sample_weights)
         group = self._moved(plan.group).to(torch.int64)
         starts = self._moved(plan.group_start).to(torch.int64)
-        out = torch.empty((len(plan.slots), self._dim), device=self._device)
+        out = torch.empty((len(plan.slots), self._dim), dtype=torch.float32, device=self._device)
         for first, last in _blocks(plan.group_start):
             start = int(plan.group_start[first])
             members = group[start : int(plan.group_start[last])]
@@ -207,7 +233,8 @@ class FbgemmKernel:
                 if optimizer.l2 != 0.0:
                     rows += optimizer.l2 * weights
             ends = torch.arange(len(slots) + 1, device=self._device)
-            self._rows.update(self._rows(slots, ends, None, step), rows, optimizer)
+            looked_up = self._rows(slots, ends, None, step, optimizer.lr)
+            self._rows.update(looked_up, rows, optimizer.lr)
 
     def sample_weight_gradient(
         self, plan: StepPlan, bags: Bags, grad: torch.Tensor
@@ -218,7 +245,7 @@ class FbgemmKernel:
             bag_of = torch.repeat_interleave(
                 torch.arange(len(offsets) - 1, device=self._device), offsets.diff()
             )
-            out = torch.empty(len(indices), device=self._device)
+            out = torch.empty(len(indices), dtype=torch.float32, device=self._device)
             for start in range(0, len(indices), OCCURRENCES):
                 part = slice(start, start + OCCURRENCES)
                 rows = self._tier.weights[indices[part]].to(torch.float32)
@@ -313,7 +340,9 @@ class FbgemmKernel:
     def _by_bag(self, grad: torch.Tensor, bags: Bags, offsets: torch.Tensor) -> torch.Tensor:
         """The same, (F * B, D), bags as the offsets have them."""
         taken = self._taken(grad, bags, offsets)
-        return taken.view(len(taken), -1, self._dim).transpose(0, 1).reshape(-1, self._dim)
+        num_features = taken.shape[1] // self._dim
+        by_feature = taken.view(len(taken), num_features, self._dim).transpose(0, 1)
+        return by_feature.reshape(-1, self._dim)
 
 
 class _Batched:
@@ -325,18 +354,13 @@ class _Batched:
         on_cpu = device.type == "cpu"
         # Rows that are never trained need none.
         name, state = OPTIMIZERS["SGD" if optimizer is None else optimizer.kernel]
-        scalars = {}
-        for ours, theirs in (("eps", "eps"), ("beta1", "beta1"), ("beta2", "beta2")):
-            if hasattr(optimizer, ours):
-                scalars[theirs] = getattr(optimizer, ours)
+        names = [name for name in ("eps", "beta1", "beta2") if hasattr(optimizer, name)]
+        scalars = {name: getattr(optimizer, name) for name in names}
         if optimizer is not None:
             scalars["learning_rate"] = optimizer.lr
-            scalars["weight_decay"] = optimizer.in_formula
-        for ours in ("momentum", "eta"):
-            if hasattr(optimizer, ours):
-                scalars[ours] = getattr(optimizer, ours)
         self._tier = tier
         self._device = device
+        self._trains = optimizer is not None
         self._suffix = "host" if on_cpu else "dev"
         self._module = ops.SplitTableBatchedEmbeddingBagsCodegen(
             [
@@ -360,12 +384,7 @@ class _Batched:
         self._state = [tier.state[array] for array in state]
         self._num_slots = -1
         self._lr: float | None = None
-        self._counts_steps = name in (
-            "ADAM",
-            "LAMB",
-            "PARTIAL_ROWWISE_ADAM",
-            "PARTIAL_ROWWISE_LAMB",
-        )
+        self._counts_steps = name in ("ADAM", "PARTIAL_ROWWISE_ADAM")
 
     def __call__(
         self,
@@ -373,29 +392,41 @@ class _Batched:
         offsets: torch.Tensor,
         weights: torch.Tensor | None,
         step: int,
+        lr: float,
     ) -> torch.Tensor:
         """Pooled rows (B, F * D), for :meth:`update` as the update numbered ``step``."""
-        self._point_at_tier()
+        self.point_at_tier()
+        self._set_lr(lr)
         module = self._module
         if self._counts_steps:
             # The count before: a forward adds one.
             module.iter.fill_(step - 1)
             module.iter_cpu.fill_(step - 1)
-        with torch.enable_grad(), torch.autocast(self._device.type, enabled=False):
+        with (
+            torch.inference_mode(False),  # its operator is autograd's alone
+            torch.set_grad_enabled(self._trains),
+            torch.autograd.graph.saved_tensors_hooks(_itself, _itself),
+            torch.autocast(self._device.type, enabled=False),
+        ):
             out: torch.Tensor = module(indices, offsets, weights)
         return out
 
-    def update(self, looked_up: torch.Tensor, grad: torch.Tensor, optimizer: Optimizer) -> None:
-        """Updates the rows of ``looked_up`` by its gradient."""
-        self._point_at_tier()
-        if optimizer.lr != self._lr:
-            # Past autograd's version counter: the forward has saved the tensor.
-            self._module.learning_rate_tensor.data.fill_(optimizer.lr)
-            self._lr = optimizer.lr
-        with _deterministic(), torch.autocast(self._device.type, enabled=False):
+    def update(self, looked_up: torch.Tensor, grad: torch.Tensor, lr: float) -> None:
+        """Updates the rows of ``looked_up``, made with ``lr``, by its gradient."""
+        self.point_at_tier()
+        self._set_lr(lr)
+        exact = _deterministic() if self._device.type == "cuda" else nullcontext()
+        with exact, torch.autocast(self._device.type, enabled=False):
             torch.autograd.backward([looked_up], [grad.contiguous()])
 
-    def _point_at_tier(self) -> None:
+    def _set_lr(self, lr: float) -> None:
+        """For a forward, whose rate FBGEMM keeps as a number or as this tensor, and a backward."""
+        if lr != self._lr:
+            # Past autograd's version counter: a forward may have saved the tensor.
+            self._module.learning_rate_tensor.data.fill_(lr)
+            self._lr = lr
+
+    def point_at_tier(self) -> None:
         """Has FBGEMM compute on the tier's tensors, which may have grown: a backward too, for what
         autograd has saved are the parameters themselves."""
         tier, module = self._tier, self._module
@@ -417,21 +448,38 @@ def _fbgemm() -> tuple[Any, Any]:
     with warnings.catch_warnings():
         # It warns of operators that its public wheels do not hold.
         warnings.simplefilter("ignore", DeprecationWarning)
-        from fbgemm_gpu import split_embedding_configs as configs
-        from fbgemm_gpu import split_table_batched_embeddings_ops_training as ops
+        try:
+            from fbgemm_gpu import split_embedding_configs as configs
+            from fbgemm_gpu import split_table_batched_embeddings_ops_training as ops
+        except (ImportError, OSError) as error:
+            raise ConfigError(
+                f"FBGEMM is installed but cannot be imported: {error}; reinstall it beside "
+                f"torch {torch.__version__}"
+            ) from error
     return configs, ops
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    """Saves a tensor as it is. A caller's hook may save a copy (or nothing, and compute the forward
+    again): the backward would update that in place of the tier."""
+    return tensor
 
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """FBGEMM then sums a row's gradient in one block, in one order."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+    """FBGEMM then sums a row's gradient in one block, in one order.
+
+    The switch is the process's: other threads get a warning at most, and two modules' backwards do
+    not take it from each other.
+    """
+    with _DETERMINISTIC:
+        before = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 def _blocks(group_start: npt.NDArray[np.int32]) -> Iterator[tuple[int, int]]:
@@ -444,13 +492,8 @@ def _blocks(group_start: npt.NDArray[np.int32]) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def _check(
-    layout: PoolLayout,
-    optimizer: Optimizer | None,
-    poolings: Sequence[str],
-    device: str,
-    rounding: str,
-) -> None:
+def _check(layout: PoolLayout, poolings: Sequence[str], device: str, rounding: str) -> None:
+    optimizer = layout.optimizer
     native = "; pass kernel='native'" if device == "cpu" else ""
     where = f"kernel='fbgemm' on {device}"
     if optimizer is not None:

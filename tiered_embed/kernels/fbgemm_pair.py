@@ -12,18 +12,19 @@ __all__ = ["require_fbgemm"]
 
 # torch release -> the FBGEMM release built against it, as tested with this package.
 PAIRS = {"2.13": "1.8", "2.11": "1.6"}
-WHEELS = ("fbgemm-gpu-cpu", "fbgemm-gpu")
+# By device; the first that is installed counts.
+WHEELS = {"cpu": ("fbgemm-gpu-cpu", "fbgemm-gpu"), "cuda": ("fbgemm-gpu",)}
 
 
-def require_fbgemm() -> str:
-    """Checks that FBGEMM is installed and fits torch; returns its version.
+def require_fbgemm(device: str = "cpu") -> str:
+    """Checks that FBGEMM is installed, computes on ``device`` and fits torch; returns its version.
 
     Raises:
-        ConfigError: no FBGEMM, or a pair that was not tested together.
+        ConfigError: no such FBGEMM, or a pair that was not tested together.
     """
     release = ".".join(torch.__version__.split(".")[:2])
     wanted = PAIRS.get(release)
-    for wheel in WHEELS:
+    for wheel in WHEELS[device]:
         try:
             version = metadata.version(wheel)
         except metadata.PackageNotFoundError:
@@ -34,6 +35,8 @@ def require_fbgemm() -> str:
                 f"torch {torch.__version__} and {wheel} {version} do not fit; tested pairs: {pairs}"
             )
         return version
+    if device == "cuda":
+        raise ConfigError("FBGEMM for CUDA is not installed; pip install 'tiered_embed[cuda]'")
     raise ConfigError(
         "FBGEMM is not installed; pip install 'tiered_embed[cpu]' or 'tiered_embed[cuda]'"
     )

@@ -20,7 +20,7 @@ from .. import _native
 from .._native import StepPlan
 from ..errors import ConfigError
 from ..optim import Optimizer
-from ..tiers import HbmTier
+from ..tiers import HbmTier, PoolLayout
 from ..weights import renormalised
 from .cpu import Bags, UpdateOptions
 
@@ -39,25 +39,15 @@ class TritonKernel:
 
     Args:
         features: of the pool, (first column in the output, pooling) each.
-        rounding: of the stored weights.
 
     Raises:
-        ConfigError: Triton is missing, or it lacks what is asked for.
+        ConfigError: Triton is missing.
     """
 
-    def __init__(
-        self,
-        tier: HbmTier,
-        optimizer: Optimizer | None,
-        *,
-        features: Sequence[tuple[int, str]],
-        rounding: str = "nearest",
-    ) -> None:
+    def __init__(self, tier: HbmTier, *, features: Sequence[tuple[int, str]]) -> None:
         self._tier = tier
         self._device = tier.moves.device
-        self._optimizer = optimizer
         self._dim = tier.layout.dim
-        _check(tier, features, rounding)
         self._programs = _programs(self._device)
         self._columns = self._moved(np.array([column for column, _ in features], np.int64))
         means = [pooling == "mean" for _, pooling in features]
@@ -73,7 +63,37 @@ class TritonKernel:
     def to_host(self, values: torch.Tensor) -> F32:
         return values.cpu().numpy()
 
-    def lookup(self, plan: StepPlan, bags: Bags, out: torch.Tensor, step: int) -> None:
+    @staticmethod
+    def check(
+        layout: PoolLayout,
+        features: Sequence[tuple[int, str]],
+        device: torch.device,
+        rounding: str,
+    ) -> None:
+        """Raises ConfigError: what is asked for is not among what the programs do."""
+        if device.type == "cpu" and not interpreted():
+            raise ConfigError("kernel='triton' computes on a GPU; on the CPU pass kernel='native'")
+        if any(pooling == "max" for _, pooling in features):
+            raise ConfigError("kernel='triton' pools by sum and mean, not by max")
+        if layout.dtype not in TYPES:
+            raise ConfigError(
+                f"kernel='triton' has no {layout.dtype} rows; it has {', '.join(TYPES)}"
+            )
+        if rounding != "nearest":
+            raise ConfigError(f"kernel='triton' rounds to nearest alone, not {rounding!r}")
+
+    def free(self) -> None:
+        """Lets go of the tier's memory, with every record lost."""
+        self._tier.free()
+
+    def lookup(
+        self,
+        plan: StepPlan,
+        bags: Bags,
+        out: torch.Tensor,
+        step: int = 1,
+        optimizer: Optimizer | None = None,
+    ) -> None:
         columns, means, _ = self._features(bags)
         num_bags = self._num_bags(bags, plan.num_ids)
         if num_bags == 0:
@@ -364,15 +384,3 @@ def _programs(device: torch.device) -> Any:
             "kernel='triton' needs Triton, which torch's CUDA wheels bring; pip install triton"
         ) from None
     return triton_rows
-
-
-def _check(tier: HbmTier, features: Sequence[tuple[int, str]], rounding: str) -> None:
-    layout, device = tier.layout, tier.moves.device.type
-    if device == "cpu" and not interpreted():
-        raise ConfigError("kernel='triton' computes on a GPU; on the CPU pass kernel='native'")
-    if any(pooling == "max" for _, pooling in features):
-        raise ConfigError("kernel='triton' pools by sum and mean, not by max")
-    if layout.dtype not in TYPES:
-        raise ConfigError(f"kernel='triton' has no {layout.dtype} rows; it has {', '.join(TYPES)}")
-    if rounding != "nearest":
-        raise ConfigError(f"kernel='triton' rounds to nearest alone, not {rounding!r}")

@@ -228,9 +228,9 @@ class TieredModule(nn.Module):
 
     def _apply(self: M, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> M:
         # model.half() and the like: rows stay as they are, the output follows.
-        mine = self._runtime.options.compute_device
+        mine = self._runtime.device
         probe = fn(torch.zeros(1, dtype=self._runtime.output_dtype, device=mine))
-        if probe.device.type != mine.type:
+        if probe.device != mine:
             raise ConfigError(
                 f"this {type(self).__name__} computes on {mine}, which its tiers decide; move the "
                 f"rest of the model to {probe.device} and this module's outputs by hand"

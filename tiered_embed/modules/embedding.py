@@ -119,7 +119,7 @@ class TieredEmbedding(TieredModule):
             if self.padding_idx is not None:
                 padded = ~kept
                 if self._runtime.options.bounds_check == "ignore":
-                    padded = input.reshape(-1).to(out.device) == self.padding_idx
+                    padded = (input.reshape(-1) == self.padding_idx).to(out.device)
                 whole[padded] = self._padding().to(out)
             out = whole.index_put((kept,), out)
         return out.view(*input.shape, self.embedding_dim)

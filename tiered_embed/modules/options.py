@@ -167,12 +167,15 @@ class RuntimeOptions:
     @property
     def compute_device(self) -> torch.device:
         """Where rows are looked up and updated, and where outputs lie."""
-        if self.device is None:
-            return torch.device("cpu" if self.tiers.hbm is None else "cuda")
         try:
-            return torch.device(self.device)
+            given = "cpu" if self.tiers.hbm is None else "cuda"
+            device = torch.device(given if self.device is None else self.device)
         except (RuntimeError, TypeError):
             raise ConfigError(f"device is {self.device!r}; pass 'cpu' or 'cuda'") from None
+        if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+            # Of this thread; others have a current device of their own.
+            return torch.device("cuda", torch.cuda.current_device())
+        return device
 
     @property
     def kernel_name(self) -> str:

@@ -103,10 +103,11 @@ class Pool:
                 table_words=layout.table_words,
             )
         else:
+            kind = FbgemmKernel if kernel == "fbgemm" else TritonKernel
+            kind.check(layout, features, device, rounding)  # before memory is taken
             hbm = HbmTier(layout, slots.whole + slots.cached, _moves(device))
             self.upper = hbm
-            made = FbgemmKernel if kernel == "fbgemm" else TritonKernel
-            self.kernel = made(hbm, layout.optimizer, features=features, rounding=rounding)
+            self.kernel = kind(hbm, features=features)
         lower = DdrTier(layout, lower_slots, num_threads) if lower_slots else None
         self.memory = MemoryTiers(self.upper, lower, self.planner.first_lower_slot)
         self.store: RowStore | None = None
@@ -282,6 +283,8 @@ class Pool:
             # After a failure of the store, whose rows are not wanted any more.
             with contextlib.suppress(StoreError):
                 self.store.close()
+        if isinstance(self.kernel, FbgemmKernel):
+            self.kernel.free()  # the pool that follows takes as much
 
 
 def _moves(device: torch.device) -> Copies | StreamCopies:

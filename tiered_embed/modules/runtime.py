@@ -285,9 +285,10 @@ class Runtime:
         return out
 
     def _look_up(self, step: Step, out: torch.Tensor) -> None:
+        optimizer = None if self.updates is None else self.updates.optimizer
         for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True):
             values = pool.kernel.values(out)
-            pool.kernel.lookup(lease.plan, part.bags, values, self.steps + 1)
+            pool.kernel.lookup(lease.plan, part.bags, values, self.steps + 1, optimizer)
 
     @contextmanager
     def _renormalised(self, step: Step) -> Iterator[None]:

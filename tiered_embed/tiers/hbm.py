@@ -65,14 +65,23 @@ class HbmTier:
                 old.data = new  # in place: others hold these objects
             self.num_slots = wanted
 
+    def free(self) -> None:
+        """Lets go of the device's memory, with every record lost."""
+        with self._alone():
+            for array in self._arrays():
+                array.data = self._allocate(0, array.shape[1], array.dtype)
+            self.num_slots = 0
+
     @contextmanager
     def use(self) -> Iterator[None]:
         """Meanwhile the tensors stay where they are, and rows in their slots are as filled."""
         self._enter()
         try:
             self.moves.before_use()
-            yield
-            self.moves.after_use()
+            try:
+                yield
+            finally:
+                self.moves.after_use()  # of a kernel before a failing one, too
         finally:
             self._leave()
 
@@ -137,11 +146,11 @@ class HbmTier:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        with self._changed:
-            self._growing = True
-            while self._users:
-                self._changed.wait()
         try:
+            with self._changed:
+                self._growing = True
+                while self._users:
+                    self._changed.wait()
             yield
         finally:
             with self._changed:

@@ -66,7 +66,7 @@ class Copies:
     device = torch.device("cpu")
 
     def zeros(self, num_slots: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.zeros((num_slots, width), dtype=dtype)
+        return torch.zeros((num_slots, width), dtype=dtype, device=self.device)
 
     def gather(self, arrays: Sequence[torch.Tensor], slots: Slots) -> U8:
         parts = [_bytes(array)[slots] for array in arrays]
@@ -88,6 +88,10 @@ class Copies:
 
 def _bytes(array: torch.Tensor) -> U8:
     return array.view(torch.uint8).numpy()
+
+
+def _record_bytes(arrays: Sequence[torch.Tensor]) -> int:
+    return sum(array.shape[1] * array.element_size() for array in arrays)
 
 
 class _Buffer:
@@ -117,13 +121,13 @@ class StreamCopies:
         self._lock = threading.Condition()
         self._free: deque[_Buffer] = deque()  # guarded by _lock; longest free first
         self._num_buffers = 0  # guarded by _lock
-        self._used: Any = None  # events; each replaced as a whole
-        self._filled: Any = None
+        self._used: Any = None  # the trainer's newest event; replaced as a whole
+        self._filled: Any = None  # the side stream's newest; replaced under _lock
 
     def zeros(self, num_slots: int, width: int, dtype: torch.dtype) -> torch.Tensor:
         with self._aside():
             out = torch.zeros((num_slots, width), dtype=dtype, device=self.device)
-            self._filled = self._stream.record_event()
+            self._note_fill()
         return out
 
     def gather(self, arrays: Sequence[torch.Tensor], slots: Slots) -> U8:
@@ -135,6 +139,8 @@ class StreamCopies:
                 parts.append(
                     self._to_host(columns[0] if len(columns) == 1 else torch.cat(columns, dim=1))
                 )
+        if not parts:
+            return np.empty((0, _record_bytes(arrays)), np.uint8)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def scatter(self, arrays: Sequence[torch.Tensor], slots: Slots, records: U8) -> None:
@@ -148,12 +154,12 @@ class StreamCopies:
                     columns = moved[:, start : start + width].contiguous().view(array.dtype)
                     array.index_copy_(0, where, columns)
                     start += width
-            self._filled = self._stream.record_event()
+            self._note_fill()
 
     def move(self, old: torch.Tensor, new: torch.Tensor) -> None:
         with self._aside():
             new[: len(old)] = old
-            self._filled = self._stream.record_event()
+            self._note_fill()
 
     def before_use(self) -> None:
         filled = self._filled
@@ -172,10 +178,14 @@ class StreamCopies:
                 self._stream.wait_event(used)
             yield
 
+    def _note_fill(self) -> None:
+        # Under the lock: an older event must not take the place of a newer one.
+        with self._lock:
+            self._filled = self._stream.record_event()
+
     def _blocks(self, arrays: Sequence[torch.Tensor], num_slots: int) -> Iterator[slice]:
         """Parts of ``num_slots`` whose records fit a pinned buffer."""
-        record_bytes = sum(array.shape[1] * array.element_size() for array in arrays)
-        step = max(1, self._buffer_bytes // max(record_bytes, 8))
+        step = max(1, self._buffer_bytes // max(_record_bytes(arrays), 8))
         for start in range(0, num_slots, step):
             yield slice(start, start + step)
 
