@@ -10,7 +10,7 @@ NATIVE := $(shell find native -type f) CMakeLists.txt pyproject.toml
 .PHONY: help setup demo test test-long test-gpu soak torture check sanitize format bench clean
 
 help:
-	@echo "make demo       train a DLRM through DDR and RocksDB, with a live picture"
+	@echo "make demo       train a DLRM through HBM, DDR and RocksDB, with a live picture"
 	@echo "make test       the whole test suite (under 5 minutes on two cores)"
 	@echo "make test-long  the full equality matrix and other long runs"
 	@echo "make test-gpu   the HBM tier on a CUDA device"

@@ -1,8 +1,9 @@
-"""Train a DLRM on Criteo through DDR and SSD with a tenth of the memory, and compare the bytes.
+"""Train a DLRM on Criteo through HBM, DDR and SSD, with a tenth of the memory; compare the bytes.
 
-``python -m tiered_embed.examples.demo --out demo_out``. The DDR budget is a share (10 % or less) of
-the bytes that the training stream touches; everything else lives on the SSD tier. The demo then
-trains again with all rows in memory: the two digests must be equal.
+``python -m tiered_embed.examples.demo --out demo_out``. HBM and DDR together hold a share (10 % or
+less) of the bytes that the training stream touches; everything else lives on the SSD tier. No GPU
+is needed: HBM lies in host memory here, and its rows move as they would to a device. The demo then
+trains again with all rows in one memory: the two digests must be equal.
 """
 
 import sys
@@ -83,9 +84,9 @@ class Meter:
     def step(self) -> dict[str, Any]:
         """Record one step; returns the totals of each tier."""
         tiers: dict[str, Any] = self.embeddings.stats().as_dict()["tiers"]
-        ddr = tiers["DDR"]
-        unique = ddr["unique"] - self._unique
-        misses = ddr["misses"] - self._misses
+        top = _top(tiers)
+        unique = top["unique"] - self._unique
+        misses = top["misses"] - self._misses
         # Plans run ahead of training: near the end a step may add none.
         if unique > 0:
             self.trace.hit_rates.append(1.0 - misses / unique)
@@ -93,9 +94,9 @@ class Meter:
             self.trace.hit_rates.append(self.trace.hit_rates[-1])
         else:
             self.trace.hit_rates.append(0.0)
-        self.trace.stalls_ms.append((ddr["stall_s"] - self._stall_s) * 1e3)
-        self._unique, self._misses = ddr["unique"], ddr["misses"]
-        self._stall_s = ddr["stall_s"]
+        self.trace.stalls_ms.append((top["stall_s"] - self._stall_s) * 1e3)
+        self._unique, self._misses = top["unique"], top["misses"]
+        self._stall_s = top["stall_s"]
         return tiers
 
 
@@ -141,6 +142,8 @@ def run(
         policy=settings.policy,
         lookahead=settings.lookahead,
         depth=settings.depth,
+        device="cpu",
+        kernel="native",
     ) as embeddings:
         model = dlrm.DLRM(embeddings, EMBEDDING_DIM, seed=settings.seed)
         optimizer = torch.optim.Adam(model.dense_parameters(), lr=DENSE_LR)
@@ -167,12 +170,12 @@ def run(
                 nonlocal smooth_loss
                 smooth_loss = loss if step == 1 else 0.98 * smooth_loss + 0.02 * loss
                 tiers = meter.step()
-                ddr = tiers["DDR"]
-                rate = ddr["lookups"] / (time.perf_counter() - start_s)
+                top = _top(tiers)
+                rate = top["lookups"] / (time.perf_counter() - start_s)
                 hits = " ".join(f"{name} {_hit_rate(tier):.0%}" for name, tier in tiers.items())
                 live = (
                     f"loss {smooth_loss:.3f} {rate / 1e3:.0f}k rows/s"
-                    f" hits {hits} stall {ddr['stall_s']:.1f}s"
+                    f" {hits} stall {top['stall_s']:.1f}s"
                 )
                 progress.update(task, completed=step, live=live)
 
@@ -186,6 +189,12 @@ def run(
         return Result(scores, stats, embeddings.digest(), train_s, meter.trace)
 
 
+def _top(tiers: dict[str, Any]) -> dict[str, Any]:
+    """The tier that computes."""
+    first: dict[str, Any] = next(iter(tiers.values()))
+    return first
+
+
 def _hit_rate(tier: dict[str, Any]) -> float:
     return float(tier["hits"] / tier["unique"]) if tier["unique"] else 0.0
 
@@ -194,12 +203,12 @@ def summary(tiered: Result, in_memory: Result) -> Table:
     """Return the two trainings side by side."""
     table = Table(title="summary", title_justify="left")
     table.add_column("")
-    table.add_column("DDR + SSD", justify="right")
+    table.add_column(" + ".join(tiered.stats["tiers"]), justify="right")
     table.add_column("all in DDR", justify="right")
     both = (tiered, in_memory)
     table.add_row("held-out AUC", *(f"{r.scores.auc:.4f}" for r in both))
     table.add_row("held-out log loss", *(f"{r.scores.log_loss:.4f}" for r in both))
-    lookups = (r.stats["tiers"]["DDR"]["lookups"] / r.train_s for r in both)
+    lookups = (_top(r.stats["tiers"])["lookups"] / r.train_s for r in both)
     table.add_row("rows/s", *(f"{value:,.0f}" for value in lookups))
     for name in tiered.stats["tiers"]:
         tiers = [r.stats["tiers"].get(name) for r in both]
@@ -212,9 +221,9 @@ def summary(tiered: Result, in_memory: Result) -> Table:
         ):
             cells = (f"{tier[key]:,}" if tier and key in tier else "-" for tier in tiers)
             table.add_row(f"{name} {label}", *cells)
-    ddr = [r.stats["tiers"]["DDR"] for r in both]
-    table.add_row("DDR hit rate (unique rows)", *(f"{_hit_rate(tier):.1%}" for tier in ddr))
-    table.add_row("stall", *(f"{tier['stall_s']:.2f} s" for tier in ddr))
+    tops = [_top(r.stats["tiers"]) for r in both]
+    table.add_row("topmost tier's hit rate", *(f"{_hit_rate(tier):.1%}" for tier in tops))
+    table.add_row("stall", *(f"{tier['stall_s']:.2f} s" for tier in tops))
     return table
 
 
@@ -236,7 +245,7 @@ def draw(trace: Trace, title: str, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
     top.set_ylim(0, 100)
-    top.set_ylabel("DDR hit rate, % of unique rows")
+    top.set_ylabel("hits in the topmost tier, %")
     bottom.set_ylim(bottom=0)
     bottom.set_ylabel("stall, ms")
     bottom.set_xlabel("step")
@@ -253,9 +262,12 @@ def main(
     ),
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training lines.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in a batch.")] = 32,
+    hbm_percent: Annotated[
+        float, typer.Option(min=0.0, max=5.0, help="HBM budget, % of the touched bytes; 0: none.")
+    ] = 4.0,
     ddr_percent: Annotated[
         float, typer.Option(min=0.1, max=10.0, help="DDR budget, % of the touched bytes.")
-    ] = 10.0,
+    ] = 6.0,
     policy: Annotated[str, typer.Option(help="Eviction policy.")] = "lookahead",
     lookahead: Annotated[int, typer.Option(min=1, help="Known future batches.")] = 32,
     depth: Annotated[int, typer.Option(min=0, help="Batches staged ahead.")] = 2,
@@ -274,26 +286,28 @@ def main(
 
     num_rows = count_touched_rows(train_log)
     touched_bytes = num_rows * RECORD_BYTES
-    ddr_bytes = int(touched_bytes * ddr_percent / 100.0)
+    hbm_bytes, ddr_bytes = (int(touched_bytes * p / 100.0) for p in (hbm_percent, ddr_percent))
     console.print(f"store: {default_backend()}")
     console.print(
         f"rows: the training lines touch {num_rows:,} rows x {RECORD_BYTES} B ="
-        f" {touched_bytes / 1e6:.2f} MB; DDR budget {ddr_bytes / 1e6:.3f} MB"
-        f" = {ddr_bytes / touched_bytes:.1%}"
+        f" {touched_bytes / 1e6:.2f} MB; HBM budget {hbm_bytes / 1e6:.3f} MB, DDR"
+        f" {ddr_bytes / 1e6:.3f} MB = {(hbm_bytes + ddr_bytes) / touched_bytes:.1%}"
     )
     with tempfile.TemporaryDirectory(prefix="store-", dir=out) as store:
-        tiers = te.Tiers(ddr=ddr_bytes, ssd=str(Path(store) / "embeddings"))
-        tiered = run("DDR + SSD ", tiers, settings, train_log, heldout_log, num_steps)
+        folder = str(Path(store) / "embeddings")
+        tiers = te.Tiers(hbm=hbm_bytes or None, ddr=ddr_bytes, ssd=folder)
+        tiered = run("in tiers  ", tiers, settings, train_log, heldout_log, num_steps)
     # Room to spare for index and plans: this run must not need anything below DDR.
     all_ddr = te.Tiers(ddr=max(8 * touched_bytes, 256 << 20))
     in_memory = run("all in DDR", all_ddr, settings, train_log, heldout_log, num_steps)
 
     console.print(summary(tiered, in_memory))
     picture = out / "hits_and_stalls.png"
-    title = f"DLRM on {path.name}: DDR {ddr_bytes / touched_bytes:.0%} of touched bytes, {policy}"
+    names = " + ".join(tiered.stats["tiers"])
+    title = f"DLRM on {path.name}: {names}, HBM {hbm_percent:g} %, DDR {ddr_percent:g} %, {policy}"
     draw(tiered.trace, title, picture)
     console.print(f"picture: {picture}")
-    console.print(f"digest, DDR + SSD:  {tiered.digest}")
+    console.print(f"digest, in tiers:   {tiered.digest}")
     console.print(f"digest, all in DDR: {in_memory.digest}")
     equal = tiered.digest == in_memory.digest
     console.print("digests equal" if equal else "digests DIFFER")
