@@ -72,13 +72,13 @@ class BenchResult:
     @property
     def staged_per_s(self) -> float:
         """Rows brought into the topmost tier."""
-        return self.stats.tiers["DDR"].staged / self.seconds
+        return self.stats.topmost.staged / self.seconds
 
     @property
     def hit_rate(self) -> float:
         """Per access: a repeat inside a batch is a hit."""
-        ddr = self.stats.tiers["DDR"]
-        return 1.0 - ddr.misses / max(1, ddr.lookups)
+        topmost = self.stats.topmost
+        return 1.0 - topmost.misses / max(1, topmost.lookups)
 
 
 def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
@@ -115,7 +115,9 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
                 out = collection(batch)
                 bags = len(out[names[0]])
                 if bags not in grads:
-                    grads[bags] = torch.full((bags, options.dim), 0.0 if step else 0.01)
+                    grads[bags] = torch.full(
+                        (bags, options.dim), 0.0 if step else 0.01, device=collection.device
+                    )
                 torch.autograd.backward([out[name] for name in names], [grads[bags]] * len(names))
             else:
                 step(batch)
@@ -186,13 +188,15 @@ def _collection(options: BenchOptions) -> TieredEmbeddingBagCollection:
         lookahead=options.lookahead,
         depth=options.depth,
         num_threads=options.num_threads,
+        device=options.device,
+        kernel=options.kernel,
     )
 
 
 def _turned_over(collection: TieredEmbeddingBagCollection, first: Stats) -> bool:
     """Whether the topmost tier has had time to hold what its policy wants."""
     slots = sum(pool.num_slots for pool in collection._runtime.pools)
-    return collection.stats().since(first).tiers["DDR"].staged >= slots
+    return collection.stats().since(first).topmost.staged >= slots
 
 
 def _is_empty(collection: TieredEmbeddingBagCollection) -> bool:
@@ -227,11 +231,12 @@ def _dlrm_step(
         top=options.top,
         seed=options.seed,
     )
+    model.to(collection.device)
     optimizer = torch.optim.SGD(model.dense_parameters(), lr=0.01)
     criterion = torch.nn.BCEWithLogitsLoss()
     draw = torch.Generator().manual_seed(options.seed)
-    dense = torch.randn(options.batch_size, NUM_DENSE, generator=draw)
-    labels = torch.randint(0, 2, (options.batch_size,), generator=draw).float()
+    dense = torch.randn(options.batch_size, NUM_DENSE, generator=draw).to(collection.device)
+    labels = torch.randint(0, 2, (options.batch_size,), generator=draw).to(dense)
 
     def step(batch: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
         loss = criterion(model(dense, batch), labels)

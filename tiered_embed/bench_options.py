@@ -30,10 +30,11 @@ class BenchOptions:
     rows: of all tables together. pooling: ids in a bag. trace: ids to replay instead of drawing
     them: an array of one table's ids, cut into batches, or a trace with batches of its own. model:
     ``"embedding"`` or ``"dlrm"``, whose MLPs have the hidden widths ``bottom`` and ``top``. depth:
-    a number or ``"auto"``. fill: steps of the embedding alone come before the warm-up, until as
-    many rows were staged as the topmost tier holds. materialise: every row is written first where
-    the store is empty, so that a miss reads; otherwise a row's first use is computed. compare: the
-    stream ends with the last step, and the same batches are simulated.
+    a number or ``"auto"``. device, kernel: as a module takes them; the MLPs are there too. fill:
+    steps of the embedding alone come before the warm-up, until as many rows were staged as the
+    topmost tier holds. materialise: every row is written first where the store is empty, so that a
+    miss reads; otherwise a row's first use is computed. compare: the stream ends with the last
+    step, and the same batches are simulated.
 
     Raises:
         ConfigError: options that do not fit together.
@@ -56,6 +57,8 @@ class BenchOptions:
     lookahead: int = 32
     depth: int | str = 2
     num_threads: int | None = None
+    device: str | None = None
+    kernel: str = "auto"
     warm_steps: int = 50
     steps: int = 200
     fill: bool = False

@@ -61,7 +61,8 @@ def as_dict(result: BenchResult) -> dict[str, Any]:
                 *("model", "policy", "lookahead", "depth", "warm_steps", "seed"),
             )
         }
-        | {"ddr_bytes": options.tiers.ddr, "direct_io": options.tiers.direct_io},
+        | {"hbm_bytes": options.tiers.hbm, "ddr_bytes": options.tiers.ddr}
+        | {"direct_io": options.tiers.direct_io, "kernel": options.kernel},
         "step_shares": shares(result),
         "stats": result.stats.as_dict(),
         **_comparison(result),
@@ -88,11 +89,11 @@ def shares(result: BenchResult) -> dict[str, float]:
 
 def show(console: Console, result: BenchResult) -> None:
     """Prints rates, the trainer's step, the work behind it, and the tables."""
-    ddr = result.stats.tiers["DDR"]
+    topmost = result.stats.topmost
     console.print(
         f"{result.ids_per_s:,.0f} ids/s, {result.steps / result.seconds:,.1f} steps/s, "
         f"hit rate {result.hit_rate:.3f}, {result.staged_per_s:,.0f} rows staged/s, "
-        f"{ddr.written_back / result.seconds:,.0f} written back/s, depth {result.stats.depth}"
+        f"{topmost.written_back / result.seconds:,.0f} written back/s, depth {result.stats.depth}"
     )
     console.print(_stages(result))
     console.print(_bar(shares(result)))
@@ -104,10 +105,11 @@ def show(console: Console, result: BenchResult) -> None:
 
 def _simulation(result: BenchResult, simulated: ReplayResult) -> RenderableType:
     """The whole run's counts beside the simulation's."""
-    table = Table(title="whole run, DDR: measured beside simulated", title_justify="left")
+    name = next(iter(result.total.tiers))
+    table = Table(title=f"whole run, {name}: measured beside simulated", title_justify="left")
     for column in ("count", "measured", "simulated", "difference"):
         table.add_column(column, justify="left" if column == "count" else "right")
-    measured = result.total.tiers["DDR"]
+    measured = result.total.topmost
     for name in COUNTS:
         ran, told = getattr(measured, name), getattr(simulated.total, name)
         style = "red" if ran != told else ""

@@ -78,7 +78,7 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class Stats:
-    """Totals of one module: ``steps`` updates, counts per tier and per table.
+    """Totals of one module: ``steps`` updates, counts per tier, topmost first, and per table.
 
     skipped: backwards that updated nothing, since a gradient was infinite or NaN. stages: where
     the time went. depth: batches staged ahead now, by the deepest pool.
@@ -90,6 +90,11 @@ class Stats:
     skipped: int = 0
     stages: Mapping[str, StageTimes] = field(default_factory=dict)
     depth: int = 0
+
+    @property
+    def topmost(self) -> TierStats:
+        """The tier that computes."""
+        return next(iter(self.tiers.values()))
 
     def since(self, earlier: Stats) -> Stats:
         """Counts of tiers and tables less ``earlier``'s; the rest as it is now."""

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ..config import Tiers
+from ..kernels import KERNELS
 from ..residency import POLICIES
 
 __all__ = ["bench"]
@@ -29,6 +30,7 @@ def bench(
         Path | None, typer.Option(help="Replay a trace: raw ids in batches of their own, or any.")
     ] = None,
     model: Annotated[str, typer.Option(help="embedding, or dlrm with its MLPs")] = "embedding",
+    hbm: Annotated[str | None, typer.Option(help="HBM budget; no HBM tier by default.")] = None,
     ddr: Annotated[str, typer.Option(help="DDR budget, such as 512MiB.")] = "64MiB",
     ssd: Annotated[
         Path | None, typer.Option(help="Directory of the SSD tier; a temporary one by default.")
@@ -38,6 +40,10 @@ def bench(
     lookahead: Annotated[int, typer.Option(min=0, help="Known future batches.")] = 32,
     depth: Annotated[str, typer.Option(help="Batches staged ahead, or auto.")] = "2",
     threads: Annotated[int | None, typer.Option(min=1)] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Of the HBM tier: cuda by default, or cpu.")
+    ] = None,
+    kernel: Annotated[str, typer.Option(help=", ".join(KERNELS))] = "auto",
     warm_steps: Annotated[int, typer.Option(min=1, help="Not timed.")] = 50,
     steps: Annotated[int, typer.Option(min=1, help="Timed.")] = 200,
     compare: Annotated[
@@ -66,7 +72,7 @@ def bench(
         ids = read_raw(trace) if whole else open_trace(trace, batch=batch_size)
     with tempfile.TemporaryDirectory(prefix="tiered-embed-bench-") as scratch:
         options = benchmark.BenchOptions(
-            Tiers(ddr=ddr, ssd=ssd or Path(scratch), direct_io=direct_io),
+            Tiers(hbm=hbm, ddr=ddr, ssd=ssd or Path(scratch), direct_io=direct_io),
             rows=rows,
             tables=tables,
             dim=dim,
@@ -80,6 +86,8 @@ def bench(
             lookahead=lookahead,
             depth=int(depth) if depth.isdecimal() else depth,
             num_threads=threads,
+            device=device,
+            kernel=kernel,
             warm_steps=warm_steps,
             steps=steps,
             compare=compare and depth != "auto",  # which no simulation can tell

@@ -16,6 +16,9 @@ __all__ = ["train"]
 
 def train(
     log: Annotated[Path, typer.Argument(help="Criteo log: Kaggle or day file, plain, .gz or .xz.")],
+    hbm: Annotated[
+        str | None, typer.Option(help="Budget of an HBM tier, here in host memory.")
+    ] = None,
     ddr: Annotated[str, typer.Option(help="DDR budget, such as 512MiB.")] = "512MiB",
     ssd: Annotated[Path | None, typer.Option(help="Directory of the SSD tier.")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 1,
@@ -40,7 +43,7 @@ def train(
     heldout_log = CriteoReader(log, CriteoOptions(batch_size=512, part="heldout"))
     demo.console.stderr = as_json
     num_steps = epochs * sum(1 for _ in train_log)
-    tiers = Tiers(ddr=ddr, ssd=ssd)
+    tiers = Tiers(hbm=hbm, ddr=ddr, ssd=ssd)
     result = demo.run("train", tiers, settings, train_log, heldout_log, num_steps)
     out = {
         "auc": result.scores.auc,

@@ -112,6 +112,11 @@ class TieredModule(nn.Module):
         self._finalizer = weakref.finalize(self, _close_unattended, self._runtime, os.getpid())
         _open_modules.add(self)
 
+    @property
+    def device(self) -> torch.device:
+        """Where rows are looked up and updated, and where the outputs lie."""
+        return self._runtime.device
+
     def prepare(self, value: Any) -> Batch:
         """A forward's arguments, checked; what ``te.prefetch`` stages."""
         raise NotImplementedError
