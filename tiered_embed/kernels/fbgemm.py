@@ -32,6 +32,7 @@ from ..optim.base import NORM_FLOOR
 from ..tiers import HbmTier, PoolLayout
 from .cpu import Bags, UpdateOptions
 from .fbgemm_pair import require_fbgemm
+from .moved import moved
 
 __all__ = ["FbgemmKernel"]
 
@@ -94,9 +95,9 @@ class FbgemmKernel:
         self._rows = self._bags if self._columns == [0] else _Batched(tier, optimizer, 1)
 
     @staticmethod
-    def has(optimizer: Optimizer | None) -> bool:
-        """Whether FBGEMM has the optimizer, on CUDA."""
-        return optimizer is None or optimizer.kernel in OPTIMIZERS
+    def has(optimizer: Optimizer | None, dtype: str) -> bool:
+        """Whether FBGEMM has the optimizer and the rows' dtype, on CUDA."""
+        return dtype in PRECISIONS and (optimizer is None or optimizer.kernel in OPTIMIZERS)
 
     def free(self) -> None:
         """Lets go of the tier's memory, with every record lost."""
@@ -274,10 +275,7 @@ class FbgemmKernel:
 
     def _moved(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """A copy of ``array`` on the device, on its way there at least."""
-        if self._device.type == "cpu":
-            return torch.from_numpy(array.copy())
-        given = torch.from_numpy(array.copy()).pin_memory()
-        return given.to(self._device, non_blocking=True)
+        return moved(array, self._device)
 
     def _offsets(self, bags: Bags, num_ids: int) -> torch.Tensor:
         """(F * B + 1,) on the device; one bag per occurrence where the bags have none."""
@@ -494,20 +492,20 @@ def _blocks(group_start: npt.NDArray[np.int32]) -> Iterator[tuple[int, int]]:
 
 def _check(layout: PoolLayout, poolings: Sequence[str], device: str, rounding: str) -> None:
     optimizer = layout.optimizer
-    native = "; pass kernel='native'" if device == "cpu" else ""
+    instead = f"; pass kernel='{'native' if device == 'cpu' else 'triton'}'"
     where = f"kernel='fbgemm' on {device}"
     if optimizer is not None:
         name = type(optimizer).__name__
         known = ON_CPU if device == "cpu" else tuple(OPTIMIZERS)
         if optimizer.kernel not in known:
-            raise ConfigError(f"{where} has no {name}; it has {', '.join(known)}{native}")
+            raise ConfigError(f"{where} has no {name}; it has {', '.join(known)}{instead}")
     if "max" in poolings:
-        raise ConfigError(f"{where} pools by sum and mean, not by max{native}")
+        raise ConfigError(f"{where} pools by sum and mean, not by max{instead}")
     if layout.dtype not in PRECISIONS:
         raise ConfigError(
-            f"{where} has no {layout.dtype} rows; it has {', '.join(PRECISIONS)}{native}"
+            f"{where} has no {layout.dtype} rows; it has {', '.join(PRECISIONS)}{instead}"
         )
     if layout.dim % 4:
-        raise ConfigError(f"{where} needs dims that 4 divides, not {layout.dim}{native}")
+        raise ConfigError(f"{where} needs dims that 4 divides, not {layout.dim}{instead}")
     if rounding != "nearest":
-        raise ConfigError(f"{where} rounds to nearest alone, not {rounding!r}{native}")
+        raise ConfigError(f"{where} rounds to nearest alone, not {rounding!r}{instead}")

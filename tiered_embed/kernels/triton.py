@@ -23,6 +23,7 @@ from ..optim import Optimizer
 from ..tiers import HbmTier, PoolLayout
 from ..weights import renormalised
 from .cpu import Bags, UpdateOptions
+from .moved import moved
 
 __all__ = ["TritonKernel"]
 
@@ -358,10 +359,7 @@ class TritonKernel:
 
     def _moved(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """A copy of ``array`` on the device, on its way there at least."""
-        given = torch.from_numpy(array.copy())
-        if self._device.type == "cpu":
-            return given
-        return given.pin_memory().to(self._device, non_blocking=True)
+        return moved(array, self._device)
 
     def _launch(self, program: Any, num_programs: int, *args: Any, **constants: Any) -> None:
         program[(num_programs,)](*args, **constants, enable_fp_fusion=False)

@@ -185,7 +185,9 @@ class RuntimeOptions:
         if self.tiers.hbm is None:
             return "native"
         on_gpu = self.compute_device.type == "cuda"
-        return "triton" if on_gpu and not FbgemmKernel.has(self.optimizer) else "fbgemm"
+        return (
+            "triton" if on_gpu and not FbgemmKernel.has(self.optimizer, self.row_type) else "fbgemm"
+        )
 
     @property
     def threads(self) -> int:

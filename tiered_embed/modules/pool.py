@@ -271,9 +271,12 @@ class Pool:
         return self.pipeline.close()
 
     def close(self) -> None:
-        """Lets go of files. REQUIRES: finished."""
-        if self.store is not None:
-            self.store.close()
+        """Lets go of files and of device memory. REQUIRES: finished."""
+        try:
+            if self.store is not None:
+                self.store.close()
+        finally:
+            self._free()
 
     def discard(self, why: TieredEmbedError) -> None:
         """Lets go of threads and files, with every row lost; every later call raises ``why``."""
@@ -283,8 +286,11 @@ class Pool:
             # After a failure of the store, whose rows are not wanted any more.
             with contextlib.suppress(StoreError):
                 self.store.close()
-        if isinstance(self.kernel, FbgemmKernel):
-            self.kernel.free()  # the pool that follows takes as much
+        self._free()  # the pool that follows takes as much
+
+    def _free(self) -> None:
+        if isinstance(self.kernel, (FbgemmKernel, TritonKernel)):
+            self.kernel.free()
 
 
 def _moves(device: torch.device) -> Copies | StreamCopies:

@@ -123,7 +123,10 @@ class HbmTier:
     def _allocate(self, num_slots: int, width: int, dtype: torch.dtype) -> torch.Tensor:
         try:
             return self.moves.zeros(num_slots, width, dtype)
-        except RuntimeError as error:  # torch.OutOfMemoryError on a GPU, its base class on a CPU
+        except RuntimeError as error:
+            # A CPU's has no class of its own.
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
+                raise
             names = ", ".join(repr(name) for name, _ in self.layout.tables)
             raise CapacityError(
                 f"{self.moves.device} has no room for {num_slots} records of "
