@@ -30,6 +30,7 @@ class Shape:
     lookahead: int = 3
     depth: int = 1
     store: str = "auto"
+    hbm: int | None = None
 
 
 SHAPES = (
@@ -37,6 +38,8 @@ SHAPES = (
     Shape(ddr=6000, policy="lru", lookahead=0, depth=0),
     Shape(ddr="1MiB", policy="s3fifo"),
     Shape(ddr=4500, policy="lfu", lookahead=2, depth=2),
+    Shape(hbm=1800, ddr=2500),
+    Shape(hbm=3000, ddr="1MiB", policy="lru", lookahead=2, depth=2),
 )
 
 
@@ -51,7 +54,9 @@ class Model(nn.Module):
                 te.TableConfig("item", 700, 8, mode="mean"),
                 te.TableConfig("tag", 90, 4, mode="max"),
             ],
-            tiers=te.Tiers(ddr=shape.ddr, ssd=folder, store=shape.store),  # type: ignore[arg-type]
+            tiers=te.Tiers(shape.hbm, shape.ddr, folder, store=shape.store),  # type: ignore[arg-type]
+            device="cpu",
+            kernel="native",
             optimizer=te.optim.Adagrad(lr=0.05),
             policy=shape.policy,
             lookahead=shape.lookahead,
