@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kChunk = 256;
 constexpr int64_t kFewIds = 16384;
+constexpr int64_t kFewBytes = 1 << 20;
 
 struct Isa {
   const char* name;
@@ -46,6 +47,11 @@ std::atomic<const Isa*>& chosen() {
 }
 
 const KernelTable& kernels() { return *chosen().load()->table; }
+
+// Few rows are looked up or updated sooner than a worker wakes.
+int useful_threads(const Records& records, int64_t num_rows, int num_threads) {
+  return num_rows * records.dim * weight_bytes(records.type) <= kFewBytes ? 1 : num_threads;
+}
 
 // Gradient rows as the update reads them: where each occurrence's row starts, in floats from
 // `base`. Bags that are not sums get rows of their own: a mean's divided by its length, one per
@@ -172,7 +178,8 @@ void lookup(const Records& records, const Bags& bags, float* out, int num_thread
   const int64_t num_bags = bags.num_features * bags.bags_per_feature;
   const int64_t ids_per_bag = bags.num_ids / std::max<int64_t>(num_bags, 1) + 1;
   const int64_t block = std::max<int64_t>(1, 1024 / ids_per_bag);
-  parallel_for((num_bags + block - 1) / block, num_threads, [&](int64_t n) {
+  const int threads = useful_threads(records, bags.num_ids, num_threads);
+  parallel_for((num_bags + block - 1) / block, threads, [&](int64_t n) {
     k.lookup(records, bags, n * block, std::min(num_bags, (n + 1) * block), out);
   });
 }
@@ -181,9 +188,10 @@ void update(const Records& records, const Bags& bags, const Groups& groups, cons
             const Step& step, int num_threads) {
   const KernelTable& k = kernels();
   const int64_t dim = records.dim;
-  const GradientRows rows = gradient_rows(bags, grad, dim, num_threads);
+  const int threads = useful_threads(records, bags.num_ids, num_threads);
+  const GradientRows rows = gradient_rows(bags, grad, dim, threads);
   for_groups(
-      bags, groups, rows, dim, num_threads,
+      bags, groups, rows, dim, threads,
       [&](int64_t begin, int64_t end) {
         std::vector<float> scratch(static_cast<size_t>(3 * dim));
         k.update(records, bags, groups, rows.bag_of.get(), rows.base, step, begin, end,
