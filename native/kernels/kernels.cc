@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kChunk = 256;
 constexpr int64_t kFewIds = 16384;
+constexpr int64_t kFewBytes = 1 << 20;
 
 struct Isa {
   const char* name;
@@ -46,6 +47,11 @@ std::atomic<const Isa*>& chosen() {
 }
 
 const KernelTable& kernels() { return *chosen().load()->table; }
+
+// Few rows are looked up or updated sooner than a worker wakes.
+int useful_threads(const Records& records, int64_t num_rows, int num_threads) {
+  return num_rows * records.dim * weight_bytes(records.type) <= kFewBytes ? 1 : num_threads;
+}
 
 // Gradient rows as the update reads them: where each occurrence's row starts, in floats from
 // `base`. Bags that are not sums get rows of their own: a mean's divided by its length, one per
@@ -121,7 +127,7 @@ void for_groups(const Bags& bags, const Groups& groups, const GradientRows& rows
   struct Range {
     int64_t begin, end;
   };
-  std::vector<Range> ranges;
+  std::vector<Range> ranges, chunks;  // of unique rows; of occurrences of the hot ones
   std::vector<int64_t> hot_rows;
   int64_t begin = 0, work = 0;
   const auto cut = [&](int64_t end) {
@@ -130,30 +136,36 @@ void for_groups(const Bags& bags, const Groups& groups, const GradientRows& rows
     work = 0;
   };
   for (int64_t u = 0; u < groups.num_unique; ++u) {
-    const int64_t occurrences = groups.start[u + 1] - groups.start[u];
-    if (occurrences > limit) {
+    const int64_t first = groups.start[u], last = groups.start[u + 1];
+    if (last - first > limit) {
       cut(u);
       begin = u + 1;
       hot_rows.push_back(u);
+      for (int64_t i = first; i < last; i += kChunk)
+        chunks.push_back({i, std::min(i + kChunk, last)});
       continue;
     }
-    work += occurrences + 1;
+    work += last - first + 1;
     if (work >= work_per_block) cut(u + 1);
   }
   cut(groups.num_unique);
-  parallel_for(static_cast<int64_t>(ranges.size()), num_threads,
-               [&](int64_t n) { block(ranges[n].begin, ranges[n].end); });
+  const int64_t num_chunks = static_cast<int64_t>(chunks.size());
+  std::vector<float> sums(static_cast<size_t>(num_chunks * dim));
+  parallel_for(num_chunks + static_cast<int64_t>(ranges.size()), num_threads, [&](int64_t n) {
+    if (n < num_chunks) {
+      k.chunk_sum(bags, groups.group, rows.bag_of.get(), rows.base, dim, chunks[n].begin,
+                  chunks[n].end, sums.data() + n * dim);
+    } else {
+      block(ranges[n - num_chunks].begin, ranges[n - num_chunks].end);
+    }
+  });
+  float* sum = sums.data();
   for (int64_t u : hot_rows) {
-    const int64_t first = groups.start[u], last = groups.start[u + 1];
-    const int64_t num_chunks = (last - first + kChunk - 1) / kChunk;
-    std::vector<float> sums(static_cast<size_t>(num_chunks * dim));
-    parallel_for(num_chunks, num_threads, [&](int64_t c) {
-      const int64_t start = first + c * kChunk;
-      k.chunk_sum(bags, groups.group, rows.bag_of.get(), rows.base, dim, start,
-                  std::min(start + kChunk, last), sums.data() + c * dim);
-    });
-    for (int64_t c = 1; c < num_chunks; ++c) k.add(sums.data(), sums.data() + c * dim, dim);
-    hot(u, sums.data());
+    const int64_t occurrences = groups.start[u + 1] - groups.start[u];
+    const int64_t end = (occurrences + kChunk - 1) / kChunk * dim;
+    for (int64_t i = dim; i < end; i += dim) k.add(sum, sum + i, dim);
+    hot(u, sum);
+    sum += end;
   }
 }
 
@@ -172,7 +184,8 @@ void lookup(const Records& records, const Bags& bags, float* out, int num_thread
   const int64_t num_bags = bags.num_features * bags.bags_per_feature;
   const int64_t ids_per_bag = bags.num_ids / std::max<int64_t>(num_bags, 1) + 1;
   const int64_t block = std::max<int64_t>(1, 1024 / ids_per_bag);
-  parallel_for((num_bags + block - 1) / block, num_threads, [&](int64_t n) {
+  const int threads = useful_threads(records, bags.num_ids, num_threads);
+  parallel_for((num_bags + block - 1) / block, threads, [&](int64_t n) {
     k.lookup(records, bags, n * block, std::min(num_bags, (n + 1) * block), out);
   });
 }
@@ -181,9 +194,10 @@ void update(const Records& records, const Bags& bags, const Groups& groups, cons
             const Step& step, int num_threads) {
   const KernelTable& k = kernels();
   const int64_t dim = records.dim;
-  const GradientRows rows = gradient_rows(bags, grad, dim, num_threads);
+  const int threads = useful_threads(records, bags.num_ids, num_threads);
+  const GradientRows rows = gradient_rows(bags, grad, dim, threads);
   for_groups(
-      bags, groups, rows, dim, num_threads,
+      bags, groups, rows, dim, threads,
       [&](int64_t begin, int64_t end) {
         std::vector<float> scratch(static_cast<size_t>(3 * dim));
         k.update(records, bags, groups, rows.bag_of.get(), rows.base, step, begin, end,

@@ -498,15 +498,18 @@ int64_t Planner::overhead_bytes() const {
 
 int64_t first_bad_id(const int64_t* ids, int64_t n, int64_t num_rows) {
   if (num_rows < 0) return -1;
-  const uint64_t limit = static_cast<uint64_t>(num_rows);
+  const auto excess = [&](int64_t i) {  // negative: ids[i] is outside
+    return static_cast<int64_t>(static_cast<uint64_t>(num_rows - 1) -
+                                static_cast<uint64_t>(ids[i])) |
+           ids[i];
+  };
   // Blocks without a branch per id: the common answer is that all are good.
   for (int64_t begin = 0; begin < n; begin += 1024) {
     const int64_t end = std::min(n, begin + 1024);
-    bool bad = false;
-    for (int64_t i = begin; i < end; ++i) bad |= static_cast<uint64_t>(ids[i]) >= limit;
-    if (!bad) continue;
-    for (int64_t i = begin; i < end; ++i) {
-      if (static_cast<uint64_t>(ids[i]) >= limit) return i;
+    int64_t bad = 0;
+    for (int64_t i = begin; i < end; ++i) bad |= excess(i);
+    for (int64_t i = begin; bad < 0 && i < end; ++i) {
+      if (excess(i) < 0) return i;
     }
   }
   return -1;
