@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -362,7 +363,9 @@ class TritonKernel:
         return moved(array, self._device)
 
     def _launch(self, program: Any, num_programs: int, *args: Any, **constants: Any) -> None:
-        program[(num_programs,)](*args, **constants, enable_fp_fusion=False)
+        on_gpu = self._device.type == "cuda"
+        with torch.cuda.device(self._device) if on_gpu else nullcontext():
+            program[(num_programs,)](*args, **constants, enable_fp_fusion=False)
 
 
 def _power_of_two(n: int) -> int:
