@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "bindings/arrays.h"
+#include "core/thread_pool.h"
 #include "residency/sharded_planner.h"
 
 namespace te {
@@ -158,6 +159,8 @@ void bind_residency(nb::module_& m) {
       .def_prop_ro("num_resident", &ShardedPlanner::num_resident)
       .def_prop_ro("all_resident", &ShardedPlanner::all_resident)
       .def_prop_ro("overhead_bytes", &ShardedPlanner::overhead_bytes);
+
+  m.def("loop_seconds", &loop_seconds);
 
   m.def("first_bad_id", [](Ids ids, int64_t num_rows) {
     nb::gil_scoped_release nogil;
