@@ -65,6 +65,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/training.py all --json benchmarks/results/training.json
 	$(BIN)/python benchmarks/kernels.py --json benchmarks/results/kernels.json
 	$(BIN)/python benchmarks/prefetch.py all --json benchmarks/results/prefetch.json
+	$(BIN)/python benchmarks/planning.py --json benchmarks/results/planning.json
 	$(BIN)/python benchmarks/store.py --json benchmarks/results/store.json
 	$(BIN)/python benchmarks/simulate.py --json benchmarks/results/simulate.json
 	$(BIN)/python benchmarks/soak.py --json benchmarks/results/soak.json

@@ -59,6 +59,7 @@ class Planner:
     overhead_bytes: int
     first_lower_slot: int
     num_lower_resident: int
+    num_shards: int
     def __init__(
         self,
         tables: Sequence[tuple[int, int]],
@@ -69,6 +70,8 @@ class Planner:
         lower_slots: int,
         policy: str,
         backed: bool,
+        num_shards: int,
+        num_threads: int,
     ) -> None: ...
     def push(self, segments: Segments) -> None: ...
     def plan(self, depth: int) -> StepPlan: ...
@@ -145,6 +148,7 @@ class StepSpec:
         table_words: list[int],
     ) -> None: ...
 
+def loop_seconds() -> float: ...
 def first_bad_id(ids: I64, num_rows: int) -> int: ...
 def bag_bounds(offsets: I64, num_ids: int, complete: bool) -> I64 | None: ...
 def initial_weights(

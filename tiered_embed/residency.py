@@ -1,8 +1,14 @@
 """The planner: which row is where, decided ahead of time and without a clock.
 
 This module shapes budgets into slots and wraps the native planner (``native/residency``), which
-turns a window of future batches into step plans. It moves no bytes and owns no thread; a simulator
-and a training run that feed it the same batches get the same plans.
+turns a window of future batches into step plans. It moves no bytes; a simulator and a training run
+that feed it the same batches get the same plans.
+
+Large pools with a store below are cut into shards: planners of their own over the rows and slots
+that a hash deals to them, which run on the threads of ``native/core`` and whose plans are merged
+(``native/residency/sharded_planner.h``). Shards follow from a pool's shape alone, and no plan
+depends on the number of threads. Unique rows, their order and their occurrences are those of one
+planner; only who is evicted, and so which slots rows get, is decided shard by shard.
 
 A row's life in a tier::
 
@@ -42,6 +48,7 @@ __all__ = [
     "allocate",
     "allocate_tiers",
     "fair_shares",
+    "num_shards",
     "plan_text",
 ]
 
@@ -56,6 +63,8 @@ BatchedIds = tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 MAX_SLOTS = 2**31 - 1
 OVERFLOW_SLOTS = 2**24
+SHARDS = 32  # of a pool that is planned in parallel
+SHARDED_SLOTS = 2**20  # from so many slots on that its tables share
 WHOLE_SHARE = 4  # small tables may take a quarter of a tier that does not hold everything
 
 
@@ -200,6 +209,17 @@ def _too_small(tier: str, share: int, tables: Sequence[str], record_bytes: int) 
     )
 
 
+def num_shards(slots: PoolSlots, lower_slots: int, *, backed: bool) -> int:
+    """Parts of a pool that are planned apart, hence in parallel: of a large one with a store below.
+
+    It decides who is evicted, so it depends on nothing but the pool's shape.
+    """
+    large = slots.cached >= max(SHARDS, SHARDED_SLOTS) and (
+        lower_slots == 0 or lower_slots >= SHARDS
+    )
+    return SHARDS if backed and large else 1
+
+
 class Replay:
     """Feeds a planner a whole stream as a training run does, natively; no row moves.
 
@@ -266,6 +286,7 @@ class Planner:
         backed: a store at the bottom takes evicted rows.
         tier: the upper tier's name, for messages.
         lower_slots: of the memory tier that takes what loses its slot above; 0: there is none.
+        num_threads: that plan a pool of several shards; no plan depends on it.
 
     Threading: calls lock; their order is the caller's business and decides the plans.
     """
@@ -279,6 +300,7 @@ class Planner:
         backed: bool,
         tier: str,
         lower_slots: int = 0,
+        num_threads: int = 1,
     ) -> None:
         if not isinstance(policy, str) or policy not in POLICIES:
             raise ConfigError(f"policy is {policy!r}; choose one of {', '.join(POLICIES)}")
@@ -298,6 +320,8 @@ class Planner:
             lower_slots=lower_slots,
             policy=policy,
             backed=backed,
+            num_shards=num_shards(slots, lower_slots, backed=backed),
+            num_threads=num_threads,
         )
 
     def push(self, segments: Sequence[Segment]) -> None:
@@ -368,6 +392,10 @@ class Planner:
     @property
     def num_tables(self) -> int:
         return len(self._names)
+
+    @property
+    def num_shards(self) -> int:
+        return self._native.num_shards
 
     @property
     def window_size(self) -> int:

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -84,6 +85,18 @@ class Pool {
   int num_workers_ = 0;                      // guarded by mutex_
 };
 
+thread_local double in_loops = 0.0;
+
+class InLoop {
+ public:
+  ~InLoop() {
+    in_loops += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
 void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -106,8 +119,11 @@ Pool& pool() {
 
 }  // namespace
 
+double loop_seconds() { return in_loops; }
+
 void parallel_for(int64_t num_blocks, int num_threads, const std::function<void(int64_t)>& fn) {
   if (num_blocks <= 0) return;
+  const InLoop in_loop;
   const int helpers = static_cast<int>(std::min<int64_t>(num_threads, num_blocks)) - 1;
   if (helpers <= 0) {
     for (int64_t i = 0; i < num_blocks; ++i) fn(i);

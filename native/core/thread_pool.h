@@ -15,4 +15,8 @@ namespace te {
 // blocks may or may not have run.
 void parallel_for(int64_t num_blocks, int num_threads, const std::function<void(int64_t)>& fn);
 
+// Seconds that the calling thread has spent inside `parallel_for`: what is left of a measured time
+// ran on one thread. For benchmarks.
+double loop_seconds();
+
 }  // namespace te

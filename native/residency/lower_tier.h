@@ -25,6 +25,16 @@ struct TableCounts {
   int64_t evicted = 0;
   int64_t written_back = 0;
   int64_t overflow = 0;
+
+  void add(const TableCounts& other) {
+    lookups += other.lookups;
+    unique += other.unique;
+    misses += other.misses;
+    staged += other.staged;
+    evicted += other.evicted;
+    written_back += other.written_back;
+    overflow += other.overflow;
+  }
 };
 
 class LowerTier {

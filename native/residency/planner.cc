@@ -52,26 +52,11 @@ Planner::Planner(PlannerOptions options)
 
 std::shared_ptr<StepPlan> Planner::plan_now(const std::vector<Segment>& segments) {
   std::lock_guard<std::mutex> lock(mutex_);
-  std::deque<Batch> later;
-  std::vector<std::vector<int64_t>> keys;
-  for (const Batch& b : window_) {
-    keys.emplace_back();
-    for (size_t u = 0; u < b.handles.size(); ++u) {
-      keys.back().push_back(key_of(b.handles[u], b.table(u)));
-    }
-  }
-  later = window_;
-  const auto push_later = [&] {
-    for (size_t i = 0; i < later.size(); ++i) push_again(later[i], keys[i]);
-  };
-  if (!later.empty()) cancel_locked();
-  push_locked(segments);
-  push_later();
+  push_ahead_locked(segments);
   try {
     return plan_locked(0);
   } catch (...) {
-    cancel_locked();
-    push_later();
+    take_back_ahead_locked();
     throw;
   }
 }
@@ -89,13 +74,7 @@ int64_t Planner::key_of(RowHandle handle, uint16_t table) const {
 std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
   if (window_.empty()) throw std::logic_error("plan: the window is empty");
 
-  if (planned_.size() >= kMaxPins) {
-    const auto stays = [&](const Planned& p) {
-      return !p.released || p.number >= next_plan_ - depth;
-    };
-    const int64_t held = std::count_if(planned_.begin(), planned_.end(), stays);
-    if (held >= kMaxPins) throw TooManyHeld(held);
-  }
+  if (const int64_t held = num_held_locked(depth); held > 0) throw TooManyHeld(held);
   const int64_t missing = shortage(window_.front(), depth);
   if (missing > 0) throw NoCapacity(missing, options_.cached_slots + options_.lower_slots);
 
@@ -197,11 +176,14 @@ std::shared_ptr<StepPlan> Planner::plan_locked(int64_t depth) {
     counts_[t].unique += batch.unique[t];
   }
 
-  group_by_row(batch.inverse, plan.get());
-  plan->inverse = std::move(batch.inverse);
+  if (options_.keeps_occurrences) {
+    group_by_row(batch.inverse, plan.get());
+    plan->inverse = std::move(batch.inverse);
+  }
   plan->tables = std::move(batch.tables);
   plan->tables.resize(num_unique, 0);  // of a pool of one table: all zero
   planned_.push_back({number, batch.base, std::move(batch.handles)});
+  forget_later();
   return plan;
 }
 

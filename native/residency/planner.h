@@ -39,6 +39,8 @@ struct PlannerOptions {
   int64_t lower_slots = 0;     // of the tier below, if it takes what loses its slot here
   std::string policy = "lookahead";
   bool backed = true;  // a store at the bottom takes evicted rows
+  // Plans tell where each row occurs; else the caller does, by `take_occurrences`.
+  bool keeps_occurrences = true;
 };
 
 struct Segment {
@@ -82,6 +84,20 @@ class Planner {
   // Plans a batch alone, ahead of whatever the window holds. When it throws, the window is as if it
   // had been cancelled and pushed again.
   std::shared_ptr<StepPlan> plan_now(const std::vector<Segment>& segments);
+
+  // The parts of `plan_now`, for who plans with several planners: the batch comes ahead of the
+  // window until it is planned or taken back.
+  void push_ahead(const std::vector<Segment>& segments);
+  void take_back_ahead();
+
+  // Of the batch pushed last, or (`ahead`) the oldest, moves out the index into its unique rows of
+  // every occurrence; returns their number.
+  int32_t take_occurrences(bool ahead, PlainVector<int32_t>* inverse);
+
+  // Whether `plan(depth)` would throw, and with which number; 0: it would not. Changes nothing, and
+  // is told at once where free slots suffice. REQUIRES: the pool is backed.
+  int64_t num_missing(int64_t depth);     // NoCapacity
+  int64_t num_held(int64_t depth) const;  // TooManyHeld
 
   // The batch of plan `number` is done; `updated` says that its rows were changed.
   void release(int64_t number, bool updated);
@@ -141,10 +157,21 @@ class Planner {
     bool settled = false;  // `updated` has reached the rows' dirty bits
   };
 
+  // What `push_ahead` put behind its batch: to be pushed again when that is taken back.
+  struct Later {
+    std::deque<Batch> batches;
+    std::vector<std::vector<int64_t>> keys;
+  };
+
   void push_locked(const std::vector<Segment>& segments);
   std::shared_ptr<StepPlan> plan_locked(int64_t depth);
   void cancel_locked();
   void renumber_locked();
+  void push_ahead_locked(const std::vector<Segment>& segments);
+  void take_back_ahead_locked();
+  void push_later();
+  void forget_later();
+  int64_t num_held_locked(int64_t depth) const;
   void push_again(Batch batch, const std::vector<int64_t>& keys);
   void dedupe_whole(const Segment& segment, Batch* batch, int32_t* inverse);
   void dedupe_cached(const Segment& segment, Batch* batch, int32_t* inverse);
@@ -212,6 +239,7 @@ class Planner {
   std::vector<Transient> transient_;  // while a plan is made: unpinned rows in overflow slots
 
   std::deque<Batch> window_;
+  Later later_;
   std::deque<Planned> planned_;  // pinned, oldest first
   int64_t next_plan_ = 0;
 

@@ -4,7 +4,7 @@
 
 namespace te {
 
-Replay::Replay(Planner* planner, ReplayOptions options)
+Replay::Replay(ShardedPlanner* planner, ReplayOptions options)
     : planner_(planner),
       options_(options),
       seen_(0),

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "core/plain_vector.h"
 
@@ -22,21 +21,21 @@ struct StepPlan {
   PlainVector<int32_t> group_start;  // (U + 1) first occurrence of each unique row in `group`
   PlainVector<int32_t> group;        // (N) occurrences by unique row, in batch order
 
-  std::vector<int32_t> staged;  // (M) unique indices that were not resident
+  PlainVector<int32_t> staged;  // (M) unique indices that were not resident
 
-  std::vector<int64_t> victim_keys;     // (V)
-  std::vector<uint16_t> victim_tables;  // (V)
-  std::vector<int32_t> victim_slots;    // (V)
-  std::vector<uint8_t> victim_dirty;    // (V) 1: the tier below must get the record
+  PlainVector<int64_t> victim_keys;     // (V)
+  PlainVector<uint16_t> victim_tables;  // (V)
+  PlainVector<int32_t> victim_slots;    // (V)
+  PlainVector<uint8_t> victim_dirty;    // (V) 1: the tier below must get the record
 
   // With a tier below that holds what loses its slot here (LowerTier); empty without. Its slots
   // count from 0, -1 is none. What `staged_from` names goes up before anything comes down.
-  std::vector<int32_t> staged_from;     // (M) slot that the row leaves; -1: it is further down
-  std::vector<int32_t> victim_to;       // (V) slot that it gets; -1: it passes on
-  std::vector<int64_t> fallen_keys;     // (W) rows that lose their slot there
-  std::vector<uint16_t> fallen_tables;  // (W)
-  std::vector<int32_t> fallen_slots;    // (W)
-  std::vector<uint8_t> fallen_dirty;    // (W)
+  PlainVector<int32_t> staged_from;     // (M) slot that the row leaves; -1: it is further down
+  PlainVector<int32_t> victim_to;       // (V) slot that it gets; -1: it passes on
+  PlainVector<int64_t> fallen_keys;     // (W) rows that lose their slot there
+  PlainVector<uint16_t> fallen_tables;  // (W)
+  PlainVector<int32_t> fallen_slots;    // (W)
+  PlainVector<uint8_t> fallen_dirty;    // (W)
 
   int64_t overflow = 0;  // rows of this batch that took transient slots beyond the tier
 };

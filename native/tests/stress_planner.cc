@@ -1,4 +1,5 @@
-// One thread pushes, plans and releases, as the staging thread does; others look on meanwhile.
+// One thread pushes, plans and releases, as the staging thread does; others look on meanwhile. Some
+// pools are cut into shards, with batches that are worth several threads.
 // Every plan is compared with a model of who is in which slot.
 #include <algorithm>
 #include <atomic>
@@ -6,7 +7,7 @@
 #include <set>
 #include <utility>
 
-#include "residency/planner.h"
+#include "residency/sharded_planner.h"
 #include "tests/stress.h"
 
 namespace te::stress {
@@ -15,10 +16,13 @@ namespace {
 using Key = std::pair<uint16_t, int64_t>;  // table, id
 
 constexpr int kNumObservers = 2;
+constexpr int kNumThreads = 3;
 constexpr int64_t kOperations = 1500;
+constexpr int64_t kLargeOperations = 100;
 constexpr int64_t kMaxWindow = 6;
 constexpr int64_t kMaxHeld = 4;
 constexpr int64_t kMaxIdsPerTable = 24;
+constexpr int64_t kMaxIdsPerLargeTable = 12000;
 constexpr int64_t kIdsPerTable = 150;  // that batches name
 constexpr int64_t kWholeRows = 40;     // table 2, in every other round
 constexpr const char* kPolicies[] = {"lookahead", "lookahead:s3fifo", "lru", "lfu", "s3fifo"};
@@ -26,6 +30,9 @@ constexpr const char* kPolicies[] = {"lookahead", "lookahead:s3fifo", "lru", "lf
 struct Setup {
   PlannerOptions options;
   int64_t depth;
+  int num_shards = 1;
+  int64_t num_operations = kOperations;
+  int64_t max_ids = kMaxIdsPerTable;
 
   int64_t num_slots() const {
     return options.whole_slots + options.cached_slots + options.overflow_slots;
@@ -43,7 +50,13 @@ Setup setup_of(Random* random) {
   }
   s.options.cached_slots = random->between(40, 200);
   s.options.overflow_slots = (kMaxHeld + s.depth + 1) * 2 * kMaxIdsPerTable;
-  if (random->one_in(2)) s.options.lower_slots = random->between(1, 150);
+  if (random->one_in(2)) s.options.lower_slots = random->between(8, 150);
+  if (random->one_in(2)) {
+    s.num_shards = random->one_in(2) ? 2 : 8;
+    s.num_operations = kLargeOperations;
+    s.max_ids = kMaxIdsPerLargeTable;
+    s.options.overflow_slots = s.num_shards * (kMaxHeld + s.depth + 1) * 2 * kIdsPerTable;
+  }
   return s;
 }
 
@@ -58,7 +71,7 @@ class Model {
  public:
   using Batch = std::vector<std::pair<uint16_t, std::vector<int64_t>>>;  // segments
 
-  Model(const Setup& setup, Planner* planner)
+  Model(const Setup& setup, ShardedPlanner* planner)
       : setup_(setup), planner_(planner), counts_(setup.options.tables.size()) {}
 
   size_t num_waiting() const { return window_.size(); }
@@ -248,7 +261,7 @@ class Model {
   }
 
   const Setup& setup_;
-  Planner* const planner_;
+  ShardedPlanner* const planner_;
   std::deque<Batch> window_;
   std::vector<Held> held_;            // planned, not released
   std::deque<std::set<Key>> recent_;  // the last plans that the depth pins
@@ -264,15 +277,15 @@ Model::Batch batch_of(const Setup& setup, Random* random) {
   for (size_t t = 0; t < setup.options.tables.size(); ++t) {
     const auto table = static_cast<uint16_t>(t);
     batch.emplace_back(table, std::vector<int64_t>());
-    const int64_t n = random->below(kMaxIdsPerTable + 1);
+    const int64_t n = random->below(setup.max_ids + 1);
     for (int64_t i = 0; i < n; ++i) batch.back().second.push_back(id_in(setup, table, random));
   }
   return batch;
 }
 
-void stage(const Setup& setup, Planner* planner, Random* random) {
+void stage(const Setup& setup, ShardedPlanner* planner, Random* random) {
   Model model(setup, planner);
-  for (int64_t i = 0; i < kOperations; ++i) {
+  for (int64_t i = 0; i < setup.num_operations; ++i) {
     const int64_t choice = random->below(100);
     if (choice < 40 && model.num_waiting() < kMaxWindow) {
       model.push(batch_of(setup, random));
@@ -296,7 +309,8 @@ void stage(const Setup& setup, Planner* planner, Random* random) {
   model.check_counts();
 }
 
-void observe(const Setup& setup, Planner* planner, Random random, const std::atomic<bool>* over) {
+void observe(const Setup& setup, ShardedPlanner* planner, Random random,
+             const std::atomic<bool>* over) {
   const int64_t num_slots = setup.num_slots();
   const int64_t all_slots = num_slots + setup.options.lower_slots;
   std::vector<TableCounts> before(setup.options.tables.size());
@@ -341,7 +355,7 @@ void stress_planner(const Run& run) {
   for (Rounds rounds(run); rounds.next();) {
     Random random(rounds.seed());
     const Setup setup = setup_of(&random);
-    Planner planner(setup.options);
+    ShardedPlanner planner(setup.options, setup.num_shards, kNumThreads);
     std::atomic<bool> over{false};
     Threads observers;
     for (uint64_t o = 0; o < kNumObservers; ++o) {

@@ -81,6 +81,7 @@ class Pool:
             backed=tiers.ssd is not None,
             tier=name,
             lower_slots=lower_slots,
+            num_threads=num_threads,
         )
         self.bag_layout = _native.BagLayout(
             [POOLINGS[pooling] for _, pooling in features],

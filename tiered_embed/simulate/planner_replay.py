@@ -4,8 +4,8 @@ The planner never looks at a clock, so what it decides for a trace is what it de
 run that reads the same batches through ``te.prefetch``: the counts are equal to the last one. Only
 ``depth="auto"`` depends on time, and is refused.
 
-Nothing here starts a thread. Memory: one chunk of the trace, the window, and 38 bytes per distinct
-row (which misses are cold).
+Threads: those of the planners of large pools. Memory: one chunk of the trace, the window, and 38
+bytes per distinct row (which misses are cold).
 """
 
 from __future__ import annotations
@@ -145,6 +145,7 @@ def replay(
     records: Records | None = None,
     per_step: bool = False,
     progress: Progress | None = None,
+    num_threads: int = 1,
 ) -> ReplayResult:
     """Counts what training over ``trace`` would count, exactly.
 
@@ -158,6 +159,7 @@ def replay(
             Adagrad by default.
         per_step: keep every step's counts: 56 bytes per step and table.
         progress: told the number of steps so far, after every chunk.
+        num_threads: for large pools, which are planned in parallel; no count depends on it.
 
     Raises:
         ConfigError: options that a module refuses too.
@@ -178,6 +180,7 @@ def replay(
             backed=shape.backed,
             tier=shape.upper_name,
             lower_slots=lower,
+            num_threads=num_threads,
         )
         for pool, cut, lower in zip(pools, shape.slots, shape.lower_slots, strict=True)
     ]
