@@ -176,6 +176,30 @@ def test_without_a_store_rows_stay_in_hbm_and_ddr(kernel):
 
 
 @pytest.mark.parametrize("kernel", ["native", "fbgemm"])
+def test_without_a_store_rows_are_loaded_all_or_none(kernel):
+    """More than HBM holds goes through it in parts; more than both hold changes nothing."""
+    record = 4 * DIM
+    with te.TieredEmbeddingBag(
+        None,
+        DIM,
+        tiers=te.Tiers(hbm=20 * record, ddr=60 * record),
+        optimizer=te.optim.SGD(lr=0.1),
+        device="cpu",
+        kernel=kernel,
+    ) as module:
+        weights = torch.arange(70.0 * DIM).view(70, DIM)
+        module.load_rows(range(70), weights)
+        assert module.stats().tiers["HBM"].overflow == 0
+        assert torch.equal(module.rows(range(70)), weights)
+        before = module.digest()
+        with pytest.raises(te.CapacityError, match="raise hbm and ddr or add an ssd tier"):
+            module.load_rows(range(60, 90), weights[:30])
+        assert module.digest() == before
+        module.load_rows(range(60, 80), weights[:20])
+        assert torch.equal(module.rows(range(60, 80)), weights[:20])
+
+
+@pytest.mark.parametrize("kernel", ["native", "fbgemm"])
 def test_evaluation_rows_and_checkpoints_see_all_three_tiers(kernel, tmp_path):
     stream, recipe = stream_of("duplicates", None), RECIPES["adagrad"]
     trained: dict[str, torch.Tensor] = {}

@@ -108,7 +108,7 @@ def test_compiled_sums_round_as_written():
             | common
             | {"means": "*i32", "out": "*fp32"}
             | strides,
-            columns | {"HAS_OFFSETS": True, "WEIGHTED": True, "TYPE": "float32"},
+            columns | {"WEIGHTED": True, "TYPE": "float32"},
         ),
         (
             triton_rows.sum_chunk,

@@ -2,6 +2,7 @@
 
 from .base import Kernel
 from .cpu import POOLINGS, Bags, CpuKernel, UpdateOptions
+from .device import DeviceKernel
 from .fbgemm import FbgemmKernel
 from .triton import TritonKernel
 
@@ -13,6 +14,7 @@ __all__ = [
     "POOLINGS",
     "Bags",
     "CpuKernel",
+    "DeviceKernel",
     "FbgemmKernel",
     "Kernel",
     "TritonKernel",

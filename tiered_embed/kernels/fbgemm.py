@@ -31,8 +31,8 @@ from ..optim import Optimizer
 from ..optim.base import NORM_FLOOR
 from ..tiers import HbmTier, PoolLayout
 from .cpu import Bags, UpdateOptions
+from .device import DeviceKernel
 from .fbgemm_pair import require_fbgemm
-from .moved import moved
 
 __all__ = ["FbgemmKernel"]
 
@@ -54,7 +54,7 @@ OCCURRENCES = 1 << 18  # whose gradients are gathered at a time
 _DETERMINISTIC = threading.RLock()  # held while torch's switch is ours
 
 
-class FbgemmKernel:
+class FbgemmKernel(DeviceKernel):
     """Kernels over one pool's records in an HBM tier.
 
     Args:
@@ -83,16 +83,12 @@ class FbgemmKernel:
         _fbgemm()
 
     def __init__(self, tier: HbmTier, *, features: Sequence[tuple[int, str]]) -> None:
-        optimizer = tier.layout.optimizer
-        self._tier = tier
-        self._device = tier.moves.device
-        self._optimizer = optimizer
+        super().__init__(tier)
         self._columns = [column for column, _ in features]
         self._means = [pooling == "mean" for _, pooling in features]
-        self._dim = tier.layout.dim
-        self._bags = _Batched(tier, optimizer, len(self._columns))
+        self._bags = _Batched(tier, len(self._columns))
         # One row a bag: for gradients that are summed already.
-        self._rows = self._bags if self._columns == [0] else _Batched(tier, optimizer, 1)
+        self._rows = self._bags if self._columns == [0] else _Batched(tier, 1)
 
     @staticmethod
     def has(optimizer: Optimizer | None, dtype: str) -> bool:
@@ -100,17 +96,10 @@ class FbgemmKernel:
         return dtype in PRECISIONS and (optimizer is None or optimizer.kernel in OPTIMIZERS)
 
     def free(self) -> None:
-        """Lets go of the tier's memory, with every record lost."""
-        self._tier.free()
+        super().free()
         with self._tier.use():
             for batched in (self._bags, self._rows):
                 batched.point_at_tier()
-
-    def values(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach().to(self._device)
-
-    def to_host(self, values: torch.Tensor) -> F32:
-        return values.cpu().numpy()
 
     def lookup(
         self,
@@ -184,13 +173,11 @@ class FbgemmKernel:
             return torch.from_numpy(rows)
         offsets = self._offsets(bags, plan.num_ids)
         by_bag = self._by_bag(grad, bags, offsets)
-        bag_of = torch.repeat_interleave(
-            torch.arange(len(offsets) - 1, device=self._device), offsets.diff()
-        )
+        bag_of = self._bag_of(offsets, plan.num_ids)
         weights = None if bags.sample_weights is None else self._moved(bags.sample_weights)
         group = self._moved(plan.group).to(torch.int64)
         starts = self._moved(plan.group_start).to(torch.int64)
-        out = torch.empty((len(plan.slots), self._dim), dtype=torch.float32, device=self._device)
+        out = self._floats(len(plan.slots), self._dim)
         for first, last in _blocks(plan.group_start):
             start = int(plan.group_start[first])
             members = group[start : int(plan.group_start[last])]
@@ -243,10 +230,8 @@ class FbgemmKernel:
         with self._tier.use():
             indices, offsets, _ = self._inputs(plan, bags)
             by_bag = self._by_bag(grad, bags, offsets)
-            bag_of = torch.repeat_interleave(
-                torch.arange(len(offsets) - 1, device=self._device), offsets.diff()
-            )
-            out = torch.empty(len(indices), dtype=torch.float32, device=self._device)
+            bag_of = self._bag_of(offsets, plan.num_ids)
+            out = self._floats(plan.num_ids)
             for start in range(0, len(indices), OCCURRENCES):
                 part = slice(start, start + OCCURRENCES)
                 rows = self._tier.weights[indices[part]].to(torch.float32)
@@ -261,27 +246,10 @@ class FbgemmKernel:
             scaled = torch.where(norms > max_norm, rows * (max_norm / (norms + 1e-7)), rows)
             self._tier.weights[slots] = scaled.to(self._tier.weights.dtype)
 
-    def largest_magnitude(self, values: torch.Tensor | F32) -> float:
-        tensor = torch.as_tensor(values)
-        if tensor.numel() == 0:
-            return 0.0
-        largest = float(tensor.abs().max())
-        return largest if largest == largest else float("inf")
-
     # --- inputs and outputs in FBGEMM's shape -----------------------------------------------------
 
     def _bags_for(self, bags: Bags) -> _Batched:
         return self._rows if bags.offsets is None else self._bags
-
-    def _moved(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """A copy of ``array`` on the device, on its way there at least."""
-        return moved(array, self._device)
-
-    def _offsets(self, bags: Bags, num_ids: int) -> torch.Tensor:
-        """(F * B + 1,) on the device; one bag per occurrence where the bags have none."""
-        if bags.offsets is None:
-            return torch.arange(num_ids + 1, device=self._device)
-        return self._moved(bags.offsets)
 
     def _inputs(
         self, plan: StepPlan, bags: Bags
@@ -291,10 +259,6 @@ class FbgemmKernel:
         weights = bags.sample_weights
         moved = None if weights is None else self._moved(weights)
         return indices, self._offsets(bags, plan.num_ids), moved
-
-    def _slots(self, plan: StepPlan) -> torch.Tensor:
-        """(U,) int64."""
-        return self._moved(plan.slots).to(torch.int64)
 
     def _bags_per_feature(self, bags: Bags, offsets: torch.Tensor) -> int:
         return (len(offsets) - 1) // (1 if bags.offsets is None else len(self._columns))
@@ -346,9 +310,10 @@ class FbgemmKernel:
 class _Batched:
     """FBGEMM's module for ``num_features`` features of one table, whose rows are the slots."""
 
-    def __init__(self, tier: HbmTier, optimizer: Optimizer | None, num_features: int) -> None:
+    def __init__(self, tier: HbmTier, num_features: int) -> None:
         configs, ops = _fbgemm()
         layout, device = tier.layout, tier.moves.device
+        optimizer = layout.optimizer
         on_cpu = device.type == "cpu"
         # Rows that are never trained need none.
         name, state = OPTIMIZERS["SGD" if optimizer is None else optimizer.kernel]

@@ -24,7 +24,7 @@ from ..optim import Optimizer
 from ..tiers import HbmTier, PoolLayout
 from ..weights import renormalised
 from .cpu import Bags, UpdateOptions
-from .moved import moved
+from .device import DeviceKernel
 
 __all__ = ["TritonKernel"]
 
@@ -36,21 +36,18 @@ KEEP, L2 = 12, 13  # where apply_rows finds them
 TYPES = ("float32", "float16", "bfloat16")
 
 
-class TritonKernel:
+class TritonKernel(DeviceKernel):
     """Kernels over one pool's records in an HBM tier.
 
     Args:
         features: of the pool, (first column in the output, pooling) each.
 
-    Raises:
-        ConfigError: Triton is missing.
+    REQUIRES: :meth:`check` has passed.
     """
 
     def __init__(self, tier: HbmTier, *, features: Sequence[tuple[int, str]]) -> None:
-        self._tier = tier
-        self._device = tier.moves.device
-        self._dim = tier.layout.dim
-        self._programs = _programs(self._device)
+        super().__init__(tier)
+        self._programs = _programs()
         self._columns = self._moved(np.array([column for column, _ in features], np.int64))
         means = [pooling == "mean" for _, pooling in features]
         self._means = self._moved(np.array(means, np.int32))
@@ -59,12 +56,6 @@ class TritonKernel:
         self._first_column = self._moved(np.zeros(1, np.int64))
         self._no_means = self._moved(np.zeros(1, np.int32))
 
-    def values(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach().to(self._device)
-
-    def to_host(self, values: torch.Tensor) -> F32:
-        return values.cpu().numpy()
-
     @staticmethod
     def check(
         layout: PoolLayout,
@@ -72,7 +63,11 @@ class TritonKernel:
         device: torch.device,
         rounding: str,
     ) -> None:
-        """Raises ConfigError: what is asked for is not among what the programs do."""
+        """Whether such a kernel can be made; before memory is taken for its rows.
+
+        Raises:
+            ConfigError: Triton is missing, or its programs lack what is asked for.
+        """
         if device.type == "cpu" and not interpreted():
             raise ConfigError("kernel='triton' computes on a GPU; on the CPU pass kernel='native'")
         if any(pooling == "max" for _, pooling in features):
@@ -83,10 +78,7 @@ class TritonKernel:
             )
         if rounding != "nearest":
             raise ConfigError(f"kernel='triton' rounds to nearest alone, not {rounding!r}")
-
-    def free(self) -> None:
-        """Lets go of the tier's memory, with every record lost."""
-        self._tier.free()
+        _programs()
 
     def lookup(
         self,
@@ -107,7 +99,7 @@ class TritonKernel:
                 self._weights(),
                 self._slots(plan),
                 self._moved(plan.inverse),
-                self._offsets(bags),
+                self._offsets(bags, plan.num_ids),
                 self._sample_weights(bags),
                 columns,
                 means,
@@ -116,7 +108,6 @@ class TritonKernel:
                 num_bags // len(columns),
                 D=self._dim,
                 COLUMNS=_power_of_two(self._dim),
-                HAS_OFFSETS=bags.offsets is not None,
                 WEIGHTED=bags.sample_weights is not None,
                 TYPE=self._tier.layout.dtype,
             )
@@ -124,7 +115,7 @@ class TritonKernel:
     def lookup_rows(
         self, weights: F32, inverse: npt.NDArray[np.int32], bags: Bags, out: torch.Tensor
     ) -> None:
-        here = torch.empty(out.shape)
+        here = torch.empty(out.shape, dtype=torch.float32)
         _native.lookup_rows(weights, inverse, bags.native, here.numpy(), torch.get_num_threads())
         columns, _, _ = self._features(bags)
         for start in columns.tolist():
@@ -144,7 +135,7 @@ class TritonKernel:
 
     def row_gradients(self, plan: StepPlan, bags: Bags, grad: torch.Tensor) -> torch.Tensor:
         num_rows = len(plan.slots)
-        rows = torch.empty((num_rows, self._dim), device=self._device)
+        rows = self._floats(num_rows, self._dim)
         if num_rows == 0:
             return rows
         starts = plan.group_start.astype(np.int64)
@@ -157,7 +148,7 @@ class TritonKernel:
             begins = [np.arange(first[u] + CHUNK, last[u], CHUNK) for u in hot]
             ends = [np.minimum(b + CHUNK, last[u]) for b, u in zip(begins, hot, strict=True)]
             num_chunks = np.cumsum([0, *map(len, begins)])
-            chunks = torch.empty((int(num_chunks[-1]), self._dim), device=self._device)
+            chunks = self._floats(int(num_chunks[-1]), self._dim)
             summed(np.concatenate(begins), np.concatenate(ends), chunks)
             self._launch(
                 self._programs.add_chunks,
@@ -214,7 +205,7 @@ class TritonKernel:
     def sample_weight_gradient(
         self, plan: StepPlan, bags: Bags, grad: torch.Tensor
     ) -> torch.Tensor:
-        out = torch.empty(plan.num_ids, device=self._device)
+        out = self._floats(plan.num_ids)
         if plan.num_ids == 0:
             return out
         columns, _, _ = self._features(bags)
@@ -226,7 +217,7 @@ class TritonKernel:
                 self._slots(plan),
                 self._moved(plan.inverse),
                 grad,
-                self._bag_of(bags, plan.num_ids),
+                self._bag_of(self._offsets(bags, plan.num_ids), plan.num_ids),
                 columns,
                 out,
                 plan.num_ids,
@@ -247,19 +238,13 @@ class TritonKernel:
             scaled = renormalised(rows, max_norm, norm_type, layout.dtype)
             self._tier.weights[slots] = self._moved(scaled).to(self._tier.weights.dtype)
 
-    def largest_magnitude(self, values: torch.Tensor) -> float:
-        if values.numel() == 0:
-            return 0.0
-        largest = float(values.abs().max())
-        return largest if largest == largest else float("inf")
-
     # --- pieces -----------------------------------------------------------------------------------
 
     def _condition(
         self, plan: StepPlan, rows: torch.Tensor, optimizer: Optimizer, options: UpdateOptions
     ) -> torch.Tensor:
         """``condition``; each row's sum of squares (U,), still on the device."""
-        squares = torch.empty(len(rows), device=self._device)
+        squares = self._floats(len(rows))
         clips = (optimizer.clip_value, optimizer.clip_row_norm, optimizer.clip_global_norm)
         idle = options.scale == 1.0 and not options.by_frequency and clips == (None, None, None)
         if len(rows) == 0 or idle:
@@ -285,8 +270,8 @@ class TritonKernel:
     def _chunk_sums(self, plan: StepPlan, bags: Bags, grad: torch.Tensor) -> Any:
         """A call that writes the sums over occurrences [begins, ends) of ``group``."""
         columns, _, has_means = self._features(bags)
-        bag_of = self._bag_of(bags, plan.num_ids)
-        offsets = self._offsets(bags)
+        offsets = self._offsets(bags, plan.num_ids)
+        bag_of = self._bag_of(offsets, plan.num_ids)
         lengths = offsets.diff().clamp(min=1).to(torch.float32)
         if has_means:
             per_feature = self._means.repeat_interleave(len(lengths) // len(columns))
@@ -328,22 +313,6 @@ class TritonKernel:
     def _num_bags(self, bags: Bags, num_ids: int) -> int:
         return num_ids if bags.offsets is None else len(bags.offsets) - 1
 
-    def _offsets(self, bags: Bags) -> torch.Tensor:
-        """(F * B + 1,); not read where the bags have none."""
-        none = np.zeros(2, np.int64)
-        return self._moved(none if bags.offsets is None else bags.offsets)
-
-    def _bag_of(self, bags: Bags, num_ids: int) -> torch.Tensor:
-        """The bag of every occurrence, (N,) int64."""
-        if bags.offsets is None:
-            return torch.arange(num_ids, device=self._device)
-        offsets = self._offsets(bags)
-        return torch.repeat_interleave(
-            torch.arange(len(offsets) - 1, device=self._device),
-            offsets.diff(),
-            output_size=num_ids,
-        )
-
     def _sample_weights(self, bags: Bags) -> torch.Tensor:
         """(N,); not read where the bags have none."""
         none = np.zeros(1, np.float32)
@@ -353,14 +322,6 @@ class TritonKernel:
         """(slots, D), as the programs take them."""
         weights = self._tier.weights
         return weights.view(torch.int16) if weights.dtype == torch.bfloat16 else weights
-
-    def _slots(self, plan: StepPlan) -> torch.Tensor:
-        """(U,) int64."""
-        return self._moved(plan.slots).to(torch.int64)
-
-    def _moved(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """A copy of ``array`` on the device, on its way there at least."""
-        return moved(array, self._device)
 
     def _launch(self, program: Any, num_programs: int, *args: Any, **constants: Any) -> None:
         on_gpu = self._device.type == "cuda"
@@ -377,7 +338,7 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _programs(device: torch.device) -> Any:
+def _programs() -> Any:
     try:
         from . import triton_rows
     except ImportError:

@@ -67,7 +67,6 @@ def pool(
     bags_per_feature,
     D: tl.constexpr,
     COLUMNS: tl.constexpr,
-    HAS_OFFSETS: tl.constexpr,
     WEIGHTED: tl.constexpr,
     TYPE: tl.constexpr,
 ):
@@ -79,11 +78,8 @@ def pool(
     bag = tl.program_id(0).to(tl.int64)
     feature = bag // bags_per_feature
     within = bag % bags_per_feature
-    first = bag
-    last = bag + 1
-    if HAS_OFFSETS:
-        first = tl.load(offsets + bag)
-        last = tl.load(offsets + bag + 1)
+    first = tl.load(offsets + bag)
+    last = tl.load(offsets + bag + 1)
     c = tl.arange(0, COLUMNS)
     inside = c < D
     total = tl.zeros((COLUMNS,), tl.float32)

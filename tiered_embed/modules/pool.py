@@ -18,7 +18,7 @@ from .. import _native
 from ..config import Tiers
 from ..depth import MOST_DEPTH, DepthTuner
 from ..errors import ConfigError, StoreError, TieredEmbedError
-from ..kernels import POOLINGS, Bags, CpuKernel, FbgemmKernel, Kernel, TritonKernel
+from ..kernels import POOLINGS, Bags, CpuKernel, DeviceKernel, FbgemmKernel, Kernel, TritonKernel
 from ..pipeline import Pipeline
 from ..residency import Planner, PoolSlots, Segment
 from ..stages import Stages
@@ -194,9 +194,9 @@ class Pool:
 
     def write(self, table: int, ids: I64, records: U8) -> None:
         """Materialises rows: ``ids`` (n,) without repeats, ``records`` (n, record_bytes)."""
-        # Without a tier below, all at once: they fit, or nothing is written.
-        last = self.store is None and not self._lower_slots
-        block = len(ids) if last else max(1, self.num_slots // 2)
+        # Without a store, all at once where they may not fit: they do, or nothing is written.
+        in_parts = self.store is not None or self._surely_fit(table, ids)
+        block = max(1, self.num_slots // 2) if in_parts else len(ids)
         for start in range(0, len(ids), max(block, 1)):
             part = slice(start, start + block)
             lease = self.pipeline.stage([(table, ids[part])])
@@ -204,6 +204,14 @@ class Pool:
                 self.upper.scatter(lease.plan.slots, records[part])
             finally:
                 lease.release(updated=True)
+
+    def _surely_fit(self, table: int, ids: I64) -> bool:
+        """Whether the memory tiers hold these rows beside all that they hold now."""
+        self.pipeline.quiesce()
+        new = int((self.planner.find(table, ids) < 0).sum())
+        held = self.planner.num_resident + self.planner.num_lower_resident
+        # As if nothing of the whole tables were resident yet: their slots serve nobody else.
+        return held + self._slots.whole + new <= self.num_slots + self._lower_slots
 
     def flush(self) -> None:
         """Writes dirty rows back."""
@@ -290,7 +298,7 @@ class Pool:
         self._free()  # the pool that follows takes as much
 
     def _free(self) -> None:
-        if isinstance(self.kernel, (FbgemmKernel, TritonKernel)):
+        if isinstance(self.kernel, DeviceKernel):
             self.kernel.free()
 
 

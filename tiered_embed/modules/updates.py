@@ -64,6 +64,7 @@ class Updates:
         self.anchor = torch.zeros(1, device=device, requires_grad=True)
         self._lost_at: float | None = None  # the scale under which a gradient was not finite
         self._optimizer = optimizer
+        self._scheduled = optimizer  # with the newest rate of a schedule
         self._by_frequency = by_frequency
         self._on_nonfinite = on_nonfinite
         self._accumulated: list[list[PoolRows]] | None = None  # per backward, per pool
@@ -74,7 +75,9 @@ class Updates:
         if self.learning_rate is None:
             return self._optimizer
         lr = float(self.learning_rate())
-        return self._optimizer if lr == self._optimizer.lr else replace(self._optimizer, lr=lr)
+        if lr != self._scheduled.lr:
+            self._scheduled = replace(self._optimizer, lr=lr)
+        return self._scheduled
 
     def run(self, parts: Sequence[PoolGradient]) -> bool:
         """One backward: updates the rows, or notes their gradients while accumulating.
@@ -174,7 +177,7 @@ class Updates:
         for p in parts:
             bound = p.pool.kernel.largest_magnitude(p.grad) * p.lease.plan.num_ids
             if p.bags.sample_weights is not None:
-                bound *= float(np.abs(p.bags.sample_weights).max(initial=0.0))
+                bound *= p.pool.kernel.largest_magnitude(p.bags.sample_weights[None, :])
             if not bound < FLOAT32_MAX:
                 return False
         return True

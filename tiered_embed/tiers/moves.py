@@ -3,8 +3,8 @@
 :class:`Copies` is for a tier in host memory. :class:`StreamCopies` uses a stream of its own beside
 the trainer's, pinned buffers with a bound, and events. What must be ordered, and how:
 
-- The side stream works behind ``used``, the event that the trainer's stream records when a batch
-  has been updated: no slot is read or overwritten while a kernel uses it.
+- The side stream works behind ``used``, the event that the trainer's stream records behind every
+  kernel that uses slots: none is read or overwritten meanwhile.
 - ``gather`` returns when its own copy has arrived; nothing else is waited for.
 - The trainer's stream waits for the newest fill in :meth:`before_use` and nowhere else. The host
   never waits for the device as a whole.
