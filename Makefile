@@ -68,6 +68,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/planning.py --json benchmarks/results/planning.json
 	$(BIN)/python benchmarks/store.py --json benchmarks/results/store.json
 	$(BIN)/python benchmarks/simulate.py --json benchmarks/results/simulate.json
+	$(BIN)/python benchmarks/hbm.py overhead --json benchmarks/results/hbm_overhead.json
 	$(BIN)/python benchmarks/soak.py --json benchmarks/results/soak.json
 
 clean:

@@ -87,16 +87,6 @@ class Pool {
 
 thread_local double in_loops = 0.0;
 
-class InLoop {
- public:
-  ~InLoop() {
-    in_loops += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
-
- private:
-  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
-
 void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -119,11 +109,8 @@ Pool& pool() {
 
 }  // namespace
 
-double loop_seconds() { return in_loops; }
-
 void parallel_for(int64_t num_blocks, int num_threads, const std::function<void(int64_t)>& fn) {
   if (num_blocks <= 0) return;
-  const InLoop in_loop;
   const int helpers = static_cast<int>(std::min<int64_t>(num_threads, num_blocks)) - 1;
   if (helpers <= 0) {
     for (int64_t i = 0; i < num_blocks; ++i) fn(i);
@@ -139,5 +126,14 @@ void parallel_for(int64_t num_blocks, int num_threads, const std::function<void(
   // Moved out: a worker that lets go of the loop later must not be the one to destroy it.
   if (loop->error) std::rethrow_exception(std::move(loop->error));
 }
+
+void timed_parallel_for(int64_t num_blocks, int num_threads,
+                        const std::function<void(int64_t)>& fn) {
+  const auto start = std::chrono::steady_clock::now();
+  parallel_for(num_blocks, num_threads, fn);
+  in_loops += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+double loop_seconds() { return in_loops; }
 
 }  // namespace te

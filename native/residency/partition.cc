@@ -25,7 +25,7 @@ void Partition::cut(const std::vector<Segment>& segments, int num_threads) {
   begins_.resize((pieces_.size() + 1) * num);
 
   const int64_t num_pieces = static_cast<int64_t>(pieces_.size());
-  parallel_for(num_pieces, num_threads, [&](int64_t p) { count(static_cast<size_t>(p)); });
+  timed_parallel_for(num_pieces, num_threads, [&](int64_t p) { count(static_cast<size_t>(p)); });
   // Counts become starts.
   std::array<int32_t, Sharding::kMaxShards> at{};
   for (size_t p = 0; p < pieces_.size(); ++p) {
@@ -44,7 +44,7 @@ void Partition::cut(const std::vector<Segment>& segments, int num_threads) {
       at[s] += n;
     }
   }
-  parallel_for(num_pieces, num_threads, [&](int64_t p) { deal(static_cast<size_t>(p)); });
+  timed_parallel_for(num_pieces, num_threads, [&](int64_t p) { deal(static_cast<size_t>(p)); });
 }
 
 void Partition::count(size_t p) {

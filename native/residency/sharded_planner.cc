@@ -37,7 +37,7 @@ int ShardedPlanner::num_threads_for(size_t num_ids) const {
 // Calls fn(s, shard) for every shard, on as many threads as so many ids are worth.
 void ShardedPlanner::for_shards(size_t num_ids,
                                 const std::function<void(size_t, Planner*)>& fn) const {
-  parallel_for(static_cast<int64_t>(num()), num_threads_for(num_ids), [&](int64_t s) {
+  timed_parallel_for(static_cast<int64_t>(num()), num_threads_for(num_ids), [&](int64_t s) {
     fn(static_cast<size_t>(s), shards_[static_cast<size_t>(s)].get());
   });
 }
@@ -58,8 +58,8 @@ ShardedPlanner::Batch ShardedPlanner::push_locked(const std::vector<Segment>& se
   partition_.cut(segments, num_threads);
   const size_t num_pieces = partition_.pieces().size();
   const auto for_pieces = [&](const auto& fn) {
-    parallel_for(static_cast<int64_t>(num_pieces), num_threads,
-                 [&](int64_t p) { fn(static_cast<size_t>(p)); });
+    timed_parallel_for(static_cast<int64_t>(num_pieces), num_threads,
+                       [&](int64_t p) { fn(static_cast<size_t>(p)); });
   };
   Batch batch;
   batch.shards_unique.resize((num_pieces + 1) * num());
@@ -337,10 +337,11 @@ std::shared_ptr<StepPlan> ShardedPlanner::plan_locked(Batch batch, int64_t depth
   });
   plan->number = parts[0]->number;
   merge.make_room();
-  parallel_for(static_cast<int64_t>(num_pieces + num()), num_threads_for(num_ids), [&](int64_t i) {
-    const size_t p = static_cast<size_t>(i);
-    p < num_pieces ? merge.merge_unique(p) : merge.merge_evicted(p - num_pieces);
-  });
+  timed_parallel_for(static_cast<int64_t>(num_pieces + num()), num_threads_for(num_ids),
+                     [&](int64_t i) {
+                       const size_t p = static_cast<size_t>(i);
+                       p < num_pieces ? merge.merge_unique(p) : merge.merge_evicted(p - num_pieces);
+                     });
   plan->inverse = std::move(batch.inverse);
   plan->group = std::move(batch.group);
   plan->group_start = std::move(batch.group_start);
