@@ -1,5 +1,6 @@
 """Runs a ``Stream`` through the public modules."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,6 +120,25 @@ def make_module(
 
 def record_bytes(table: Table, optimizer: Optimizer, storage: str = "float32") -> int:
     return ITEM_BYTES[storage] * table.dim + 4 * optimizer.state_floats(table.dim)
+
+
+def budget(stream: Stream, recipe: Recipe, percent: float) -> int:
+    """A share of the bytes that the stream touches, but a record for every pool at least."""
+    touched = stream.touched()
+    sizes = [recipe.record_bytes(t) for t in stream.tables]
+    total = sum(touched[t.name] * size for t, size in zip(stream.tables, sizes, strict=True))
+    pools = len({t.dim for t in stream.tables})
+    return max(math.ceil(total * percent / 100), pools * max(sizes))
+
+
+def reference(stream: Stream, recipe: Recipe) -> tuple[str, tuple[Arrays, ...], DenseTrainer]:
+    """Digest, outputs of every batch, and the dense trainer that a stream and a recipe lead to."""
+    trainer = recipe.trainer(stream.tables)
+    outputs = []
+    for batch, gradients in zip(stream.batches, stream.gradients, strict=True):
+        outputs.append(trainer.forward(batch))
+        trainer.backward(batch, gradients)
+    return trainer.digest(), tuple(outputs), trainer
 
 
 class Prepared:

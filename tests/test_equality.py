@@ -7,7 +7,6 @@ runs a selection in which every pair of settings occurs; ``pytest -m long`` runs
 import functools
 import itertools
 import json
-import math
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -20,7 +19,17 @@ from covering import Choice, covering, parts, possible
 from golden.make import KINDS as GOLDEN_KINDS
 from golden.make import STREAMS as GOLDEN_STREAMS
 from reference import Arrays, Bags, DenseTrainer, Stream
-from running import INIT, OPTIMIZERS, RECIPES, SEED, Prepared, Recipe, make_module
+from running import (
+    INIT,
+    OPTIMIZERS,
+    RECIPES,
+    SEED,
+    Prepared,
+    Recipe,
+    budget,
+    make_module,
+    reference,
+)
 from tiered_embed import _native
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "digests.json").read_text())
@@ -108,12 +117,8 @@ class Truth:
 
 
 def truth_of(stream: Stream, recipe: Recipe) -> Truth:
-    trainer = recipe.trainer(stream.tables)
-    outputs = []
-    for batch, gradients in zip(stream.batches, stream.gradients, strict=True):
-        outputs.append(trainer.forward(batch))
-        trainer.backward(batch, gradients)
-    return Truth(Prepared(stream), tuple(outputs), trainer.digest(), trainer)
+    digest, outputs, trainer = reference(stream, recipe)
+    return Truth(Prepared(stream), outputs, digest, trainer)
 
 
 @functools.cache
@@ -144,21 +149,12 @@ def truth(request, data_file):
     return cached_truth(name, dim, path, kind)
 
 
-def ddr_bytes(stream: Stream, recipe: Recipe, percent: int) -> int:
-    """A share of the bytes that the stream touches, but a record for every pool at least."""
-    touched = stream.touched()
-    sizes = [recipe.record_bytes(t) for t in stream.tables]
-    total = sum(touched[t.name] * size for t, size in zip(stream.tables, sizes, strict=True))
-    pools = len({t.dim for t in stream.tables})
-    return max(math.ceil(total * percent / 100), pools * max(sizes))
-
-
 def run(truth: Truth, kind: str, setting: Setting, folder: Path, *, prefetch: bool = True) -> None:
     """Trains under ``setting``; raises unless everything equals the truth."""
     recipe = RECIPES[kind]
     stream = truth.prepared.stream
     tiers = te.Tiers(
-        ddr=ddr_bytes(stream, recipe, setting.ddr_percent), ssd=folder, store=setting.store
+        ddr=budget(stream, recipe, setting.ddr_percent), ssd=folder, store=setting.store
     )
     with make_module(
         stream.tables,
@@ -206,7 +202,7 @@ def test_maximum_pooling_gives_the_reference_bits(name, kind, truth, tmp_path):
 def test_accumulated_gradients_give_the_reference_bits(kind, ddr_percent, tmp_path):
     stream, recipe = streams.generated(num_batches=12), RECIPES[kind]
     prepared, trainer = Prepared(stream), recipe.trainer(stream.tables)
-    tiers = te.Tiers(ddr=ddr_bytes(stream, recipe, ddr_percent), ssd=tmp_path, store="memory")
+    tiers = te.Tiers(ddr=budget(stream, recipe, ddr_percent), ssd=tmp_path, store="memory")
     threads = 1 + ddr_percent % 2
     with make_module(
         stream.tables, tiers, recipe.optimizer, num_threads=threads, **recipe.options()
@@ -254,7 +250,7 @@ def test_without_prefetch_and_without_a_store(name, kind, truth, tmp_path):
     run(truth, kind, tight, tmp_path / "bare", prefetch=False)
     stream, recipe = truth.prepared.stream, RECIPES[kind]
     # Fair shares between pools are no exact fit: room for every row in every pool.
-    tiers = te.Tiers(ddr=4 * ddr_bytes(stream, recipe, 100))
+    tiers = te.Tiers(ddr=4 * budget(stream, recipe, 100))
     with make_module(
         stream.tables, tiers, recipe.optimizer, lookahead=4, depth=2, **recipe.options()
     ) as module:
@@ -284,7 +280,7 @@ def test_rows_agree_with_float64(name, kind, truth, tmp_path):
         stream = positive(stream)
     exact = recipe.trainer(stream.tables, np.float64)
     exact.train(stream)
-    tiers = te.Tiers(ddr=ddr_bytes(stream, recipe, 10), ssd=tmp_path, store="memory")
+    tiers = te.Tiers(ddr=budget(stream, recipe, 10), ssd=tmp_path, store="memory")
     with make_module(stream.tables, tiers, optimizer, **recipe.options()) as module:
         Prepared(stream).train(module)
         for table in stream.tables:

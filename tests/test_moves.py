@@ -6,15 +6,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import streams
 import tiered_embed as te
-from running import RECIPES
+from running import RECIPES, budget
+from stand_in_cuda import Cuda, Event, Stream
 from stepped import Steps
-from test_three_tiers import budget, train
+from test_three_tiers import train
 from tiered_embed.execution import Executors
 from tiered_embed.kernels import Bags, FbgemmKernel, UpdateOptions
 from tiered_embed.modules import pool as pools
@@ -24,56 +24,6 @@ from tiered_embed.tiers import DdrTier, HbmTier, MemoryTiers, PoolLayout, Stream
 
 DIM = 4
 CPU = torch.device("cpu")
-
-
-class Event:
-    def __init__(self, log: list[str], stream: str, number: int) -> None:
-        self.log, self.name = log, f"{stream} {number}"
-
-    def synchronize(self) -> None:
-        self.log.append(f"host waits for {self.name}")
-
-
-class Stream:
-    def __init__(self, log: list[str], name: str) -> None:
-        self.log, self.name, self.num_events = log, name, 0
-
-    def record_event(self) -> Event:
-        self.num_events += 1
-        self.log.append(f"{self.name} records {self.num_events}")
-        return Event(self.log, self.name, self.num_events)
-
-    def wait_event(self, event: Event) -> None:
-        self.log.append(f"{self.name} waits for {event.name}")
-
-
-class Cuda:
-    """Of ``torch.cuda``, what :class:`StreamCopies` uses; anything else is an AttributeError."""
-
-    def __init__(self) -> None:
-        self.log: list[str] = []
-        self.trainer = Stream(self.log, "trainer")
-        self.here = threading.local()
-        self.num_side = 0
-
-    def Stream(self, device: torch.device) -> Stream:
-        self.num_side += 1
-        return Stream(self.log, "side" if self.num_side == 1 else f"side{self.num_side}")
-
-    @contextmanager
-    def stream(self, stream: Stream) -> Iterator[None]:
-        self.here.stream = stream
-        try:
-            yield
-        finally:
-            self.here.stream = self.trainer
-
-    def current_stream(self, device: torch.device) -> Stream:
-        assert self.name() == "trainer"
-        return self.trainer
-
-    def name(self) -> str:
-        return getattr(self.here, "stream", self.trainer).name
 
 
 class Kernels(TorchDispatchMode):
@@ -89,10 +39,10 @@ class Kernels(TorchDispatchMode):
         name = {"index_select": "gather", "index_copy_": "scatter"}.get(
             func.overloadpacket.__name__
         )
-        if name and self.cuda.name() == "side":
+        if name and self.cuda.current_stream().name == "side":
             self.cuda.log.append(f"side {name}s")
         elif "lookup" in func.overloadpacket.__name__:
-            self.cuda.log.append(f"{self.cuda.name()} looks up")
+            self.cuda.log.append(f"{self.cuda.current_stream().name} looks up")
         return func(*args, **(kwargs or {}))
 
 
@@ -202,36 +152,3 @@ def test_the_trainers_stream_waits_nowhere_but_in_a_kernel(monkeypatch, tmp_path
     waited = [line for line in cuda.log if line.startswith("host waits")]
     assert waited
     assert all("side" in line for line in waited), "only copies are waited for"
-
-
-@pytest.mark.parametrize("pinned_bytes", [1, 1000, 1 << 20])
-def test_records_travel_in_parts_that_fit_the_pinned_buffers(pinned_bytes):
-    layout = PoolLayout((("t", None),), 8, te.optim.Adam(lr=0.1), te.init.Uniform(), 0)
-    moves = StreamCopies(CPU, cuda=Cuda(), pinned_bytes=pinned_bytes)
-    tier = HbmTier(layout, 100, moves)
-    records = np.random.default_rng(0).integers(0, 256, (90, layout.record_bytes), np.uint8)
-    slots = np.random.default_rng(1).permutation(100)[:90].astype(np.int32)
-    tier.scatter(slots, records)
-    np.testing.assert_array_equal(tier.gather(slots), records)
-    np.testing.assert_array_equal(tier.gather(slots[:0]), records[:0])
-    held = sum(buffer.data.numel() for buffer in moves._free)
-    assert held <= max(pinned_bytes, 4 * layout.record_bytes)
-
-
-def test_growing_keeps_every_record_and_every_user_waits():
-    layout = PoolLayout((("t", None),), 8, te.optim.Adagrad(lr=0.1), te.init.Uniform(), 0)
-    tier = HbmTier(layout, 10, StreamCopies(CPU, cuda=Cuda()))
-    records = np.random.default_rng(0).integers(0, 256, (10, layout.record_bytes), np.uint8)
-    slots = np.arange(10, dtype=np.int32)
-    tier.scatter(slots, records)
-    grower = threading.Thread(target=lambda: tier.reserve(1000))
-    with tier.use():
-        grower.start()
-        grower.join(0.05)
-        assert grower.is_alive(), "it waits for the kernel"
-        assert tier.num_slots == 10
-    grower.join(10)
-    assert tier.num_slots >= 1000
-    np.testing.assert_array_equal(tier.gather(slots), records)
-    tier.scatter(slots + np.int32(900), records)
-    np.testing.assert_array_equal(tier.gather(slots + np.int32(900)), records)

@@ -18,12 +18,14 @@ import pytest
 import tiered_embed as te
 from tiered_embed import _native
 
-triton = pytest.importorskip("triton")
+if not sys.platform.startswith("linux"):
+    pytest.skip("Triton is for Linux alone", allow_module_level=True)
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
-from tiered_embed.kernels import triton_rows  # noqa: E402
+from tiered_embed.kernels import triton_rows
 
 DIM, ROWS = 128, 16
 EXACT = {

@@ -15,7 +15,7 @@ import torch
 import streams
 import tiered_embed as te
 from reference import Stream
-from running import INIT, RECIPES, SEED, Prepared, Recipe, make_module
+from running import INIT, RECIPES, SEED, Prepared, Recipe, budget, make_module, reference
 
 DRY = os.environ.get("TIERED_EMBED_DRY_RUN") == "1"
 ON_GPU = torch.cuda.is_available()
@@ -35,15 +35,6 @@ FBGEMM = (
     else ("sgd", "rowwise_adagrad", "adagrad")
 )
 EXACT = [kind for kind, recipe in RECIPES.items() if recipe.rounding == "nearest"]
-
-
-def size_of(stream: Stream, recipe: Recipe, percent: int | None) -> int | None:
-    if percent is None:
-        return None
-    touched = stream.touched()
-    sizes = [recipe.record_bytes(t) for t in stream.tables]
-    total = sum(touched[t.name] * size for t, size in zip(stream.tables, sizes, strict=True))
-    return max(total * percent // 100, len({t.dim for t in stream.tables}) * max(sizes))
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +57,7 @@ def run(
     slow_ms: int = 0,
 ) -> tuple[str, list[torch.Tensor]]:
     """Digest and outputs of a training run; the trainer's stream sleeps before each backward."""
-    hbm, ddr = (size_of(stream, recipe, percent) for percent in sizes)
+    hbm, ddr = (None if share is None else budget(stream, recipe, share) for share in sizes)
     tiers = te.Tiers(hbm=hbm, ddr=ddr, ssd=folder, store="memory")
     prepared = Prepared(stream)
     seen = []
@@ -115,14 +106,11 @@ def test_fbgemms_bits_do_not_depend_on_the_tiers(kind, stream, tmp_path):
 @pytest.mark.parametrize("kind", EXACT)
 def test_tritons_bits_are_the_cpus(kind, stream, tmp_path):
     recipe = RECIPES[kind]
-    trainer = recipe.trainer(stream.tables)
-    outputs = []
-    for batch, gradients in zip(stream.batches, stream.gradients, strict=True):
-        outputs += [torch.from_numpy(o) for o in trainer.forward(batch).values()]
-        trainer.backward(batch, gradients)
+    wanted, arrays, _ = reference(stream, recipe)
+    outputs = [torch.from_numpy(o) for batch in arrays for o in batch.values()]
     for i, sizes in enumerate(SIZES):
         digest, seen = run(stream, recipe, sizes, tmp_path / str(i), kernel="triton", depth=i)
-        assert digest == trainer.digest()
+        assert digest == wanted
         assert all(torch.equal(a, b) for a, b in zip(outputs, seen, strict=True))
 
 
