@@ -21,7 +21,7 @@ import typer
 
 import tiered_embed as te
 from common import Target, console, print_origin, print_targets, report, write_json
-from tiered_embed.config import parse_bytes
+from tiered_embed.spec.sizes import parse_bytes
 from tiered_embed.traces import IdStream
 
 __all__ = ["main"]
@@ -140,7 +140,7 @@ def measure(
                 break
         assert saved is not None
         saved.wait()
-        store = emb._runtime.pools[0].store
+        store = emb.engine.pools[0].store
         assert store is not None
         out["own_bytes"] = own_of_step(path / "step-1", path / "step-0", store.path)
         out["unshared_bytes"] = own_bytes(path / "step-1")

@@ -160,8 +160,8 @@ class Ours:
     def extras(self) -> dict[str, Any]:
         stats = self.module.stats()
         top = next(iter(stats.tiers.values()))
-        stages = {name: 1e3 * times.p50_s for name, times in stats.stages.items()}
-        return {"hit_rate": 1.0 - top.misses / max(1, top.lookups), "stages_ms": stages}
+        phases = {name: 1e3 * times.p50_s for name, times in stats.phases.items()}
+        return {"hit_rate": 1.0 - top.misses / max(1, top.lookups), "phases_ms": phases}
 
     def close(self) -> None:
         self.loop.close()

@@ -16,7 +16,7 @@ from torch import nn
 
 import tiered_embed as te
 from kernels_optimizers import Entry
-from tiered_embed.kernels import UpdateOptions
+from tiered_embed.kernels.cpu import UpdateOptions
 from tiered_embed.kernels.fbgemm_pair import require_fbgemm
 
 __all__ = [
@@ -120,11 +120,11 @@ class OursKernels:
         self.name = KERNELS
         self.threads = ours.threads
         self._ours = ours
-        self._runtime = ours.module._runtime
+        self.engine = ours.module.engine
         self._steps = 0
 
     def start(self, batches: Sequence[Batch], grad: torch.Tensor) -> None:
-        pool = self._runtime.pools[0]
+        pool = self.engine.pools[0]
         plans = []
         for batch in batches:
             part = self._ours.module.prepare((batch.ids, batch.bounds)).pools[0]
@@ -138,7 +138,7 @@ class OursKernels:
     def step(self) -> None:
         self._steps += 1
         plan, bags = next(self._plans)
-        kernel = self._runtime.pools[0].kernel
+        kernel = self.engine.pools[0].kernel
         kernel.lookup(plan, bags, self._out)
         kernel.update(plan, bags, self._grad, self._ours.spec, UpdateOptions(self._steps))
 

@@ -32,9 +32,11 @@ from common import (
     spread,
     write_json,
 )
-from tiered_embed import _native, residency
-from tiered_embed.residency import BASE_POLICIES, Planner, PoolSlots, Segment, StepPlan
-from tiered_embed.simulate import replay
+from tiered_embed import _native
+from tiered_embed.residency import planner as residency
+from tiered_embed.residency.budgets import PoolSlots
+from tiered_embed.residency.planner import BASE_POLICIES, Planner, Segment, StepPlan
+from tiered_embed.simulate.planner_replay import replay
 from tiered_embed.traces.trace import Trace
 
 __all__ = ["app"]

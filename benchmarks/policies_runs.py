@@ -14,7 +14,7 @@ from rich.progress import track
 from common import console
 from tiered_embed import simulate, traces
 from tiered_embed.errors import CapacityError
-from tiered_embed.residency import BASE_POLICIES
+from tiered_embed.residency.planner import BASE_POLICIES
 from tiered_embed.simulate.numbering import all_accesses
 from tiered_embed.simulate.peers import PEERS, PeerTrace, least_slots
 from tiered_embed.traces import Trace

@@ -18,7 +18,7 @@ import tiered_embed as te
 import training_beyond_memory as beyond
 from common import Target, console, print_origin, print_targets, report, write_json
 from prefetch_sweep import Sweep, draw, run_sweep, show
-from tiered_embed.bench import BenchOptions
+from tiered_embed.bench.measuring import BenchOptions
 
 __all__ = ["app"]
 

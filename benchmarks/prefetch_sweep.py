@@ -17,8 +17,8 @@ from rich.table import Table
 
 import tiered_embed as te
 from common import console, disk_random_reads
-from tiered_embed.bench import BenchOptions, BenchResult, run
-from tiered_embed.bench_report import shares
+from tiered_embed.bench.measuring import BenchOptions, BenchResult, run
+from tiered_embed.bench.report import shares
 
 __all__ = ["Sweep", "draw", "run_sweep", "show"]
 

@@ -30,7 +30,7 @@ from rich.table import Table
 
 import tiered_embed as te
 from common import Target, console, print_origin, process_memory, report, write_json
-from tiered_embed.pipeline import WRITE_BUFFER_BYTES
+from tiered_embed.engine.scheduler import WRITE_BUFFER_BYTES
 from tiered_embed.traces import IdStream
 
 __all__ = ["main"]
@@ -52,7 +52,7 @@ def every_row(rows: int, dim: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
 def sample(emb: te.TieredEmbeddingBag, ids: int, seconds: float) -> dict[str, float]:
     """What is watched, now."""
     stats = emb.stats()
-    pool = emb._runtime.pools[0]
+    pool = emb.engine.pools[0]
     assert pool.store is not None
     store = pool.store.stats()
     return {
@@ -161,13 +161,13 @@ def main(
                     last, ids = time.perf_counter(), 0
                 if now - start > 60 * minutes:
                     break
-            stages = {name: vars(t) for name, t in emb.stats().stages.items()}
-            record_bytes = emb._runtime.pools[0].layout.record_bytes
+            phases = {name: vars(t) for name, t in emb.stats().phases.items()}
+            record_bytes = emb.engine.pools[0].layout.record_bytes
     # Beside the bound, the victims of one plan.
     most_buffer_bytes = WRITE_BUFFER_BYTES + batch_size * pooling * record_bytes
     most_drift = SHORT_DRIFT if minutes < SHORT_MINUTES else MOST_DRIFT
     targets = judge(samples, most_buffer_bytes, most_drift)
-    made |= {"samples": samples, "stages": stages, "targets": [t.as_dict() for t in targets]}
+    made |= {"samples": samples, "phases": phases, "targets": [t.as_dict() for t in targets]}
     show(samples, targets)
     write_json(json, made)
     if not all(t.met for t in targets):

@@ -36,7 +36,9 @@ from common import (
     spread,
     write_json,
 )
-from tiered_embed.store import Chunk, RowStore, encode_keys, open_store, table_key
+from tiered_embed.store import open_store
+from tiered_embed.store.base import Chunk, RowStore
+from tiered_embed.store.keys import encode_keys, table_key
 
 TUNINGS = ("rows", "rocksdb_default")
 NAMES = {"rows": "tiered_embed", "rocksdb_default": "RocksDB's defaults"}

@@ -13,9 +13,11 @@ import numpy as np
 import tiered_embed as te
 from common import copy_bandwidth, spread
 from tiered_embed import _native
-from tiered_embed.kernels import POOLINGS, Bags, CpuKernel, UpdateOptions
-from tiered_embed.residency import Planner, PoolSlots, Segment, allocate
-from tiered_embed.tiers import DdrTier, PoolLayout
+from tiered_embed.kernels.cpu import POOLINGS, Bags, CpuKernel, UpdateOptions
+from tiered_embed.residency.budgets import PoolSlots, allocate
+from tiered_embed.residency.planner import Planner, Segment
+from tiered_embed.tiers.ddr import DdrTier
+from tiered_embed.tiers.layout import PoolLayout
 from training_tables import EPS, LR, Batch, InMemory, gradient
 
 __all__ = ["components"]

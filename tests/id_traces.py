@@ -9,7 +9,7 @@ import torch
 import streams
 import tiered_embed as te
 from tiered_embed import traces
-from tiered_embed.simulate import Records
+from tiered_embed.simulate.records import Records
 from tiered_embed.traces.chunk import TraceChunk, TraceTable
 from tiered_embed.traces.trace import Trace
 

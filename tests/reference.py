@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tiered_embed import init as te_init
-from tiered_embed.optim import Optimizer, lane_sum, row_gradient
-from tiered_embed.weights import encode, round_nearest, round_stochastic
+from tiered_embed.optim.base import Optimizer, lane_sum, row_gradient
+from tiered_embed.spec.row_formats import encode, round_nearest, round_stochastic
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 
 import tiered_embed as te
 from reference import Arrays, Bags, Batch, DenseTrainer, Stream, Table
-from tiered_embed.optim import Optimizer
-from tiered_embed.weights import ITEM_BYTES
+from tiered_embed.optim.base import Optimizer
+from tiered_embed.spec.row_formats import ITEM_BYTES
 
 SEED = 2**40 + 11
 INIT = te.init.Uniform(-0.5, 0.25)

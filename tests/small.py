@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 import tiered_embed as te
-from tiered_embed.optim import Adam
+from tiered_embed.optim.adam import Adam
 
 ROWS, DIM = 30, 4
 EVERY = range(ROWS)

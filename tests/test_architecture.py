@@ -1,6 +1,7 @@
-"""The import direction of DESIGN: a module imports only lower layers."""
+"""The layers of docs/design.md: a module imports lower layers, and only their public names."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -9,38 +10,27 @@ import tiered_embed
 
 ROOT = Path(tiered_embed.__file__).parent
 
-# Rank of each top-level module or package; an import goes to a lower rank, or stays inside.
-RANKS = {
+# The layer of each package and top-level module. An import goes to a lower layer or stays inside.
+LAYERS = {
     "_native": 0,
     "_rocksdb": 0,
     "errors": 1,
-    "config": 2,
-    "stats": 2,
-    "depth": 2,
-    "stages": 3,
-    "optim": 3,
-    "init": 3,
-    "store": 3,
-    "traces": 3,
-    "weights": 4,
-    "residency": 5,
+    "optim": 2,
+    "spec": 3,
+    "store": 4,
+    "traces": 4,
     "tiers": 5,
     "kernels": 6,
-    "execution": 6,
-    "pipeline": 7,
+    "residency": 6,
+    "engine": 7,
     "modules": 8,
     "checkpoint": 9,
-    "prefetch": 9,
-    "training": 9,
-    "candidates": 9,
-    "swap": 10,
-    "simulate": 10,
-    "__init__": 11,
-    "examples": 12,
-    "bench_options": 12,
-    "bench": 13,
-    "bench_report": 14,
-    "cli": 15,
+    "loop": 9,
+    "simulate": 9,
+    "__init__": 10,
+    "examples": 11,
+    "bench": 12,
+    "cli": 13,
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 
@@ -50,50 +40,65 @@ def top(path: Path) -> str:
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
-def imported(path: Path) -> set[str]:
-    """Top-level names of this package that the file imports, wherever in the file."""
+def imports(path: Path) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Per import from this package, wherever in the file: (package, module below it, names)."""
     package = ("tiered_embed", *path.relative_to(ROOT).parts[:-1])
-    found = set()
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
-        targets = []
         if isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = (*base, *(node.module.split(".") if node.module else ()))
-            if module[:1] == ("tiered_embed",) and len(module) == 1:
-                names = [a.name for a in node.names]
-                targets = [n if n in RANKS else "__init__" for n in names]
-            elif module[:1] == ("tiered_embed",):
-                targets = [module[1]]
+            names = tuple(alias.name for alias in node.names)
+            if module[:1] != ("tiered_embed",):
+                continue
+            if len(module) > 1:
+                found.append((module[1], ".".join(module[2:]), names))
+            else:
+                for name in names:
+                    known = name in LAYERS
+                    found.append((name, "", ()) if known else ("__init__", "", (name,)))
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 parts = alias.name.split(".")
                 if parts[0] == "tiered_embed":
-                    targets.append(parts[1] if len(parts) > 1 else "__init__")
-        found.update(targets)
+                    below = parts[1] if len(parts) > 1 else "__init__"
+                    found.append((below, ".".join(parts[2:]), ()))
     return found
 
 
-def test_every_module_has_a_rank() -> None:
-    assert {top(p) for p in MODULES} <= set(RANKS)
+def test_every_module_has_a_layer() -> None:
+    assert {top(p) for p in MODULES} <= set(LAYERS)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_down(path: Path) -> None:
     mine = top(path)
-    wrong = {t for t in imported(path) - {mine} if RANKS[t] >= RANKS[mine]}
-    assert not wrong, f"{mine} (rank {RANKS[mine]}) imports {sorted(wrong)}"
+    wrong = {t for t, _, _ in imports(path) if t != mine and LAYERS[t] >= LAYERS[mine]}
+    assert not wrong, f"{mine} (layer {LAYERS[mine]}) imports {sorted(wrong)}"
 
 
-def test_only_the_pipeline_and_the_store_know_threads() -> None:
-    """The pipeline's execution owns the threads; others only lock."""
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_packages_are_used_by_their_public_names(path: Path) -> None:
+    mine = top(path)
+    for package, below, names in imports(path):
+        if package == mine or package in ("_native", "_rocksdb", "errors", "__init__"):
+            continue
+        assert not below, f"{package}.{below} is imported past {package}/__init__.py"
+        public = importlib.import_module(f"tiered_embed.{package}").__all__
+        hidden = sorted(set(names) - set(public))
+        assert not hidden, f"{package} does not export {hidden}"
+
+
+def test_only_the_engine_and_the_store_know_threads() -> None:
+    """The engine's executors own the threads; others only lock."""
     users = {
         top(p)
         for p in MODULES
         if any(w in p.read_text() for w in ("import threading", "concurrent.futures"))
     }
-    assert users <= {"pipeline", "execution", "stages", "store", "tiers", "kernels", "checkpoint"}
-    owners = {top(p) for p in MODULES if "ThreadPoolExecutor(" in p.read_text()}
-    assert owners == {"execution"}
+    assert users <= {"engine", "store", "tiers", "kernels", "checkpoint"}
+    owners = {p.relative_to(ROOT) for p in MODULES if "ThreadPoolExecutor(" in p.read_text()}
+    assert owners == {Path("engine/executors.py")}
 
 
 def test_the_extension_does_not_link_libtorch() -> None:

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 import tiered_embed as te
-from tiered_embed.optim import SGD, Adam, RowWiseAdagrad
+from tiered_embed.optim.adagrad import RowWiseAdagrad
+from tiered_embed.optim.adam import Adam
+from tiered_embed.optim.descent import SGD
 
 ROWS, DIM = 100, 4
 RECORD = 4 * (DIM + 1)

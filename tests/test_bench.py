@@ -8,8 +8,8 @@ import torch
 from typer.testing import CliRunner
 
 import tiered_embed as te
-from tiered_embed.bench import BenchOptions, run, simulated
-from tiered_embed.bench_report import shares
+from tiered_embed.bench.measuring import BenchOptions, run, simulated
+from tiered_embed.bench.report import shares
 from tiered_embed.cli import app
 from tiered_embed.traces import Trace
 
@@ -37,7 +37,7 @@ def test_json_tells_rates_and_shares(model, depth, tmp_path):
     one_step = 3 * 32 * 8
     assert abs(out["stats"]["tiers"]["DDR"]["lookups"] - 20 * one_step) <= 8 * one_step
     assert 0 < out["hit_rate"] < 1
-    assert out["stats"]["stages"]["read"]["count"] > 0
+    assert out["stats"]["phases"]["read"]["count"] > 0
     assert set(out["stats"]["tables"]) == {"t0", "t1", "t2"}
 
 
@@ -129,7 +129,7 @@ def test_a_profile_shows_the_stages(tmp_path):
                 emb(ids).sum().backward()
             emb.flush()
         seen = {event.key for event in profile.key_averages()}
-        stages = emb.stats().stages
+        phases = emb.stats().phases
     for name in ("wait", "lookup", "update", "plan", "evict", "read", "fill", "write"):
         assert f"tiered_embed::{name}" in seen
-        assert stages[name].count > 0
+        assert phases[name].count > 0

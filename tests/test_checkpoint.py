@@ -245,7 +245,7 @@ def test_a_store_that_was_left_amid_training_is_refused_until_restored(tmp_path)
         print(emb.digest(), flush=True)
         checkpoint.save(emb, sys.argv[1] + "/c", step=10)
         steps(10, 20)
-        emb._runtime.pools[0].pipeline.quiesce()
+        emb.engine.pools[0].scheduler.quiesce()
         os._exit(9)
     """
     done = subprocess.run(
@@ -539,8 +539,8 @@ def test_a_write_that_was_posted_before_a_cut_takes_nothing_from_behind_it(
     with module(stream, tmp_path / "a", kind="rowwise_adagrad", share=0.05) as m:
         train(prepared, m, 0, 8)
         gate = threading.Event()
-        for pool in m._runtime.pools:
-            pool.pipeline._executors.writing.submit(gate.wait)
+        for pool in m.engine.pools:
+            pool.scheduler._executors.writing.submit(gate.wait)
         train(prepared, m, 8, 10)
         saved = checkpoint.save(m, tmp_path / "c", step=10, background=True)
         train(prepared, m, 10, 20)

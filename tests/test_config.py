@@ -3,8 +3,8 @@
 import pytest
 
 import tiered_embed as te
-from tiered_embed.config import parse_bytes
-from tiered_embed.residency import allocate
+from tiered_embed.residency.budgets import allocate
+from tiered_embed.spec.sizes import parse_bytes
 
 
 @pytest.mark.parametrize(

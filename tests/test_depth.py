@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tiered_embed.depth import SPAN, DepthTuner
+from tiered_embed.engine.depth import SPAN, DepthTuner
 
 
 def follow(tuner: DepthTuner, wait_s: Callable[[int], float], steps: int) -> list[int]:

@@ -42,7 +42,7 @@ def test_after_a_store_error_training_is_refused_until_restored(store, tmp_path,
     with make(tmp_path, store=store) as emb:
         train(emb, 0, 12)
         checkpoint.save(emb, tmp_path / "c", step=12)
-        backend = type(emb._runtime.pools[0].store)
+        backend = type(emb.engine.pools[0].store)
 
         def broken(self, keys, records):
             raise te.StoreError("the disk is gone")
@@ -70,7 +70,7 @@ def test_a_save_that_fails_in_the_background_is_told_and_training_goes_on(tmp_pa
     with make(tmp_path) as emb:
         train(emb, 0, 5)
         checkpoint.save(emb, tmp_path / "c", step=5)
-        backend = type(emb._runtime.pools[0].store)
+        backend = type(emb.engine.pools[0].store)
 
         def broken(self, path):
             raise te.StoreError("no space left")

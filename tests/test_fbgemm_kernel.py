@@ -16,7 +16,9 @@ from covering import covering
 from reference import Bags, Batch, Stream, Table
 from running import Prepared, Recipe, make_module, record_bytes
 from streams import Draw, _stream
-from tiered_embed.optim import SGD, Adagrad, Optimizer, RowWiseAdagrad
+from tiered_embed.optim.adagrad import Adagrad, RowWiseAdagrad
+from tiered_embed.optim.base import Optimizer
+from tiered_embed.optim.descent import SGD
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,10 @@ import tiered_embed as te
 from reference import Table
 from running import record_bytes
 from small import DIM, EVERY, ROWS, make, random_ids
-from tiered_embed.optim import SGD, Adagrad, Optimizer, RowWiseAdagrad
-from tiered_embed.tiers import Copies
+from tiered_embed.optim.adagrad import Adagrad, RowWiseAdagrad
+from tiered_embed.optim.base import Optimizer
+from tiered_embed.optim.descent import SGD
+from tiered_embed.tiers.moves import Copies
 
 
 @pytest.fixture(autouse=True)
@@ -346,9 +348,9 @@ def test_growth_between_a_forward_and_its_backward_loses_nothing(kind: str, tmp_
         with small(tiers=tiers, optimizer=optimizer, dtype=getattr(torch, storage)) as emb:
             for seed in range(3):
                 out = emb(random_ids(seed, 6, 1))
-                slots.append(emb._runtime.pools[0].upper.num_slots)
+                slots.append(emb.engine.pools[0].upper.num_slots)
                 held = emb(torch.arange(ROWS)[:, None])  # pinned beside it
-                slots.append(emb._runtime.pools[0].upper.num_slots)
+                slots.append(emb.engine.pools[0].upper.num_slots)
                 out.sin().sum().backward()
                 held.sin().sum().backward()
             digests.append(emb.digest())
@@ -364,7 +366,7 @@ def test_a_restore_lets_go_of_the_memory_before_it_takes_as_much(tmp_path, monke
         te.checkpoint.save(emb, tmp_path / "saved", step=1)
         digest = emb.digest()
         held = emb(random_ids(1))
-        tier = emb._runtime.pools[0].upper
+        tier = emb.engine.pools[0].upper
         zeros, seen = Copies.zeros, []
 
         def noticed(moves: Any, num_slots: int, *args: Any) -> torch.Tensor:
@@ -385,7 +387,7 @@ def test_a_restore_lets_go_of_the_memory_before_it_takes_as_much(tmp_path, monke
 
 def fbgemm_modules(emb: Any) -> list[Any]:
     """Of the pools that were there before a restore."""
-    kernel = emb._runtime.pools[0].kernel
+    kernel = emb.engine.pools[0].kernel
     return [kernel._bags._module, kernel._rows._module]
 
 

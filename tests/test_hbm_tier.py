@@ -11,9 +11,15 @@ import torch
 import tiered_embed as te
 from small import DIM, make, random_ids
 from stand_in_cuda import Cuda
-from tiered_embed.optim import SGD, Adagrad, Adam, Optimizer
-from tiered_embed.store import encode_keys, open_store
-from tiered_embed.tiers import Copies, HbmTier, PoolLayout, StreamCopies
+from tiered_embed.optim.adagrad import Adagrad
+from tiered_embed.optim.adam import Adam
+from tiered_embed.optim.base import Optimizer
+from tiered_embed.optim.descent import SGD
+from tiered_embed.store import open_store
+from tiered_embed.store.keys import encode_keys
+from tiered_embed.tiers.hbm import HbmTier
+from tiered_embed.tiers.layout import PoolLayout
+from tiered_embed.tiers.moves import Copies, StreamCopies
 
 # --- records --------------------------------------------------------------------------------------
 
@@ -249,7 +255,7 @@ def test_rows_that_a_failed_exchange_leaves_nowhere_are_told_of(tmp_path, monkey
     monkeypatch.undo()
     with pytest.raises(te.TieredEmbedError, match="were lost"):
         module.close()
-    layout = module._runtime.pools[0].layout
+    layout = module.engine.pools[0].layout
     (folder,) = tmp_path.glob("pool-*")
     store = open_store("memory", folder, layout.record_bytes, layout.describe())
     records = np.empty((12, layout.record_bytes), np.uint8)

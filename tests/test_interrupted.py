@@ -14,11 +14,15 @@ import pytest
 import tiered_embed as te
 from stepped import Steps
 from test_pipeline import DIM, SGD, dense_digest, ids_of, make_bag, run_script, train_one
-from tiered_embed.execution import Executors
-from tiered_embed.pipeline import Pipeline
-from tiered_embed.residency import Planner, PoolSlots
+from tiered_embed.engine.executors import Executors
+from tiered_embed.engine.scheduler import Scheduler
+from tiered_embed.residency.budgets import PoolSlots
+from tiered_embed.residency.planner import Planner
 from tiered_embed.store import open_store
-from tiered_embed.tiers import DdrTier, MemoryTiers, PoolLayout, SsdTier
+from tiered_embed.tiers.ddr import DdrTier
+from tiered_embed.tiers.layout import PoolLayout
+from tiered_embed.tiers.memory import MemoryTiers
+from tiered_embed.tiers.ssd import SsdTier
 
 RECORD = 4 * DIM
 
@@ -36,10 +40,10 @@ class Interrupted(Steps):
 
 
 def own_jobs(module: te.TieredEmbeddingBag) -> Executors:
-    pipeline = module._runtime.pools[0].pipeline
+    pipeline = module.engine.pools[0].scheduler
     pipeline._executors.shutdown()
     jobs = Executors(Steps(), Interrupted(), Interrupted())
-    pipeline._executors = pipeline._execution._executors = jobs
+    pipeline._executors = pipeline._mover._executors = jobs
     return jobs
 
 
@@ -59,7 +63,7 @@ def test_a_batch_planned_at_once_waits_for_reads_of_the_stream(tmp_path):
     layout, ssd = stored(tmp_path / "store", 4)
     planner = Planner(layout.tables, PoolSlots((0,), 4, 0, 0), policy="lru", backed=True, tier="-")
     ddr, jobs = DdrTier(layout, 4, 1), Executors(Steps(), Steps(), Steps())
-    pipeline = Pipeline(planner, MemoryTiers(ddr), ssd, lookahead=0, depth=0, executors=jobs)
+    pipeline = Scheduler(planner, MemoryTiers(ddr), ssd, lookahead=0, depth=0, executors=jobs)
     pipeline.push([(0, np.arange(4))])
     jobs.staging.run()
     assert planner.all_resident
@@ -162,8 +166,8 @@ def test_a_write_that_failed_for_once_is_told_by_close(tmp_path):
     """Not an error of the store, which remembers its own."""
     module = make_bag(tmp_path, rows=4)
     own_jobs(module)
-    module._runtime.pools[0].pipeline._execution._write_buffer_bytes = 0
-    store, failed = module._runtime.pools[0].store, []
+    module.engine.pools[0].scheduler._mover._write_buffer_bytes = 0
+    store, failed = module.engine.pools[0].store, []
     put = store._put
 
     def fail_once(*args: Any) -> None:
@@ -183,7 +187,7 @@ def test_a_write_that_failed_for_once_is_told_by_close(tmp_path):
 def test_victims_that_could_not_be_copied_out_are_told_by_close(tmp_path):
     module = make_bag(tmp_path, rows=4)
     own_jobs(module)
-    ddr = module._runtime.pools[0].upper
+    ddr = module.engine.pools[0].upper
     train_one(module, ids_of(0))
     gather, failed = ddr.gather, []
 
@@ -215,7 +219,7 @@ def test_a_collector_in_a_reading_thread_closes_without_blocking(tmp_path):
             tiers = te.Tiers(ddr=96, ssd=sys.argv[1] + "/other", store="memory")
             module = te.TieredEmbeddingBag(
                 None, 4, tiers=tiers, optimizer=te.optim.SGD(lr=0.5), lookahead=1, depth=1)
-            store = module._runtime.pools[0].store
+            store = module.engine.pools[0].store
             get, reads = type(store)._get, []
             store = weakref.ref(store)
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import tiered_embed as te
 from reference import Bags, DenseTrainer, Table
 from stepped import Clock
-from tiered_embed import pipeline as pipeline_module
-from tiered_embed.execution import PLANS_READING, Executors
+from tiered_embed.engine import scheduler as pipeline_module
+from tiered_embed.engine.executors import PLANS_READING, Executors
 
 DIM = 4
 ADAGRAD = te.optim.Adagrad(lr=0.1)
@@ -40,13 +40,13 @@ def make(folder: Path, clock: Clock, *, write_buffer_rows: int, **options: Any) 
     module = te.TieredEmbeddingBag(
         None, DIM, tiers=tiers, optimizer=ADAGRAD, num_threads=1, **options
     )
-    pipeline = module._runtime.pools[0].pipeline
+    pipeline = module.engine.pools[0].scheduler
     pipeline._executors.shutdown()
     lanes = Executors(
         clock.lane(1, 0.001), clock.lane(PLANS_READING, SLOW_S), clock.lane(1, 4 * SLOW_S)
     )
-    pipeline._executors = pipeline._execution._executors = lanes
-    pipeline._execution._write_buffer_bytes = write_buffer_rows * 2 * 4 * DIM
+    pipeline._executors = pipeline._mover._executors = lanes
+    pipeline._mover._write_buffer_bytes = write_buffer_rows * 2 * 4 * DIM
     return module
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import streams
-from tiered_embed.residency import POLICIES, Planner, PoolSlots, plan_text
+from tiered_embed.residency.budgets import PoolSlots
+from tiered_embed.residency.planner import POLICIES, Planner, plan_text
 from two_tiers import WHOLE_ROWS, Segments, Tiers
 
 # --- random walks ---------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional
 
 import tiered_embed as te
-from tiered_embed.optim import SGD, RowWiseAdagrad
+from tiered_embed.optim.adagrad import RowWiseAdagrad
+from tiered_embed.optim.descent import SGD
 
 ROWS, DIM = 50, 6
 LR = 0.25
@@ -601,7 +602,7 @@ def test_stats_add_up(tmp_path):
         assert 0 < ddr.slot_bytes <= 900
         assert ddr.resident == ddr.staged - ddr.evicted
         plain = stats.as_dict()
-        assert list(plain) == ["steps", "tiers", "tables", "skipped", "stages", "depth"]
+        assert list(plain) == ["steps", "tiers", "tables", "skipped", "phases", "depth"]
         assert plain["tables"]["item"]["misses"] == stats.tables["item"].misses
         # What SSD was asked for is what DDR missed, and it gets what DDR writes back.
         assert stats.tiers["SSD"].lookups == ddr.misses
@@ -611,9 +612,9 @@ def test_stats_add_up(tmp_path):
         assert after.tiers["SSD"].staged == after.tiers["DDR"].written_back > ddr.written_back
         assert after.tiers["SSD"].bytes_in == after.tiers["DDR"].bytes_out
         for name in ("step", "wait", "lookup", "update"):
-            assert after.stages[name].count == 10 - (name == "step")
-            assert 0 < after.stages[name].p50_s <= after.stages[name].p99_s
-        assert after.stages["plan"].count == 2 * 10
+            assert after.phases[name].count == 10 - (name == "step")
+            assert 0 < after.phases[name].p50_s <= after.phases[name].p99_s
+        assert after.phases["plan"].count == 2 * 10
 
 
 def test_whole_tables_miss_once_per_row():

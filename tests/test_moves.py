@@ -15,12 +15,18 @@ from running import RECIPES, budget
 from stand_in_cuda import Cuda, Event, Stream
 from stepped import Steps
 from test_three_tiers import train
-from tiered_embed.execution import Executors
-from tiered_embed.kernels import Bags, FbgemmKernel, UpdateOptions
-from tiered_embed.modules import pool as pools
-from tiered_embed.pipeline import Pipeline
-from tiered_embed.residency import Planner, PoolSlots
-from tiered_embed.tiers import DdrTier, HbmTier, MemoryTiers, PoolLayout, StreamCopies
+from tiered_embed.engine import pool as pools
+from tiered_embed.engine.executors import Executors
+from tiered_embed.engine.scheduler import Scheduler
+from tiered_embed.kernels.cpu import Bags, UpdateOptions
+from tiered_embed.kernels.fbgemm import FbgemmKernel
+from tiered_embed.residency.budgets import PoolSlots
+from tiered_embed.residency.planner import Planner
+from tiered_embed.tiers.ddr import DdrTier
+from tiered_embed.tiers.hbm import HbmTier
+from tiered_embed.tiers.layout import PoolLayout
+from tiered_embed.tiers.memory import MemoryTiers
+from tiered_embed.tiers.moves import StreamCopies
 
 DIM = 4
 CPU = torch.device("cpu")
@@ -62,7 +68,7 @@ class Rig:
             lower_slots=50,
         )
         memory = MemoryTiers(self.tier, DdrTier(layout, 50, 1), planner.first_lower_slot)
-        self.pipeline = Pipeline(
+        self.scheduler = Scheduler(
             planner,
             memory,
             None,
@@ -78,7 +84,7 @@ class Rig:
         self.cuda.log.clear()
         ids = np.array(rows, np.int64)
         with Kernels(self.cuda):
-            lease = self.pipeline.stage([(0, ids)])
+            lease = self.scheduler.stage([(0, ids)])
             bags = Bags(self.bag_layout, np.arange(len(ids) + 1), None, len(ids))
             out = torch.empty(len(ids), DIM)
             self.cuda.log.append("forward")

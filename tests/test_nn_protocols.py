@@ -10,7 +10,9 @@ from torch import nn
 
 import tiered_embed as te
 from tiered_embed.modules import base
-from tiered_embed.optim import SGD, Adam, RowWiseAdagrad
+from tiered_embed.optim.adagrad import RowWiseAdagrad
+from tiered_embed.optim.adam import Adam
+from tiered_embed.optim.descent import SGD
 
 ROWS, DIM = 12, 5
 EVERY = range(ROWS)

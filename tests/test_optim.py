@@ -11,7 +11,7 @@ import tiered_embed as te
 from optimizers import CLIPS, DECAYS, SPECS, spec
 from plain_optim import PlainTable
 from tiered_embed import _native
-from tiered_embed.optim import lane_sum, row_gradient
+from tiered_embed.optim.base import lane_sum, row_gradient
 
 
 def test_lane_sum_order() -> None:

@@ -16,7 +16,7 @@ from reference import Bags, Stream, Table
 from running import Prepared, Recipe, make_module
 from streams import Draw
 from tiered_embed import _native
-from tiered_embed.optim import Optimizer
+from tiered_embed.optim.base import Optimizer
 
 STORAGES = (
     ("float32", "nearest"),

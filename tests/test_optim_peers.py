@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tiered_embed as te
-from tiered_embed.optim import Optimizer
+from tiered_embed.optim.base import Optimizer
 
 Parameters = list[torch.nn.Parameter]
 Maker = Callable[[Parameters], torch.optim.Optimizer]

@@ -19,10 +19,11 @@ import tiered_embed as te
 from id_traces import make_collection, ten_tables, train
 from reference import Stream
 from running import RECIPES, Prepared, make_module
-from tiered_embed import residency
 from tiered_embed.errors import CapacityError
-from tiered_embed.residency import POLICIES, Planner, PoolSlots, StepPlan, plan_text
-from tiered_embed.simulate import replay
+from tiered_embed.residency import planner as residency
+from tiered_embed.residency.budgets import PoolSlots
+from tiered_embed.residency.planner import POLICIES, Planner, StepPlan, plan_text
+from tiered_embed.simulate.planner_replay import replay
 
 Row = tuple[int, int]  # (table, id)
 Segments = list[tuple[int, np.ndarray]]
@@ -612,10 +613,10 @@ def test_simulated_counts_are_the_runs(tiers, policy, tmp_path):
         wanted = replay(trace, budget, policy, 16, 2, records=records, num_threads=2)
         module = make_collection(trace, records, budget, policy=policy, lookahead=16, depth=2)
     with module:
-        assert 4 in {pool.planner.num_shards for pool in module._runtime.pools}
+        assert 4 in {pool.planner.num_shards for pool in module.engine.pools}
         train(trace, module)
-        for pool in module._runtime.pools:
-            pool.pipeline.quiesce()
+        for pool in module.engine.pools:
+            pool.scheduler.quiesce()
         assert wanted.differences(module.stats()) == []
         assert min(module.stats().tiers[name].evicted for name in wanted.tiers if name != "SSD") > 0
         module.flush()
@@ -629,7 +630,7 @@ def trained(stream: Stream, kind: str, tiers: te.Tiers, count: int) -> tuple[str
         shards(count),
         make_module(stream.tables, tiers, recipe.optimizer, kernel="native", **options) as module,
     ):
-        assert count in {pool.planner.num_shards for pool in module._runtime.pools}
+        assert count in {pool.planner.num_shards for pool in module.engine.pools}
         Prepared(stream).train(module)
         return module.digest(), module.stats()
 

@@ -18,11 +18,15 @@ import torch
 import tiered_embed as te
 from reference import Bags, DenseTrainer, Table
 from stepped import Steps
-from tiered_embed.execution import Executors
-from tiered_embed.pipeline import Pipeline
-from tiered_embed.residency import Planner, PoolSlots
+from tiered_embed.engine.executors import Executors
+from tiered_embed.engine.scheduler import Scheduler
+from tiered_embed.residency.budgets import PoolSlots
+from tiered_embed.residency.planner import Planner
 from tiered_embed.store import open_store
-from tiered_embed.tiers import DdrTier, MemoryTiers, PoolLayout, SsdTier
+from tiered_embed.tiers.ddr import DdrTier
+from tiered_embed.tiers.layout import PoolLayout
+from tiered_embed.tiers.memory import MemoryTiers
+from tiered_embed.tiers.ssd import SsdTier
 
 DIM = 4
 SGD = te.optim.SGD(lr=0.5)
@@ -82,7 +86,7 @@ class Rig:
         self.ddr = RecordedDdr(layout, slots + 50, self.log)
         self.staging, self.reading, self.writing = Steps(), Steps(), Steps()
         self.ssd = RecordedSsd(layout, self.store, self.log)
-        self.pipeline = Pipeline(
+        self.scheduler = Scheduler(
             self.planner,
             MemoryTiers(self.ddr),
             self.ssd,
@@ -93,11 +97,11 @@ class Rig:
         )
 
     def push(self, *rows: int) -> None:
-        self.pipeline.push([(0, np.array(rows, np.int64))])
+        self.scheduler.push([(0, np.array(rows, np.int64))])
 
     def train(self, value: float) -> None:
         """Takes the next batch, sets its rows to ``value``, and lets it go."""
-        lease = self.pipeline.take()
+        lease = self.scheduler.take()
         records = np.full((len(lease.plan.slots), DIM), value, np.float32)
         DdrTier.scatter(self.ddr, lease.plan.slots, records.view(np.uint8))
         lease.release(updated=True)
@@ -123,7 +127,7 @@ def rig(tmp_path):
 
     yield make
     for rig in made:
-        rig.pipeline.close()
+        rig.scheduler.close()
         rig.store.close()
 
 
@@ -164,7 +168,7 @@ def test_records_that_were_on_their_way_down_come_back_as_they_left(rig, arrived
     if arrived:
         r.writing.run()
         assert r.ssd.in_flight_bytes == 0
-    lease = r.pipeline.take()
+    lease = r.scheduler.take()
     got = DdrTier.gather(r.ddr, lease.plan.slots).view(np.float32)
     assert (got == 1.5).all()
     lease.release(updated=False)
@@ -179,11 +183,11 @@ def test_reads_of_several_plans_are_in_flight_at_once_and_may_end_in_any_order(r
     r.reading.jobs.reverse()
     r.reading.step()
     assert r.take_log() == ["read [4, 5]", "initialise [4, 5]"]
-    assert r.pipeline.peek().keys.tolist() == [0, 1]  # waits for its own rows
+    assert r.scheduler.peek().keys.tolist() == [0, 1]  # waits for its own rows
     assert r.reading.jobs == deque()
     r.train(1.0)
     r.train(2.0)
-    r.pipeline.flush()
+    r.scheduler.flush()
     stored = {
         int(key[-1]): r for keys, rows in r.store.scan() for key, r in zip(keys, rows, strict=True)
     }
@@ -196,7 +200,7 @@ def test_a_batch_that_jumps_the_queue_waits_for_rows_it_shares_with_the_stream(r
         r.push(n, n + 1)
     r.staging.run()
     assert len(r.reading.jobs) == 2
-    lease = r.pipeline.stage([(0, np.array([1, 2, 7]))])
+    lease = r.scheduler.stage([(0, np.array([1, 2, 7]))])
     assert not r.reading.jobs
     assert "initialise [7]" in r.take_log()
     lease.release(updated=True)
@@ -237,8 +241,8 @@ def test_clean_rows_are_dropped_without_a_write(rig):
     r = rig(2, lookahead=0, depth=0)
     r.push(1, 2)
     r.push(3, 4)
-    r.pipeline.take().release(updated=False)
-    r.pipeline.take().release(updated=False)
+    r.scheduler.take().release(updated=False)
+    r.scheduler.take().release(updated=False)
     assert not [entry for entry in r.take_log() if entry.startswith(("evict", "write"))]
     assert list(r.store.scan()) == []
 
@@ -257,13 +261,13 @@ def test_plans_wait_for_their_window_and_for_the_batch_behind_the_depth(rig):
     assert planned() == ["read [11]"]  # one batch ahead of the trainer
     r.push(13)
     assert planned() == []  # two ahead would be deeper than 1
-    first = r.pipeline.take()
+    first = r.scheduler.take()
     assert planned() == []
     first.release(updated=True)
     assert planned() == ["read [12]"]
-    r.pipeline.end()
+    r.scheduler.end()
     assert planned() == []
-    r.pipeline.take().release(updated=True)
+    r.scheduler.take().release(updated=True)
     assert planned() == ["read [13]"]  # the stream has ended: no window is awaited
 
 
@@ -275,7 +279,7 @@ def test_jobs_never_wait_for_the_trainer(rig):
         r.push(n, n + 1, n + 2)
         r.staging.run()
         if n >= 5:
-            held.append(r.pipeline.take())
+            held.append(r.scheduler.take())
         if n >= 8:
             held.pop(0).release(updated=True)
         r.writing.run()
@@ -289,18 +293,18 @@ def test_cancel_drops_the_window_and_what_was_staged_for_it(rig):
     for n in range(6):
         r.push(n)
     r.train(1.0)
-    r.pipeline.cancel()
+    r.scheduler.cancel()
     assert r.planner.window_size == 0
-    r.pipeline.flush()
+    r.scheduler.flush()
     stored = np.concatenate([keys for keys, _ in r.store.scan()])
     assert stored[:, -1].tolist() == [0]
     for n in range(6, 9):
         r.push(n)
-    r.pipeline.end()
+    r.scheduler.end()
     for _ in range(3):
         r.train(2.0)
     with pytest.raises(IndexError):
-        r.pipeline.take()
+        r.scheduler.take()
 
 
 # --- modules --------------------------------------------------------------------------------------
@@ -314,10 +318,10 @@ def make_bag(folder: Path | None, *, rows: int = 6, **options: Any) -> te.Tiered
 
 def step_jobs(module: te.TieredEmbeddingBag) -> Executors:
     """Takes the module's jobs into our hands."""
-    pipeline = module._runtime.pools[0].pipeline
+    pipeline = module.engine.pools[0].scheduler
     pipeline._executors.shutdown()
     mine = Executors(Steps(), Steps(), Steps())
-    pipeline._executors = pipeline._execution._executors = mine
+    pipeline._executors = pipeline._mover._executors = mine
     return mine
 
 
@@ -373,7 +377,7 @@ def fail_with(error: BaseException) -> Callable[..., None]:
 def test_a_failing_store_surfaces_in_the_next_forward(call, prefetch, tmp_path):
     module = make_bag(tmp_path)
     jobs = step_jobs(module)
-    store = module._runtime.pools[0].store
+    store = module.engine.pools[0].store
     batches = [ids_of(n) for n in range(9)]
     trained = []
 
@@ -417,7 +421,7 @@ def test_a_failing_store_surfaces_in_the_next_forward(call, prefetch, tmp_path):
 
 def test_an_unforeseen_error_in_a_job_is_wrapped_with_its_cause(tmp_path):
     module = make_bag(tmp_path)
-    module._runtime.pools[0].upper.initialise = fail_with(ZeroDivisionError("a bug"))
+    module.engine.pools[0].upper.initialise = fail_with(ZeroDivisionError("a bug"))
     with pytest.raises(te.TieredEmbedError, match="a bug") as raised:
         train_loop(module, [ids_of(n) for n in range(5)], [])
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
@@ -522,7 +526,7 @@ def train_one(n):
 module = te.TieredEmbeddingBag(
     None, 4, tiers=te.Tiers(ddr=96, ssd=sys.argv[1], store="rocksdb_py"),
     optimizer=te.optim.SGD(lr=0.5), lookahead=3, depth=2)
-pool = module._runtime.pools[0]
+pool = module.engine.pools[0]
 loop = te.prefetch(range(100), module, ids=lambda n: {module: ids_of(n)})
 """
 
@@ -642,7 +646,7 @@ def test_a_graph_that_is_collected_while_a_job_is_posted_does_not_block(tmp_path
         cycle = [module(ids_of(0))]
         cycle.append(cycle)
         del cycle
-        pipeline = pool.pipeline
+        pipeline = pool.scheduler
         go_on = threading.Event()
         pipeline._post(lambda: go_on.wait(90))
 
@@ -670,7 +674,7 @@ def test_a_batch_is_planned_at_once_where_every_row_is_resident():
     layout = PoolLayout((("table", 4),), DIM, SGD, te.init.Uniform(), 0)
     planner = Planner(layout.tables, PoolSlots((0,), 4, 0, 0), policy="lru", backed=False, tier="-")
     staging = Steps()
-    pipeline = Pipeline(
+    pipeline = Scheduler(
         planner,
         MemoryTiers(DdrTier(layout, 4, 1)),
         None,

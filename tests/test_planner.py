@@ -21,15 +21,8 @@ from reference import Stream
 from running import OPTIMIZERS, Prepared, make_module, record_bytes
 from tiered_embed import traces
 from tiered_embed.errors import CapacityError, ConfigError
-from tiered_embed.residency import (
-    BASE_POLICIES,
-    POLICIES,
-    Planner,
-    PoolSlots,
-    StepPlan,
-    allocate,
-    plan_text,
-)
+from tiered_embed.residency.budgets import PoolSlots, allocate
+from tiered_embed.residency.planner import BASE_POLICIES, POLICIES, Planner, StepPlan, plan_text
 
 Row = tuple[int, int]  # (table, id)
 Segments = list[tuple[int, list[int]]]

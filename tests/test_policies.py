@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import streams
 from policy_models import Caller
 from tiered_embed import traces
-from tiered_embed.residency import BASE_POLICIES, POLICIES, Planner, PoolSlots
+from tiered_embed.residency.budgets import PoolSlots
+from tiered_embed.residency.planner import BASE_POLICIES, POLICIES, Planner
 
 SCARAB_IDS = 258_368
 SLOTS = (2583, 25836, 51673)  # 1, 10 and 20 % of them

@@ -13,13 +13,13 @@ from tiered_embed.simulate import (
     lru_curve,
     mini_simulation,
     misses_of,
-    replay,
     sampled,
     shards,
 )
 from tiered_embed.simulate.curve import even_sizes
 from tiered_embed.simulate.distances import Bins, StackDistances
 from tiered_embed.simulate.numbering import Numbering, accesses
+from tiered_embed.simulate.planner_replay import replay
 from tiered_embed.traces.trace import Trace
 
 

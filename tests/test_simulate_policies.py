@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from tiered_embed import simulate, traces
 from tiered_embed.errors import CapacityError, ConfigError
-from tiered_embed.residency import POLICIES
-from tiered_embed.simulate import belady, belady_batches, classic, lru, misses_of, peer, replay
+from tiered_embed.residency.planner import POLICIES
+from tiered_embed.simulate import belady, belady_batches, classic, lru, misses_of, peer
+from tiered_embed.simulate.planner_replay import replay
 from tiered_embed.traces.trace import Trace
 
 SCARAB = (2583, 25836)  # 1 and 10 % of its ids

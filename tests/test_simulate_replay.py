@@ -10,8 +10,9 @@ import tiered_embed as te
 from covering import covering
 from id_traces import OPTIMIZER, SOURCES, make_collection, ten_tables, train
 from tiered_embed.errors import CapacityError, ConfigError, IdRangeError
-from tiered_embed.residency import POLICIES
-from tiered_embed.simulate import Difference, Records, replay
+from tiered_embed.residency.planner import POLICIES
+from tiered_embed.simulate.planner_replay import Difference, replay
+from tiered_embed.simulate.records import Records
 from tiered_embed.traces.trace import Trace
 
 # HBM (or none) and DDR (or none), shares of the bytes of all distinct rows.
@@ -45,8 +46,8 @@ def check(
         trace, records, tiers, policy=policy, lookahead=lookahead, depth=depth
     ) as module:
         train(trace, module)
-        for pool in module._runtime.pools:
-            pool.pipeline.quiesce()
+        for pool in module.engine.pools:
+            pool.scheduler.quiesce()
         stats = module.stats()
         assert wanted.differences(stats) == []
         for name in wanted.tiers.keys() - {"SSD"}:
@@ -157,7 +158,9 @@ def test_what_cannot_be_simulated_is_refused():
 
 
 def test_the_native_loop_refuses_arrays_that_do_not_fit():
-    from tiered_embed.residency import Planner, PoolSlots, Replay
+    from tiered_embed.residency.budgets import PoolSlots
+    from tiered_embed.residency.planner import Planner
+    from tiered_embed.residency.replay import Replay
 
     planner = Planner(
         [("t", None)], PoolSlots((-1,), 0, 5, 9), policy="lru", backed=True, tier="DDR"
@@ -197,5 +200,5 @@ def test_optimizer_and_dtype_decide_what_a_row_takes():
         module = te.TieredEmbeddingBag(
             9, 8, tiers=te.Tiers(ddr="1MiB"), optimizer=records.optimizer, dtype=dtype
         )
-        assert module._runtime.pools[0].layout.record_bytes == size
+        assert module.engine.pools[0].layout.record_bytes == size
         module.close()

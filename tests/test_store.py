@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from tiered_embed import store as te_store
 from tiered_embed.errors import ClosedError, ConfigError, CorruptionError, StoreError
-from tiered_embed.store import RowStore, decode_rows, encode_keys, open_store, table_key
+from tiered_embed.store import open_store
 from tiered_embed.store import rocksdb as rocksdb_backend
+from tiered_embed.store.base import RowStore
+from tiered_embed.store.keys import decode_rows, encode_keys, table_key
 
 RECORD_BYTES = 24
 LAYOUT = {"dim": 4, "dtype": "float32", "optimizer": "rowwise_adagrad"}

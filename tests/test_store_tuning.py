@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from tiered_embed.errors import ConfigError, CorruptionError
-from tiered_embed.store import RowStore, encode_keys, open_store, table_key
+from tiered_embed.store import open_store
 from tiered_embed.store import rocksdb as rocksdb_backend
+from tiered_embed.store.base import RowStore
+from tiered_embed.store.keys import encode_keys, table_key
 
 RECORD_BYTES = 516
 TABLE = table_key("table")

@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import tiered_embed as te
+from tiered_embed.loop.swapping import swap as swap_function
 from tiered_embed.modules.base import TieredModule
-from tiered_embed.optim import SGD, Adagrad
-from tiered_embed.swap import swap as swap_function
+from tiered_embed.optim.adagrad import Adagrad
+from tiered_embed.optim.descent import SGD
 
 ROWS, DIM = 40, 4
 LR = 0.25
@@ -155,7 +156,7 @@ def test_a_frozen_weight_stays_as_it_is():
     model = holder(emb=nn.Embedding.from_pretrained(torch.randn(ROWS, DIM)), head=nn.Linear(DIM, 1))
     weight = model.emb.weight.detach().clone()
     swap(model, optimizer=Adagrad(lr=1.0))
-    assert model.emb._runtime.options.optimizer is None
+    assert model.emb.engine.options.optimizer is None
     out = model.emb(ids_of(6))
     assert not out.requires_grad
     model.head(out).sum().backward()
@@ -209,7 +210,7 @@ def test_options_reach_every_module():
     model = holder(emb=nn.Embedding(ROWS, DIM), bag=nn.EmbeddingBag(ROWS, DIM))
     swap(model, seed=9, **options)
     for module in model.children():
-        given = module._runtime.options
+        given = module.engine.options
         assert {name: getattr(given, name) for name in options} == options
         assert given.seed == 9
 
@@ -233,7 +234,7 @@ def test_any_container_holds_them():
     assert [entry.path for entry in report.swapped] == ["listed.0", "named.x.0"]
     assert type(model.listed[0]) is te.TieredEmbedding
     assert type(model.named["x"][0]) is te.TieredEmbeddingBag
-    assert [m._runtime.tables[0].name for m in (model.listed[0], model.named["x"][0])] == [
+    assert [m.engine.tables[0].name for m in (model.listed[0], model.named["x"][0])] == [
         "listed.0",
         "named.x.0",
     ]
@@ -449,7 +450,7 @@ def test_the_report_reads_well():
 
 
 def budgets(model: nn.Module) -> list[int]:
-    return [module._runtime.options.tiers.ddr for module in model.children()]
+    return [module.engine.options.tiers.ddr for module in model.children()]
 
 
 def test_the_budget_is_shared_max_min_fair(tmp_path):
@@ -490,9 +491,7 @@ def test_hbm_and_ddr_are_shared_out_both(tmp_path):
     tiers = te.Tiers(hbm=1000, ddr=1000, ssd=tmp_path, store="memory")
     weights = {name: module.weight.clone() for name, module in model.named_children()}
     swap(model, tiers=tiers, **options)
-    shares = [
-        (m._runtime.options.tiers.hbm, m._runtime.options.tiers.ddr) for m in model.children()
-    ]
+    shares = [(m.engine.options.tiers.hbm, m.engine.options.tiers.ddr) for m in model.children()]
     # The small one takes what it wants of HBM and then of DDR.
     assert shares == [(500, ROWS * 4 * DIM - 500), (500, 1000 - (ROWS * 4 * DIM - 500))]
     for name, module in model.named_children():
@@ -776,7 +775,7 @@ def check_losses(model: nn.Module, kind: str, tiers: te.Tiers, loss_of: Any) -> 
         (module, table.name, table.num_embeddings)
         for module in model.modules()
         if isinstance(module, TieredModule)
-        for table in module._runtime.tables
+        for table in module.engine.tables
     ]
     for (module, name, num_rows), bag, before in zip(places, bags, first, strict=True):
         rows = module.rows(range(num_rows), name)

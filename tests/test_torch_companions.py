@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import tiered_embed as te
-from tiered_embed.optim import Adam
+from tiered_embed.optim.adam import Adam
 
 ROWS, DIM, STEPS = 40, 6, 3
 

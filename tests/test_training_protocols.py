@@ -11,7 +11,8 @@ from torch.optim import lr_scheduler as schedules
 
 import tiered_embed as te
 from small import DIM, EVERY, ROWS, make, random_ids
-from tiered_embed.optim import LARSSGD, SGD, Adam
+from tiered_embed.optim.adam import Adam
+from tiered_embed.optim.descent import LARSSGD, SGD
 
 
 def make_model(emb: nn.Module) -> nn.Module:

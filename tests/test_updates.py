@@ -11,7 +11,9 @@ from torch import nn
 
 import tiered_embed as te
 from small import DIM, EVERY, ROWS, TIERS, make, random_ids
-from tiered_embed.optim import LARSSGD, SGD, Adam, RowWiseAdagrad
+from tiered_embed.optim.adagrad import RowWiseAdagrad
+from tiered_embed.optim.adam import Adam
+from tiered_embed.optim.descent import LARSSGD, SGD
 
 # --- te.accumulate --------------------------------------------------------------------------------
 

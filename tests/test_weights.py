@@ -12,7 +12,13 @@ import torch
 
 import tiered_embed as te
 from tiered_embed import _native
-from tiered_embed.weights import TYPE_NUMBERS, decode, encode, round_nearest, round_stochastic
+from tiered_embed.spec.row_formats import (
+    TYPE_NUMBERS,
+    decode,
+    encode,
+    round_nearest,
+    round_stochastic,
+)
 
 SIXTEEN = ["float16", "bfloat16"]
 PATTERNS = np.arange(65536, dtype=np.uint16)

@@ -12,7 +12,8 @@ import pytest
 
 from policy_models import Moves, Series, row_of
 from tiered_embed.errors import CapacityError
-from tiered_embed.residency import Planner, PoolSlots, StepPlan
+from tiered_embed.residency.budgets import PoolSlots
+from tiered_embed.residency.planner import Planner, StepPlan
 
 Row = tuple[int, int]  # (table, id)
 Segments = list[tuple[int, list[int]]]

@@ -4,8 +4,7 @@ Rows move between the tiers ahead of the training loop, the backward applies a f
 per row, and the trained bytes do not depend on where the rows were.
 """
 
-from . import checkpoint, errors, init, optim
-from .config import TableConfig, Tiers
+from . import checkpoint, errors, optim
 from .errors import (
     CapacityError,
     ClosedError,
@@ -17,11 +16,9 @@ from .errors import (
     StoreError,
     TieredEmbedError,
 )
+from .loop import SwapEntry, SwapReport, accumulate, lr_optimizer, prefetch, swap
 from .modules import TieredEmbedding, TieredEmbeddingBag, TieredEmbeddingBagCollection
-from .prefetch import prefetch
-from .stats import Stats
-from .swap import SwapEntry, SwapReport, swap
-from .training import accumulate, lr_optimizer
+from .spec import Stats, TableConfig, Tiers, init
 
 __version__ = "0.1.0.dev0"
 

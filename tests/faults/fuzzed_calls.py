@@ -328,7 +328,7 @@ class Fuzzer:
 
 
 def _first(target: Target) -> str:
-    return "user" if target.name == "collection" else str(target.module._runtime.tables[0].name)
+    return "user" if target.name == "collection" else str(target.module.engine.tables[0].name)
 
 
 def _shown(arguments: dict[str, Any]) -> str:

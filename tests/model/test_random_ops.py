@@ -19,7 +19,7 @@ import torch
 import tiered_embed as te
 from reference import Bags, Batch, DenseTrainer, Table
 from running import INIT, OPTIMIZERS, SEED, bag_args, make_module, record_bytes
-from tiered_embed.residency import POLICIES
+from tiered_embed.residency.planner import POLICIES
 
 NUM_OPERATIONS = 2000
 MAX_HELD = 3
@@ -217,7 +217,7 @@ class Machine:
             assert counts.hits <= counts.staged
 
     def renumber(self) -> None:
-        for pool in self.module._runtime.pools:
+        for pool in self.module.engine.pools:
             pool.planner.renumber()
 
     def collect(self) -> None:
@@ -296,8 +296,8 @@ def check_that_nothing_is_pinned(machine: Machine) -> None:
     gc.collect()
     module = machine.module
     unbounded = next((t for t in machine.tables if t.num_embeddings is None), None)
-    place = None if unbounded is None else module._runtime._place[0]
-    num_new = module._runtime.pools[0].num_slots + 8
+    place = None if unbounded is None else module.engine._place[0]
+    num_new = module.engine.pools[0].num_slots + 8
     top = next(iter(module.stats().tiers))
     overflow = 0
     for n in range(1, num_new):
@@ -310,11 +310,11 @@ def check_that_nothing_is_pinned(machine: Machine) -> None:
         if n == 2:  # what the last plans held has gone by now
             overflow = module.stats().tiers[top].overflow
     assert module.stats().tiers[top].overflow == overflow, "single rows found no slot"
-    for pool in module._runtime.pools:
+    for pool in module.engine.pools:
         assert pool.planner.num_resident <= pool.num_slots + 1
         assert pool.planner.window_size == 0
     if unbounded is not None and place is not None:
-        pool, index = module._runtime.pools[place[0]], place[1]
+        pool, index = module.engine.pools[place[0]], place[1]
         nothing = Bags(np.empty(0, np.int64), np.array([0, 0], np.int64))
         batch = {f: nothing for table in machine.tables for f in table.feature_names}
         full = np.arange(num_new, num_new + pool.num_slots, dtype=np.int64)

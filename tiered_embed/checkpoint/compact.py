@@ -10,9 +10,8 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
-from ..store import write_meta
-from ..store.directory import os_errors, sync_path
-from ..tiers.ssd import KEY
+from ..store import os_errors, sync_path, write_meta
+from ..tiers import KEY
 from . import folders
 from .load import apply_deltas, as_keys, open_chain, scan_pool
 from .manifest import hashed, identity

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..engine import Pool
 from ..errors import ConfigError
-from ..modules.pool import Pool
 from .save import pools_of, tiered_modules
 
 __all__ = ["RowsState"]
@@ -44,7 +44,7 @@ class RowsState:
         out: dict[str, Any] = {}
         total = 0
         for _, module in tiered_modules(self._model):
-            module._runtime.flush()
+            module.engine.flush()
         for module_name, module, pool in pools_of(self._model):
             for t, (table, _) in enumerate(pool.layout.tables):
                 ids, records = [np.empty(0, np.int64)], [_no_records(pool)]
@@ -60,7 +60,7 @@ class RowsState:
                 out[_key(module_name, table)] = {
                     "ids": torch.from_numpy(np.concatenate(ids)),
                     "records": torch.from_numpy(np.concatenate(records)),
-                    "steps": torch.tensor(module._runtime.steps),
+                    "steps": torch.tensor(module.engine.steps),
                 }
         return out
 
@@ -111,7 +111,7 @@ class RowsState:
         for key, (module, pool, t) in wanted.items():
             part = state[key]
             pool.write(t, part["ids"].numpy(), part["records"].numpy())
-            module._runtime.set_steps(int(part["steps"]))
+            module.engine.set_steps(int(part["steps"]))
 
 
 def _check(key: str, part: dict[str, torch.Tensor], pool: Pool, rows: int | None) -> None:

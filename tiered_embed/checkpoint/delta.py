@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CorruptionError
-from ..store import KEY_BYTES, RowStore
-from ..store.directory import os_errors
+from ..store import KEY_BYTES, RowStore, os_errors
 
 __all__ = ["delta_chunks", "delta_keys", "write_delta"]
 

@@ -18,11 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
-from ..config import table_hash
 from ..errors import ConfigError
-from ..store import decode_rows
-from ..store.directory import make_directory, os_errors, sync_path
-from ..weights import ITEM_BYTES
+from ..spec import ITEM_BYTES, table_hash
+from ..store import decode_rows, make_directory, os_errors, sync_path
 from .folders import directory
 from .load import open_chain, scan_pool
 

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from ..errors import ConfigError, CorruptionError
-from ..store.directory import os_errors
+from ..store import os_errors
 
 __all__ = ["encode", "read", "restore_rng", "rng_state"]
 

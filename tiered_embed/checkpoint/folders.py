@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ConfigError, StoreError
-from ..store.directory import make_directory, os_errors, sync_path
+from ..store import make_directory, os_errors, sync_path
 
 __all__ = [
     "check_step",

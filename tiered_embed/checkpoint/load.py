@@ -20,11 +20,19 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from ..engine import Pool, beside
 from ..errors import CapacityError, ConfigError, CorruptionError, StoreError
-from ..modules.pool import Pool, beside
-from ..store import RowStore, decode_rows, open_store, read_meta, write_meta
-from ..store.directory import StoreDirectory, os_errors, sync_path
-from ..tiers.ssd import KEY
+from ..store import (
+    RowStore,
+    StoreDirectory,
+    decode_rows,
+    open_store,
+    os_errors,
+    read_meta,
+    sync_path,
+    write_meta,
+)
+from ..tiers import KEY
 from . import extra as extras
 from .delta import delta_chunks, delta_keys
 from .folders import (
@@ -163,8 +171,8 @@ def load(
             that the model needs another load.
     """
     for _, module in tiered_modules(model):
-        module._runtime.check_idle("restore into")
-        if module._runtime.streaming:
+        module.engine.check_idle("restore into")
+        if module.engine.streaming:
             raise ConfigError("a te.prefetch loop is running; restore before it, or leave it first")
     with contextlib.suppress(Exception):  # of a save that nobody waits for any more
         settle(model, "restore into")
@@ -244,7 +252,7 @@ def _replace(model: nn.Module, chain: Chain, pairs: list[tuple[Pool, int]], path
     indices = [index for _, index in pairs]
     try:
         for module in modules:
-            module._runtime.discard(why)
+            module.engine.discard(why)
         for _, target, _ in prepared:
             write_meta(target, {**read_meta(target), "settled": False})
         for restored, target, _ in prepared:
@@ -252,15 +260,15 @@ def _replace(model: nn.Module, chain: Chain, pairs: list[tuple[Pool, int]], path
         for _, target, steps in prepared:
             write_meta(target, {"step": steps, "settled": True})
         for module in modules:
-            module._runtime.reopen()
+            module.engine.reopen()
         for (_, module, pool), index in zip(pools_of(model), indices, strict=True):
-            module._runtime.set_steps(chain.manifest.pools[index].steps)
+            module.engine.set_steps(chain.manifest.pools[index].steps)
             if pool.store is None:
                 for table, ids, records in _rows(chain, index, pool, path):
                     pool.write(table, ids, records)
     except BaseException:
         for module in modules:
-            module._runtime.refuse(why)
+            module.engine.refuse(why)
         raise
     finally:
         for restored, _, _ in prepared:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ConfigError, CorruptionError, StoreError
-from ..store.directory import os_errors
+from ..store import os_errors
 
 __all__ = [
     "FORMAT_VERSION",

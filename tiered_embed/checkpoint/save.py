@@ -26,11 +26,10 @@ import numpy as np
 from pydantic import ValidationError
 from torch import nn
 
+from ..engine import Pool
 from ..errors import ClosedError, ConfigError, StoreError
-from ..modules.base import TieredModule
-from ..modules.pool import Pool
-from ..store import encode_keys, open_store, write_meta
-from ..store.directory import os_errors
+from ..modules import TieredModule
+from ..store import encode_keys, open_store, os_errors, write_meta
 from ..tiers import ChangedKeys
 from . import extra as extras
 from .delta import write_delta
@@ -130,7 +129,7 @@ def tiered_modules(model: nn.Module) -> list[tuple[str, TieredModule]]:
 
 def pools_of(model: nn.Module) -> list[tuple[str, TieredModule, Pool]]:
     """(module's name, module, pool), in the order of the model."""
-    return [(n, m, pool) for n, m in tiered_modules(model) for pool in m._runtime.pools]
+    return [(n, m, pool) for n, m in tiered_modules(model) for pool in m.engine.pools]
 
 
 def save(
@@ -207,17 +206,17 @@ def settle(model: nn.Module, what: str) -> None:
     """Waits for the model's newest save.
 
     Raises:
-        StoreError: how it failed, unless somebody has seen that. As :meth:`Runtime.check_idle`.
+        StoreError: how it failed, unless somebody has seen that. As :meth:`Engine.check_idle`.
     """
     for _, module in tiered_modules(model):
-        module._runtime.check_idle(what)
+        module.engine.check_idle(what)
     newest = _newest.get(model)
     if newest is not None and not newest.told:
         newest.wait()
 
 
 def _track(model: nn.Module) -> list[ChangedKeys]:
-    tiers = [pool.pipeline.ssd for _, _, pool in pools_of(model)]
+    tiers = [pool.scheduler.ssd for _, _, pool in pools_of(model)]
     return [ChangedKeys() if ssd is None else ssd.track() for ssd in tiers]
 
 
@@ -242,7 +241,7 @@ def _save(
         entries: list[PoolEntry] = []
         changed: list[ChangedKeys] = []
         for i, (name, module, pool) in enumerate(pools):
-            runtime = module._runtime
+            runtime = module.engine
             entries.append(pool_entry(name, pool, f"{kind}/{i}", runtime.steps))
             target = folder / kind / str(i)
             since = None if basis is None else basis.changed[i]
@@ -268,7 +267,7 @@ def _save(
 
         saved = Saved(step_folder(path, step), step)
         if background:
-            saved._future = pools[0][2].pipeline.in_saving_thread(_logged(finish, saved))
+            saved._future = pools[0][2].scheduler.in_saving_thread(_logged(finish, saved))
     except BaseException:
         # What was cut still runs, and must not meet the folder of a later save.
         futures.wait(cuts)
@@ -313,13 +312,13 @@ def _check_basis(basis: _Basis, path: Path, pools: list[tuple[str, TieredModule,
     if Manifest.read(current_folder(path, basis.step)).id != basis.id:
         raise _no_basis(path)
     for (_, _, pool), changed in zip(pools, basis.changed, strict=True):
-        if pool.pipeline.ssd is None or not pool.pipeline.ssd.tracks(changed):
+        if pool.scheduler.ssd is None or not pool.scheduler.ssd.tracks(changed):
             raise _no_basis(path)
 
 
 def _check(pools: list[tuple[str, TieredModule, Pool]], delta: bool) -> None:
     for name, _, pool in pools:
-        pool.pipeline.check()
+        pool.scheduler.check()
         if delta and pool.store is None:
             raise ConfigError(
                 f"module {name!r} has no SSD tier, so nobody knows which rows changed; "
@@ -331,7 +330,7 @@ def _cut(
     pool: Pool, target: Path, steps: int, since: ChangedKeys | None, changed: list[ChangedKeys]
 ) -> Future[None]:
     """Fixes a pool's rows; the future tells that they are in ``target``."""
-    ssd, store = pool.pipeline.ssd, pool.store
+    ssd, store = pool.scheduler.ssd, pool.store
     if ssd is None or store is None:
         changed.append(ChangedKeys())
         return _copied(pool, target, steps)
@@ -347,12 +346,12 @@ def _cut(
 
     place = len(changed)
     changed.append(ChangedKeys())
-    return pool.pipeline.cut(job)
+    return pool.scheduler.cut(job)
 
 
 def _copied(pool: Pool, target: Path, steps: int) -> Future[None]:
     """Without a store below: writes one, of every materialised row, before it returns."""
-    pool.pipeline.quiesce()
+    pool.scheduler.quiesce()
     layout = pool.layout
 
     def chunks() -> Any:

@@ -11,9 +11,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from ..config import Tiers
-from ..kernels import KERNELS
 from ..residency import POLICIES
+from ..spec import KERNELS, Tiers
 
 __all__ = ["bench"]
 
@@ -55,8 +54,7 @@ def bench(
 ) -> None:
     """Train on a stream of ids and tell where each step's time went."""
     try:
-        from .. import bench as benchmark
-        from .. import bench_report  # need the extra `demo`
+        from .. import bench as benchmark  # needs the extra `demo`
     except ImportError as error:
         raise typer.BadParameter(f"{error}; pip install 'tiered_embed[demo]'") from error
     from ..traces import find_format, open_trace, read_raw
@@ -102,8 +100,8 @@ def bench(
                 options, lambda done, left: bar.update(task, completed=done, total=done + left)
             )
     if picture is not None:
-        bench_report.draw(result, picture)
+        benchmark.report.draw(result, picture)
     if as_json:
-        typer.echo(json.dumps(bench_report.as_dict(result), indent=2))
+        typer.echo(json.dumps(benchmark.report.as_dict(result), indent=2))
     else:
-        bench_report.show(console, result)
+        benchmark.report.show(console, result)

@@ -13,15 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .. import optim
-from ..config import Tiers, parse_bytes
 from ..errors import ConfigError
 from ..residency import POLICIES
+from ..spec import Tiers, parse_bytes
 from ..traces import open_trace
 
 if TYPE_CHECKING:
-    from ..simulate.planner_replay import ReplayResult
-    from ..simulate.study import Study
-    from ..traces.trace import Trace
+    from ..simulate import ReplayResult, Study
+    from ..traces import Trace
 
 __all__ = ["simulate"]
 
@@ -181,8 +180,7 @@ def _counts(result: ReplayResult) -> Table:
 
 
 def _show(console: Console, found: Study) -> None:
-    from ..simulate.report import size_text
-    from ..simulate.study import table_rows
+    from ..simulate import size_text, table_rows
 
     console.print(
         f"{found.name}: {found.curve.lookups:,.0f} lookups in {found.steps:,} batches, "

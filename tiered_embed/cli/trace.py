@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import traces
-from ..traces.reuse import TableCounts
+from ..traces import TableCounts
 from .progress import LateBar
 from .trace_generate import generate
 from .trace_record import record

@@ -9,8 +9,7 @@ from typing import Annotated, Any, cast, get_args
 import typer
 
 from .. import traces
-from ..traces.opening import Format
-from ..traces.raw import Layout
+from ..traces import Format, Layout
 from .progress import LateBar
 
 __all__ = [

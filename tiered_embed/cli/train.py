@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..config import Tiers
 from ..residency import POLICIES
+from ..spec import Tiers
 
 __all__ = ["train"]
 

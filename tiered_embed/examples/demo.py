@@ -24,9 +24,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 import tiered_embed as te
-from tiered_embed.examples import dlrm
-from tiered_embed.store import default_backend
-from tiered_embed.traces import CriteoBatch, CriteoGenerator, CriteoOptions, CriteoReader, data_root
+
+from ..store import default_backend
+from ..traces import CriteoBatch, CriteoGenerator, CriteoOptions, CriteoReader, data_root
+from . import dlrm
 
 __all__ = ["app", "main"]
 

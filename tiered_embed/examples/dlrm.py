@@ -21,7 +21,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
 
 import tiered_embed as te
-from tiered_embed.traces.criteo import NUM_CATEGORIES, NUM_INTEGERS, NUM_RAW_IDS, CriteoBatch
+
+from ..traces import NUM_CATEGORIES, NUM_INTEGERS, NUM_RAW_IDS, CriteoBatch
 
 __all__ = [
     "DLRM",

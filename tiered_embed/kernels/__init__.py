@@ -1,16 +1,13 @@
 """Lookup and fused update over slots. One module per implementation, one interface."""
 
 from .base import Kernel
+from .choice import kernel_for
 from .cpu import POOLINGS, Bags, CpuKernel, UpdateOptions
 from .device import DeviceKernel
 from .fbgemm import FbgemmKernel
 from .triton import TritonKernel
 
-# What a module may be asked to compute with.
-KERNELS = ("auto", "native", "fbgemm", "triton")
-
 __all__ = [
-    "KERNELS",
     "POOLINGS",
     "Bags",
     "CpuKernel",
@@ -19,4 +16,5 @@ __all__ = [
     "Kernel",
     "TritonKernel",
     "UpdateOptions",
+    "kernel_for",
 ]

@@ -15,7 +15,7 @@ import torch
 
 from .. import _native
 from ..optim import Optimizer
-from ..weights import rounding_key
+from ..spec import rounding_key
 
 __all__ = ["POOLINGS", "Bags", "CpuKernel", "UpdateOptions"]
 

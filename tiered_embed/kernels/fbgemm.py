@@ -27,8 +27,7 @@ import torch
 from .. import _native
 from .._native import StepPlan
 from ..errors import ConfigError
-from ..optim import Optimizer
-from ..optim.base import NORM_FLOOR
+from ..optim import NORM_FLOOR, Optimizer
 from ..tiers import HbmTier, PoolLayout
 from .cpu import Bags, UpdateOptions
 from .device import DeviceKernel

@@ -21,8 +21,8 @@ from .. import _native
 from .._native import StepPlan
 from ..errors import ConfigError
 from ..optim import Optimizer
+from ..spec import renormalised
 from ..tiers import HbmTier, PoolLayout
-from ..weights import renormalised
 from .cpu import Bags, UpdateOptions
 from .device import DeviceKernel
 

@@ -6,15 +6,12 @@ from typing import Any
 
 import torch
 
-from ..config import Mode, TableConfig, Tiers
+from ..engine import Batch, feature_batch
 from ..errors import ConfigError
-from ..init import Init, Uniform
 from ..optim import Optimizer
+from ..spec import EngineOptions, Init, Mode, TableConfig, Tiers, Uniform
 from .base import TieredModule, filled, pretrained_shape
-from .batch import Batch
 from .eager import eager
-from .inputs import feature_batch
-from .options import RuntimeOptions
 
 __all__ = ["TieredEmbeddingBag"]
 
@@ -89,7 +86,7 @@ class TieredEmbeddingBag(TieredModule):
         device: torch.device | str | None = None,
         kernel: str = "auto",
     ) -> None:
-        options = RuntimeOptions(
+        options = EngineOptions(
             tiers,
             optimizer,
             init,
@@ -160,8 +157,8 @@ class TieredEmbeddingBag(TieredModule):
         return self._batch(indices, offsets, weights)
 
     def _batch(self, indices: object, offsets: object, weights: object) -> Batch:
-        where = f"table {self._runtime.tables[0].name!r}"
-        return self._runtime.batch(
+        where = f"table {self.engine.tables[0].name!r}"
+        return self.engine.batch(
             [
                 feature_batch(
                     where,

@@ -16,15 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ..config import TableConfig
+from ..engine import Batch, Engine, apart_from_own_threads
 from ..errors import ConfigError, NotCopyableError
-from ..execution import apart_from_own_threads
 from ..optim import Optimizer
-from ..stats import Stats
-from ..traces.recorder import Lookup
-from .batch import Batch
-from .options import RuntimeOptions
-from .runtime import Runtime
+from ..spec import EngineOptions, Stats, TableConfig
+from ..traces import Lookup
 
 __all__ = ["TieredModule"]
 
@@ -76,13 +72,13 @@ def _close_all() -> None:
         module._finalizer()
 
 
-def _close_unattended(runtime: Runtime, pid: int) -> None:
+def _close_unattended(engine: Engine, pid: int) -> None:
     if pid != os.getpid():
         return
 
     def close() -> None:
         try:
-            runtime.close()
+            engine.close()
         except Exception:
             log = logging.getLogger("tiered_embed")
             log.exception("rows trained since the last flush are lost")
@@ -101,32 +97,32 @@ class TieredModule(nn.Module):
         self,
         tables: list[TableConfig],
         features: list[tuple[str, int]],
-        options: RuntimeOptions,
+        options: EngineOptions,
         *,
         pooled: bool = True,
     ) -> None:
         super().__init__()
-        self._runtime = Runtime(tables, features, options, pooled=pooled)
+        self.engine = Engine(tables, features, options, pooled=pooled)
         # What was trained reaches the store even when nobody calls close(): when the module is
         # collected, or at interpreter exit.
-        self._finalizer = weakref.finalize(self, _close_unattended, self._runtime, os.getpid())
+        self._finalizer = weakref.finalize(self, _close_unattended, self.engine, os.getpid())
         _open_modules.add(self)
 
     @property
     def device(self) -> torch.device:
         """Where rows are looked up and updated, and where the outputs lie."""
-        return self._runtime.device
+        return self.engine.device
 
     def prepare(self, value: Any) -> Batch:
-        """A forward's arguments, checked; what ``te.prefetch`` stages."""
+        """A forward's arguments, checked; what ``te.prefetch`` phases."""
         raise NotImplementedError
 
     def _forward(self, batch: Batch) -> torch.Tensor:
-        return self._runtime.forward(batch, training=self.training)
+        return self.engine.forward(batch, training=self.training)
 
     def trace_tables(self) -> list[tuple[str, int | None]]:
         """Name and rows of every table, for ``traces.record``."""
-        return [(table.name, table.num_embeddings) for table in self._runtime.tables]
+        return [(table.name, table.num_embeddings) for table in self.engine.tables]
 
     def lookups(self, *args: Any) -> list[Lookup]:
         """What a forward with these arguments looks up, as its planner sees it.
@@ -134,7 +130,7 @@ class TieredModule(nn.Module):
         Returns:
             Per feature, pool after pool: (table, its rows, ids (N,), bag starts (B + 1,) or None).
         """
-        return self._runtime.lookups(self.prepare(args if len(args) > 1 else args[0]))
+        return self.engine.lookups(self.prepare(args if len(args) > 1 else args[0]))
 
     def rows(self, ids: object, table: str | None = None) -> torch.Tensor:
         """Current weights of ``ids`` (n,) -> (n, D), a copy; stages and changes nothing.
@@ -145,15 +141,15 @@ class TieredModule(nn.Module):
             IdRangeError: an id outside its table.
             ConfigError: ids that are not 1-D integers, or an ambiguous ``table``.
         """
-        rows = self._runtime.rows
+        rows = self.engine.rows
         index = rows.table_index(table)
         weights, dtype = rows.weights(index, _ids(ids))
         flat = torch.from_numpy(weights.reshape(-1)).view(getattr(torch, dtype))
-        return flat.view(len(weights), self._runtime.tables[index].embedding_dim)
+        return flat.view(len(weights), self.engine.tables[index].embedding_dim)
 
     def optimizer_state(self, ids: object, table: str | None = None) -> dict[str, torch.Tensor]:
         """State arrays of ``ids`` (n,), each (n, width) float32, a copy. Raises as :meth:`rows`."""
-        rows = self._runtime.rows
+        rows = self.engine.rows
         state = rows.state(rows.table_index(table), _ids(ids))
         return {name: torch.from_numpy(array) for name, array in state.items()}
 
@@ -172,7 +168,7 @@ class TieredModule(nn.Module):
         Raises:
             IdRangeError, ConfigError: and nothing is written.
         """
-        rows = self._runtime.rows
+        rows = self.engine.rows
         arrays = None
         if state is not None:
             if not isinstance(state, Mapping):
@@ -181,7 +177,7 @@ class TieredModule(nn.Module):
         rows.load(rows.table_index(table), _ids(ids), self._weights(weights), arrays)
 
     def _weights(self, weights: object) -> npt.NDArray[np.float32]:
-        dtype = self._runtime.options.dtype
+        dtype = self.engine.options.dtype
         allowed = {torch.float32} if dtype == torch.int8 else {torch.float32, dtype}
         return _floats("weights", weights, tuple(allowed))
 
@@ -200,7 +196,7 @@ class TieredModule(nn.Module):
         Raises:
             ConfigError: ids out of order, a store that holds rows, no SSD tier; nothing is kept.
         """
-        rows = self._runtime.rows
+        rows = self.engine.rows
 
         def arrays() -> Iterable[Any]:
             for ids, weights, *rest in chunks:
@@ -218,9 +214,9 @@ class TieredModule(nn.Module):
         Raises:
             ConfigError: the table has no fixed size, or takes more than 256 MiB.
         """
-        runtime = self._runtime
-        table = runtime.tables[runtime.rows.table_index(None)]
-        size = runtime.options.output.itemsize * table.embedding_dim
+        engine = self.engine
+        table = engine.tables[engine.rows.table_index(None)]
+        size = engine.options.output.itemsize * table.embedding_dim
         if table.num_embeddings is None or table.num_embeddings * size > WEIGHT_LIMIT_BYTES:
             raise ConfigError(
                 f"table {table.name!r} has {table.num_embeddings or 'any number of'} rows of "
@@ -233,26 +229,26 @@ class TieredModule(nn.Module):
 
     def _apply(self: M, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> M:
         # model.half() and the like: rows stay as they are, the output follows.
-        mine = self._runtime.device
-        probe = fn(torch.zeros(1, dtype=self._runtime.output_dtype, device=mine))
+        mine = self.engine.device
+        probe = fn(torch.zeros(1, dtype=self.engine.output_dtype, device=mine))
         if probe.device != mine:
             raise ConfigError(
                 f"this {type(self).__name__} computes on {mine}, which its tiers decide; move the "
                 f"rest of the model to {probe.device} and this module's outputs by hand"
             )
-        self._runtime.output_dtype = probe.dtype
+        self.engine.output_dtype = probe.dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def get_extra_state(self) -> torch.Tensor:
         """Where the rows are, as JSON in a uint8 tensor: a state_dict does not hold them."""
-        runtime = self._runtime
-        tiers = runtime.options.tiers
+        engine = self.engine
+        tiers = engine.options.tiers
         text = json.dumps(
             {
                 "rows": "in memory" if tiers.ssd is None else str(tiers.ssd),
-                "steps": runtime.steps,
-                "tables": {t.name: [t.num_embeddings, t.embedding_dim] for t in runtime.tables},
+                "steps": engine.steps,
+                "tables": {t.name: [t.num_embeddings, t.embedding_dim] for t in engine.tables},
             }
         )
         return torch.tensor(list(text.encode()), dtype=torch.uint8)
@@ -267,7 +263,7 @@ class TieredModule(nn.Module):
             given = json.loads(bytes(state.tolist()))["tables"]
         except (AttributeError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise ConfigError(f"the state is none of a tiered module: {error!r}") from error
-        mine = {t.name: [t.num_embeddings, t.embedding_dim] for t in self._runtime.tables}
+        mine = {t.name: [t.num_embeddings, t.embedding_dim] for t in self.engine.tables}
         if given != mine:
             raise ConfigError(f"the state is of tables {given}; this module has {mine}")
 
@@ -282,7 +278,7 @@ class TieredModule(nn.Module):
         error_msgs: list[str],
     ) -> None:
         # A checkpoint of the module that this one replaced has whole tables.
-        tables = self._runtime.tables
+        tables = self.engine.tables
         # te.swap puts the module's path before a table's name; a key's last part has no dot.
         names = {f"{prefix}embedding_bags.{t.name.split('.')[-1]}.weight": t for t in tables}
         if len(tables) == 1:
@@ -312,15 +308,15 @@ class TieredModule(nn.Module):
 
     def stats(self) -> Stats:
         """Running counts per tier and table."""
-        return self._runtime.stats()
+        return self.engine.stats()
 
     def digest(self) -> str:
         """SHA-256 over (table, row id, record) of every materialised row, in key order."""
-        return self._runtime.digest()
+        return self.engine.digest()
 
     def flush(self) -> None:
         """Writes every dirty row back to the SSD tier."""
-        self._runtime.flush()
+        self.engine.flush()
 
     def close(self) -> None:
         """Flushes, then lets go of files and threads; idempotent.
@@ -329,7 +325,7 @@ class TieredModule(nn.Module):
             StoreError: rows could not be written.
         """
         self._finalizer.detach()
-        self._runtime.close()
+        self.engine.close()
 
     def __enter__(self: M) -> M:
         return self
@@ -343,10 +339,10 @@ class TieredModule(nn.Module):
         self.close()
 
     def extra_repr(self) -> str:
-        runtime = self._runtime
-        options = runtime.options
+        engine = self.engine
+        options = engine.options
         tables = ", ".join(
-            f"{t.name}: {t.num_embeddings} x {t.embedding_dim}" for t in runtime.tables
+            f"{t.name}: {t.num_embeddings} x {t.embedding_dim}" for t in engine.tables
         )
         ssd = "none" if options.tiers.ssd is None else options.tiers.store
         dtype = "" if options.dtype == torch.float32 else f"dtype={options.dtype}, "

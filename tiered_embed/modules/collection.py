@@ -8,15 +8,12 @@ from typing import Any
 
 import torch
 
-from ..config import TableConfig, Tiers
+from ..engine import Batch, FeatureBatch, feature_batch
 from ..errors import ConfigError
-from ..init import Init, Uniform
 from ..optim import Optimizer
+from ..spec import EngineOptions, Init, TableConfig, Tiers, Uniform
 from .base import TieredModule
-from .batch import Batch
 from .eager import eager
-from .inputs import FeatureBatch, feature_batch
-from .options import RuntimeOptions
 
 __all__ = ["TieredEmbeddingBagCollection", "is_keyed_jagged"]
 
@@ -81,7 +78,7 @@ class TieredEmbeddingBagCollection(TieredModule):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ConfigError(f"table {repeated[0]!r} is configured twice; names are unique")
-        options = RuntimeOptions(
+        options = EngineOptions(
             tiers,
             optimizer,
             init,
@@ -111,16 +108,16 @@ class TieredEmbeddingBagCollection(TieredModule):
 
     def prepare(self, value: Any) -> Batch:
         if isinstance(value, Mapping):
-            return self._runtime.batch(self._from_mapping(value))
+            return self.engine.batch(self._from_mapping(value))
         if is_keyed_jagged(value):
-            return self._runtime.batch(self._from_keyed_jagged(value))
+            return self.engine.batch(self._from_keyed_jagged(value))
         raise ConfigError(
             f"input is a {type(value).__name__}; pass a KeyedJaggedTensor or "
             "{feature: (ids, offsets)}"
         )
 
     def _check_features(self, given: Sequence[str], *, others: bool) -> None:
-        wanted = [name for name, _ in self._runtime.features]
+        wanted = [name for name, _ in self.engine.features]
         missing = sorted(set(wanted) - set(given))
         unknown = [] if others else sorted(set(given) - set(wanted))
         if missing or unknown:
@@ -129,7 +126,7 @@ class TieredEmbeddingBagCollection(TieredModule):
     def _from_mapping(self, value: Mapping[str, Any]) -> list[FeatureBatch]:
         self._check_features(list(value), others=False)
         out = []
-        for name, _ in self._runtime.features:
+        for name, _ in self.engine.features:
             args = value[name] if isinstance(value[name], tuple) else (value[name],)
             indices, offsets, weights = (*args, None, None, None)[:3]
             weights = self._sample_weights(name, weights)
@@ -159,7 +156,7 @@ class TieredEmbeddingBagCollection(TieredModule):
         num_bags = (len(offsets) - 1) // max(len(keys), 1)
         weights = value.weights_or_none()
         out = []
-        for name, _ in self._runtime.features:
+        for name, _ in self.engine.features:
             k = keys.index(name)
             part = slice(starts[k], starts[k + 1])
             bounds = offsets[k * num_bags : (k + 1) * num_bags + 1] - starts[k]
@@ -190,7 +187,7 @@ class TieredEmbeddingBagCollection(TieredModule):
             ConfigError, IdRangeError: bad arguments; nothing has changed.
         """
         out = self._forward(self.prepare(value))
-        names, widths = self.embedding_names, self._runtime.widths
+        names, widths = self.embedding_names, self.engine.widths
         if isinstance(value, Mapping):
             return dict(zip(names, torch.split(out, widths, dim=1), strict=True))
         from torchrec.sparse.jagged_tensor import KeyedTensor  # only its users have it

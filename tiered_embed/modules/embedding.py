@@ -6,14 +6,11 @@ from typing import Any
 
 import torch
 
-from ..config import TableConfig, Tiers
-from ..init import Init, Uniform
+from ..engine import Batch, FeatureBatch, feature_batch
 from ..optim import Optimizer
+from ..spec import EngineOptions, Init, TableConfig, Tiers, Uniform
 from .base import TieredModule, filled, pretrained_shape
-from .batch import Batch
 from .eager import eager
-from .inputs import FeatureBatch, feature_batch
-from .options import RuntimeOptions
 
 __all__ = ["TieredEmbedding"]
 
@@ -51,7 +48,7 @@ class TieredEmbedding(TieredModule):
         device: torch.device | str | None = None,
         kernel: str = "auto",
     ) -> None:
-        options = RuntimeOptions(
+        options = EngineOptions(
             tiers,
             optimizer,
             init,
@@ -100,11 +97,11 @@ class TieredEmbedding(TieredModule):
         return filled(module, embeddings)
 
     def prepare(self, value: Any) -> Batch:
-        where = f"table {self._runtime.tables[0].name!r}"
+        where = f"table {self.engine.tables[0].name!r}"
         dense = isinstance(value, torch.Tensor) and value.layout is torch.strided
         flat = value.reshape(1, -1) if dense else value
         checked = feature_batch(where, flat, None, None)
-        return self._runtime.batch([FeatureBatch(checked.ids, None, None)])
+        return self.engine.batch([FeatureBatch(checked.ids, None, None)])
 
     @eager
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -118,7 +115,7 @@ class TieredEmbedding(TieredModule):
             whole = torch.zeros(len(kept), self.embedding_dim, dtype=out.dtype, device=out.device)
             if self.padding_idx is not None:
                 padded = ~kept
-                if self._runtime.options.bounds_check == "ignore":
+                if self.engine.options.bounds_check == "ignore":
                     padded = (input.reshape(-1) == self.padding_idx).to(out.device)
                 whole[padded] = self._padding().to(out)
             out = whole.index_put((kept,), out)
@@ -126,7 +123,7 @@ class TieredEmbedding(TieredModule):
 
     def _padding(self) -> torch.Tensor:
         """The padding row, (D,); only ``load_rows`` and the like change it."""
-        version = self._runtime.rows.version
+        version = self.engine.rows.version
         if self._padding_row is None or self._padding_row[0] != version:
             self._padding_row = (version, self.rows([self.padding_idx])[0])
         return self._padding_row[1]

@@ -10,13 +10,14 @@ backward passes of the module, from 1.
 
 from .adagrad import Adagrad, RowWiseAdagrad, RowWiseRMSProp
 from .adam import LAMB, Adam, AdamW, PartialRowWiseAdam, PartialRowWiseLAMB
-from .base import Optimizer, lane_sum, row_gradient
+from .base import NORM_FLOOR, Optimizer, lane_sum, row_gradient
 from .descent import FTRL, LARSSGD, SGD, MomentumSGD
 
 __all__ = [
     "FTRL",
     "LAMB",
     "LARSSGD",
+    "NORM_FLOOR",
     "SGD",
     "Adagrad",
     "Adam",

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from .lru_replay import lru
     from .peers import PEERS, peer
     from .policies import misses_of, policy_names
+    from .report import size_text
     from .sampling import sampled, shards
+    from .study import Study, table_rows
 
 __all__ = [
     "CLASSICS",
@@ -34,6 +36,7 @@ __all__ = [
     "Records",
     "ReplayResult",
     "SimulatedCounts",
+    "Study",
     "aet",
     "belady",
     "belady_batches",
@@ -44,10 +47,15 @@ __all__ = [
     "mini_simulation",
     "misses_of",
     "peer",
+    "plot",
     "policy_names",
     "replay",
+    "report",
     "sampled",
     "shards",
+    "size_text",
+    "study",
+    "table_rows",
 ]
 
 # numba takes seconds to import: only who asks for its loops waits.
@@ -59,7 +67,9 @@ _PLACES = {
     "lru_replay": ("lru",),
     "peers": ("PEERS", "peer"),
     "policies": ("misses_of", "policy_names"),
+    "report": ("size_text",),
     "sampling": ("sampled", "shards"),
+    "study": ("Study", "table_rows"),
 }
 
 

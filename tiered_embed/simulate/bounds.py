@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CapacityError, ConfigError
-from ..traces.trace import Trace
+from ..traces import Trace
 from .compiled import compiled
 from .numbering import I32, I64, all_accesses
 from .planner_replay import SimulatedCounts

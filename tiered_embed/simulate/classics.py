@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
-from ..traces.trace import Trace
+from ..traces import Trace
 from .compiled import compiled
 from .numbering import I32, I64, all_accesses
 from .planner_replay import SimulatedCounts

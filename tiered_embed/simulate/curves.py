@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ..errors import ConfigError
-from ..traces.trace import Trace
+from ..traces import Trace
 from .compiled import compiled
 from .curve import F64, MissRatioCurve
 from .distances import Bins, StackDistances

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CapacityError
-from ..traces.chunk import TraceChunk
-from ..traces.trace import Trace
+from ..traces import Trace, TraceChunk
 from .compiled import compiled
 
 __all__ = ["Accesses", "Numbering", "accesses", "all_accesses"]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from ..traces.trace import Trace
+from ..traces import Trace
 from .numbering import Numbering, accesses
 from .planner_replay import SimulatedCounts
 

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..config import Tiers
 from ..errors import ConfigError
 from ..residency import OVERFLOW_SLOTS, Planner, PoolSlots, Replay, allocate_tiers
-from ..stats import Counts, Stats
-from ..traces.trace import Trace
+from ..spec import Counts, Stats, Tiers
+from ..traces import Trace
 from .records import RecordPool, Records
 
 __all__ = ["STEP_COLUMNS", "Difference", "ReplayResult", "SimulatedCounts", "replay"]

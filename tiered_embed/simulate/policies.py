@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from ..errors import ConfigError
 from ..residency import POLICIES
-from ..traces.trace import Trace
+from ..traces import Trace
 from .bounds import belady, belady_batches
 from .classics import CLASSICS, classic
 from .peers import PEERS, peer

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import ConfigError
-from ..init import Uniform
 from ..optim import Optimizer, RowWiseAdagrad
+from ..spec import ITEM_BYTES, Uniform
 from ..tiers import PoolLayout
-from ..traces.chunk import TraceTable
-from ..weights import ITEM_BYTES
+from ..traces import TraceTable
 
 __all__ = ["RecordPool", "Records"]
 

@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
-from ..traces.chunk import TraceChunk
-from ..traces.trace import Trace
+from ..traces import Trace, TraceChunk
 from .compiled import compiled
 from .curve import MissRatioCurve
 from .distances import F64, Bins, StackDistances

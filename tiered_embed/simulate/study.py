@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import CapacityError, ConfigError
 from ..residency import POLICIES
-from ..traces.trace import Trace
+from ..traces import Trace
 from .curve import CurveError, MissRatioCurve
 from .curves import Within, aet, che, lru_curve
 from .peers import PeerTrace, least_slots

@@ -16,19 +16,33 @@ from typing import Any, Literal, get_args
 from ..errors import ConfigError, StoreError
 from . import memory, rocksdb, rocksdb_py
 from .base import Chunk, RowStore, StoreOptions, close_at_exit
-from .directory import Mode, StoreDirectory, read_meta, write_meta
+from .directory import (
+    Mode,
+    StoreDirectory,
+    make_directory,
+    os_errors,
+    read_meta,
+    sync_path,
+    write_meta,
+)
 from .keys import KEY_BYTES, decode_rows, encode_keys, table_key
+from .rocksdb import RocksDbRowStore
 
 __all__ = [
     "KEY_BYTES",
     "Chunk",
+    "RocksDbRowStore",
     "RowStore",
+    "StoreDirectory",
     "StoreOptions",
     "decode_rows",
     "default_backend",
     "encode_keys",
+    "make_directory",
     "open_store",
+    "os_errors",
     "read_meta",
+    "sync_path",
     "table_key",
     "write_meta",
 ]

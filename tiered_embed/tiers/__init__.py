@@ -5,9 +5,10 @@ from .hbm import HbmTier
 from .layout import PoolLayout
 from .memory import MemoryTier, MemoryTiers
 from .moves import Copies, Moves, StreamCopies
-from .ssd import ChangedKeys, SsdTier
+from .ssd import KEY, ChangedKeys, SsdTier
 
 __all__ = [
+    "KEY",
     "ChangedKeys",
     "Copies",
     "DdrTier",

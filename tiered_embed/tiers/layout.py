@@ -11,10 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _native
-from ..config import table_hash
-from ..init import Init
 from ..optim import Optimizer
-from ..weights import ITEM_BYTES, TYPE_NUMBERS
+from ..spec import ITEM_BYTES, TYPE_NUMBERS, Init, table_hash
 
 __all__ = ["PoolLayout"]
 

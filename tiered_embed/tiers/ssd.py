@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _native
-from ..stats import TierStats
+from ..spec import TierStats
 from ..store import Chunk, RowStore, encode_keys, read_meta, write_meta
 from .layout import PoolLayout
 

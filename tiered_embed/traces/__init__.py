@@ -8,11 +8,11 @@ data lies. Nothing here starts a thread; numba, pyarrow and zstandard (the extra
 imported where they are used first.
 """
 
-from tiered_embed.traces.calibration import Calibration, calibrate
-from tiered_embed.traces.checkins import CheckIns, read_checkins
-from tiered_embed.traces.chunk import TraceBags, TraceChunk, TraceTable
-from tiered_embed.traces.columns import csv_trace, parquet_trace
-from tiered_embed.traces.criteo import (
+from .calibration import Calibration, calibrate
+from .checkins import CheckIns, read_checkins
+from .chunk import TraceBags, TraceChunk, TraceTable
+from .columns import csv_trace, parquet_trace
+from .criteo import (
     MISSING_ID,
     NUM_CATEGORIES,
     NUM_INTEGERS,
@@ -21,22 +21,22 @@ from tiered_embed.traces.criteo import (
     CriteoOptions,
     CriteoReader,
 )
-from tiered_embed.traces.fbgemm import fbgemm_trace
-from tiered_embed.traces.generate import IdBatch, IdStream
-from tiered_embed.traces.generate_criteo import CriteoGenerator
-from tiered_embed.traces.libcachesim import csv_requests_trace, oracle_general_trace
-from tiered_embed.traces.movielens import Ratings, read_ratings
-from tiered_embed.traces.opening import TraceOptions, find_format, open_trace
-from tiered_embed.traces.popularity import Pooling, Steps, Zipf
-from tiered_embed.traces.raw import raw_trace, read_raw
-from tiered_embed.traces.recorder import Recorder, record, record_first
-from tiered_embed.traces.reuse import ReuseHistogram, count_rows, read_locality
-from tiered_embed.traces.root import DATA_VARIABLE, data_root
-from tiered_embed.traces.samples import checkins_trace, criteo_trace, movielens_trace
-from tiered_embed.traces.selection import head, sample
-from tiered_embed.traces.stream import GeneratedStream, GeneratedTable, WorkingSet
-from tiered_embed.traces.tet import TraceWriter, read_tet, write_tet
-from tiered_embed.traces.trace import Trace
+from .fbgemm import fbgemm_trace
+from .generate import Distribution, IdBatch, IdStream
+from .generate_criteo import CriteoGenerator
+from .libcachesim import csv_requests_trace, oracle_general_trace
+from .movielens import Ratings, read_ratings
+from .opening import Format, TraceOptions, find_format, open_trace
+from .popularity import Pooling, Steps, Zipf
+from .raw import Layout, raw_trace, read_raw
+from .recorder import Lookup, Recorder, record, record_first
+from .reuse import ReuseHistogram, TableCounts, count_rows, read_locality
+from .root import DATA_VARIABLE, data_root
+from .samples import checkins_trace, criteo_trace, movielens_trace
+from .selection import head, sample
+from .stream import GeneratedStream, GeneratedTable, WorkingSet
+from .tet import TraceWriter, read_tet, write_tet
+from .trace import Trace
 
 __all__ = [
     "DATA_VARIABLE",
@@ -50,15 +50,20 @@ __all__ = [
     "CriteoGenerator",
     "CriteoOptions",
     "CriteoReader",
+    "Distribution",
+    "Format",
     "GeneratedStream",
     "GeneratedTable",
     "IdBatch",
     "IdStream",
+    "Layout",
+    "Lookup",
     "Pooling",
     "Ratings",
     "Recorder",
     "ReuseHistogram",
     "Steps",
+    "TableCounts",
     "Trace",
     "TraceBags",
     "TraceChunk",

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces.chunk import I64, check_batch
-from tiered_embed.traces.popularity import Steps
-from tiered_embed.traces.reuse import ReuseHistogram
-from tiered_embed.traces.stream import GeneratedStream, GeneratedTable
-from tiered_embed.traces.trace import Trace
+from ..errors import ConfigError
+from .chunk import I64, check_batch
+from .popularity import Steps
+from .reuse import ReuseHistogram
+from .stream import GeneratedStream, GeneratedTable
+from .trace import Trace
 
 __all__ = ["Calibration", "calibrate"]
 

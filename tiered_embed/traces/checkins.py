@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tiered_embed.traces.files import StrPath
-from tiered_embed.traces.table import read_table
+from .files import StrPath
+from .table import read_table
 
 __all__ = ["HEADER", "NUM_HOURS", "CheckIns", "read_checkins"]
 

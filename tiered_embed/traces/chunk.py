@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tiered_embed.errors import ConfigError
+from ..errors import ConfigError
 
 __all__ = [
     "CHUNK_IDS",

@@ -15,21 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces.chunk import (
-    CHUNK_IDS,
-    I64,
-    TableIds,
-    TraceBags,
-    TraceChunk,
-    TraceTable,
-    as_ids,
-    check_batch,
-)
-from tiered_embed.traces.extras import require
-from tiered_embed.traces.files import StrPath, read_blocks
-from tiered_embed.traces.rebatch import rebatched
-from tiered_embed.traces.trace import Trace
+from ..errors import ConfigError
+from .chunk import CHUNK_IDS, I64, TableIds, TraceBags, TraceChunk, TraceTable, as_ids, check_batch
+from .extras import require
+from .files import StrPath, read_blocks
+from .rebatch import rebatched
+from .trace import Trace
 
 __all__ = ["Columns", "csv_trace", "parquet_trace"]
 

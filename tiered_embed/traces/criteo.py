@@ -14,10 +14,10 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces.fields import Fields, split_fields
-from tiered_embed.traces.files import StrPath, read_line_blocks
-from tiered_embed.traces.hashing import splitmix64
+from ..errors import ConfigError
+from .fields import Fields, split_fields
+from .files import StrPath, read_line_blocks
+from .hashing import splitmix64
 
 __all__ = [
     "MISSING_ID",

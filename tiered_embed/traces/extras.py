@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from tiered_embed.errors import ConfigError
+from ..errors import ConfigError
 
 __all__ = ["require"]
 

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from tiered_embed.errors import ConfigError, CorruptionError
-from tiered_embed.traces.chunk import I64, TableIds, TraceBags, TraceChunk, TraceTable
-from tiered_embed.traces.files import StrPath, read_blocks
-from tiered_embed.traces.trace import Trace
+from ..errors import ConfigError, CorruptionError
+from .chunk import I64, TableIds, TraceBags, TraceChunk, TraceTable
+from .files import StrPath, read_blocks
+from .trace import Trace
 
 __all__ = ["fbgemm_trace"]
 

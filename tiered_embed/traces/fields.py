@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces.files import StrPath
+from ..errors import ConfigError
+from .files import StrPath
 
 __all__ = ["Fields", "split_fields"]
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces.extras import require
+from ..errors import ConfigError
+from .extras import require
 
 __all__ = ["COMPRESSED_SUFFIXES", "StrPath", "read_blocks", "read_line_blocks"]
 

@@ -12,9 +12,9 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces import elementary
-from tiered_embed.traces.hashing import scatter
+from ..errors import ConfigError
+from . import elementary
+from .hashing import scatter
 
 __all__ = ["Distribution", "IdBatch", "IdStream", "sample_ranks", "uniforms"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces import elementary
-from tiered_embed.traces.criteo import (
+from ..errors import ConfigError
+from . import elementary
+from .criteo import (
     MISSING_ID,
     MISSING_INTEGER,
     NUM_CATEGORIES,
@@ -23,9 +23,9 @@ from tiered_embed.traces.criteo import (
     CriteoLines,
     format_lines,
 )
-from tiered_embed.traces.files import StrPath
-from tiered_embed.traces.generate import sample_ranks, uniforms
-from tiered_embed.traces.hashing import scatter, splitmix64
+from .files import StrPath
+from .generate import sample_ranks, uniforms
+from .hashing import scatter, splitmix64
 
 __all__ = ["KAGGLE_CARDINALITIES", "CriteoGenerator"]
 

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces.chunk import CHUNK_IDS, TraceChunk, TraceTable, check_batch, even_offsets
-from tiered_embed.traces.columns import csv_trace
-from tiered_embed.traces.files import StrPath, read_blocks
-from tiered_embed.traces.trace import Trace
+from ..errors import ConfigError
+from .chunk import CHUNK_IDS, TraceChunk, TraceTable, check_batch, even_offsets
+from .columns import csv_trace
+from .files import StrPath, read_blocks
+from .trace import Trace
 
 __all__ = ["ORACLE_GENERAL", "csv_requests_trace", "oracle_general_trace"]
 

@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces.checkins import HEADER as CHECKINS_HEADER
-from tiered_embed.traces.columns import Columns, csv_trace, parquet_trace
-from tiered_embed.traces.criteo import NUM_FIELDS as CRITEO_FIELDS
-from tiered_embed.traces.criteo import CriteoOptions
-from tiered_embed.traces.fbgemm import fbgemm_trace
-from tiered_embed.traces.files import COMPRESSED_SUFFIXES, StrPath, read_blocks
-from tiered_embed.traces.libcachesim import csv_requests_trace, oracle_general_trace
-from tiered_embed.traces.movielens import HEADER as MOVIELENS_HEADER
-from tiered_embed.traces.raw import Layout, layout_in_name, raw_trace
-from tiered_embed.traces.samples import checkins_trace, criteo_trace, movielens_trace
-from tiered_embed.traces.tet import MAGIC, read_tet
-from tiered_embed.traces.trace import Trace
+from ..errors import ConfigError
+from .checkins import HEADER as CHECKINS_HEADER
+from .columns import Columns, csv_trace, parquet_trace
+from .criteo import NUM_FIELDS as CRITEO_FIELDS
+from .criteo import CriteoOptions
+from .fbgemm import fbgemm_trace
+from .files import COMPRESSED_SUFFIXES, StrPath, read_blocks
+from .libcachesim import csv_requests_trace, oracle_general_trace
+from .movielens import HEADER as MOVIELENS_HEADER
+from .raw import Layout, layout_in_name, raw_trace
+from .samples import checkins_trace, criteo_trace, movielens_trace
+from .tet import MAGIC, read_tet
+from .trace import Trace
 
 __all__ = ["Format", "TraceOptions", "find_format", "open_trace"]
 

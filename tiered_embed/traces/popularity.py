@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces import elementary
-from tiered_embed.traces.chunk import I64
+from ..errors import ConfigError
+from . import elementary
+from .chunk import I64
 
 __all__ = ["Pooling", "Popularity", "Steps", "Zipf", "alias_table"]
 

@@ -8,10 +8,10 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces.chunk import CHUNK_IDS, TraceChunk, TraceTable, check_batch, even_offsets
-from tiered_embed.traces.files import StrPath, read_blocks
-from tiered_embed.traces.trace import Trace
+from ..errors import ConfigError
+from .chunk import CHUNK_IDS, TraceChunk, TraceTable, check_batch, even_offsets
+from .files import StrPath, read_blocks
+from .trace import Trace
 
 __all__ = ["Layout", "layout_in_name", "raw_trace", "read_raw"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces.chunk import I64, TraceBags, TraceChunk, even_offsets
+from ..errors import ConfigError
+from .chunk import I64, TraceBags, TraceChunk, even_offsets
 
 __all__ = ["rebatched"]
 

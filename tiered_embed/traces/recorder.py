@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces.chunk import CHUNK_IDS, I64, TraceBags, TraceChunk, TraceTable
-from tiered_embed.traces.files import StrPath
-from tiered_embed.traces.tet import Codec, TraceWriter
+from ..errors import ConfigError
+from .chunk import CHUNK_IDS, I64, TraceBags, TraceChunk, TraceTable
+from .files import StrPath
+from .tet import Codec, TraceWriter
 
 __all__ = ["Lookup", "Observable", "Recorder", "record", "record_first"]
 

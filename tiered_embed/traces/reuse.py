@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces.chunk import I64
-from tiered_embed.traces.files import StrPath
-from tiered_embed.traces.trace import Trace
+from ..errors import ConfigError
+from .chunk import I64
+from .files import StrPath
+from .trace import Trace
 
 __all__ = ["EDGES", "ReuseHistogram", "TableCounts", "count_rows", "read_locality"]
 

@@ -14,7 +14,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from tiered_embed.traces.chunk import I64
+from .chunk import I64
 
 __all__ = ["Numbers", "fill", "sample_uniforms"]
 

@@ -7,18 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from tiered_embed.traces.checkins import read_checkins
-from tiered_embed.traces.chunk import CHUNK_IDS, TraceBags, TraceChunk, TraceTable, even_offsets
-from tiered_embed.traces.criteo import (
-    NUM_CATEGORIES,
-    NUM_RAW_IDS,
-    CriteoBatch,
-    CriteoOptions,
-    CriteoReader,
-)
-from tiered_embed.traces.files import StrPath
-from tiered_embed.traces.movielens import read_ratings
-from tiered_embed.traces.trace import Trace
+from .checkins import read_checkins
+from .chunk import CHUNK_IDS, TraceBags, TraceChunk, TraceTable, even_offsets
+from .criteo import NUM_CATEGORIES, NUM_RAW_IDS, CriteoBatch, CriteoOptions, CriteoReader
+from .files import StrPath
+from .movielens import read_ratings
+from .trace import Trace
 
 __all__ = ["checkins_trace", "criteo_trace", "movielens_trace"]
 

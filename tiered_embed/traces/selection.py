@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces.chunk import I64, TableIds, TraceBags, TraceChunk
-from tiered_embed.traces.hashing import splitmix64
-from tiered_embed.traces.trace import Trace
+from ..errors import ConfigError
+from .chunk import I64, TableIds, TraceBags, TraceChunk
+from .hashing import splitmix64
+from .trace import Trace
 
 __all__ = ["head", "sample"]
 

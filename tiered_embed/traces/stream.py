@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces.chunk import (
+from ..errors import ConfigError
+from .chunk import (
     CHUNK_IDS,
     I64,
     TableIds,
@@ -23,10 +23,10 @@ from tiered_embed.traces.chunk import (
     check_batch,
     even_offsets,
 )
-from tiered_embed.traces.extras import require
-from tiered_embed.traces.hashing import scatter_factors, splitmix64
-from tiered_embed.traces.popularity import Pooling, Popularity, alias_table
-from tiered_embed.traces.trace import Trace
+from .extras import require
+from .hashing import scatter_factors, splitmix64
+from .popularity import Pooling, Popularity, alias_table
+from .trace import Trace
 
 __all__ = ["GeneratedStream", "GeneratedTable", "WorkingSet"]
 

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Iterator
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces.fields import Fields, split_fields
-from tiered_embed.traces.files import StrPath, read_line_blocks
+from ..errors import ConfigError
+from .fields import Fields, split_fields
+from .files import StrPath, read_line_blocks
 
 __all__ = ["read_table"]
 

@@ -27,12 +27,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from tiered_embed.errors import ConfigError, CorruptionError
-from tiered_embed.traces.chunk import TraceChunk, TraceTable
-from tiered_embed.traces.files import StrPath
-from tiered_embed.traces.tet_codecs import Codec, compressor, decompress
-from tiered_embed.traces.tet_columns import Damage, decode_chunk, encode_chunk
-from tiered_embed.traces.trace import Trace
+from ..errors import ConfigError, CorruptionError
+from .chunk import TraceChunk, TraceTable
+from .files import StrPath
+from .tet_codecs import Codec, compressor, decompress
+from .tet_columns import Damage, decode_chunk, encode_chunk
+from .trace import Trace
 
 __all__ = ["MAGIC", "Codec", "TraceWriter", "read_tet", "write_tet"]
 

@@ -7,10 +7,10 @@ import zlib
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from tiered_embed.errors import ConfigError
-from tiered_embed.traces.extras import require
-from tiered_embed.traces.files import StrPath
-from tiered_embed.traces.tet_columns import Damage
+from ..errors import ConfigError
+from .extras import require
+from .files import StrPath
+from .tet_columns import Damage
 
 __all__ = ["Codec", "compressor", "decompress"]
 

@@ -19,7 +19,7 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
-from tiered_embed.traces.chunk import I64, TraceBags, TraceChunk
+from .chunk import I64, TraceBags, TraceChunk
 
 __all__ = ["Damage", "decode_chunk", "encode_chunk"]
 

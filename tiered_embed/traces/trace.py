@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tiered_embed.errors import ConfigError, IdRangeError
-from tiered_embed.traces.chunk import (
+from ..errors import ConfigError, IdRangeError
+from .chunk import (
     CHUNK_IDS,
     I64,
     TraceBags,
@@ -24,7 +24,7 @@ from tiered_embed.traces.chunk import (
     check_batch,
     even_offsets,
 )
-from tiered_embed.traces.rebatch import rebatched
+from .rebatch import rebatched
 
 __all__ = ["Trace"]
 

@@ -16,14 +16,13 @@ import torch
 from ..errors import ConfigError, NonFiniteError
 from ..kernels import Bags, UpdateOptions
 from ..optim import Optimizer
-from ..pipeline import Lease
 from .pool import Pool
+from .scheduler import Lease
 
-__all__ = ["ON_NONFINITE", "PoolGradient", "Updates"]
+__all__ = ["PoolGradient", "Updates"]
 
 F32 = npt.NDArray[np.float32]
 
-ON_NONFINITE = ("raise", "skip", "allow")
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 _log = logging.getLogger("tiered_embed")
 
@@ -118,7 +117,7 @@ class Updates:
             parts = []
             for p, pool in enumerate(pools):
                 segments, grad = _join([backward[p] for backward in backwards])
-                leases.append(pool.pipeline.stage(segments))
+                leases.append(pool.scheduler.stage(segments))
                 bags = Bags(pool.row_layout, None, None, len(grad))
                 values = pool.kernel.values(torch.from_numpy(grad))
                 parts.append(PoolGradient(pool, leases[-1], bags, values))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-__all__ = ["Counts", "StageTimes", "Stats", "TierStats"]
+__all__ = ["Counts", "PhaseTimes", "Stats", "TierStats"]
 
 
 @dataclass
@@ -61,8 +61,8 @@ class TierStats(Counts):
 
 
 @dataclass(frozen=True)
-class StageTimes:
-    """How long one stage of a step took (see ``stages.py``), in seconds.
+class PhaseTimes:
+    """How long one stage of a step took (see ``phases.py``), in seconds.
 
     count, total_s: since the module was made, or the times were cleared. p50_s, p95_s, p99_s: of
     its newest passes. One pass is a step for ``step``, ``wait``, ``lookup`` and ``update``, a plan
@@ -80,7 +80,7 @@ class StageTimes:
 class Stats:
     """Totals of one module: ``steps`` updates, counts per tier, topmost first, and per table.
 
-    skipped: backwards that updated nothing, since a gradient was infinite or NaN. stages: where
+    skipped: backwards that updated nothing, since a gradient was infinite or NaN. phases: where
     the time went. depth: batches staged ahead now, by the deepest pool.
     """
 
@@ -88,7 +88,7 @@ class Stats:
     tiers: Mapping[str, TierStats] = field(default_factory=dict)
     tables: Mapping[str, Counts] = field(default_factory=dict)
     skipped: int = 0
-    stages: Mapping[str, StageTimes] = field(default_factory=dict)
+    phases: Mapping[str, PhaseTimes] = field(default_factory=dict)
     depth: int = 0
 
     @property

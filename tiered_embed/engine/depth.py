@@ -16,9 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["MOST_DEPTH", "DepthTuner"]
+__all__ = ["DepthTuner"]
 
-MOST_DEPTH = 16
 SPAN = 16  # steps that are judged together
 WAITING = 0.02  # share of a step's time from which waiting counts
 GAIN = 0.05  # that a deeper pipeline must bring

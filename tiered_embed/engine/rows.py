@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..config import TableConfig
 from ..errors import ConfigError
+from ..spec import TableConfig
 from ..store import encode_keys
 from .inputs import check_ids
 from .pool import Pool
@@ -83,8 +83,8 @@ class Rows:
         """Bulk import of rows in ascending id order into an empty store; returns their number."""
         p, i = self._place[table]
         pool = self._pools[p]
-        pool.pipeline.quiesce()
-        if pool.pipeline.ssd is None:
+        pool.scheduler.quiesce()
+        if pool.scheduler.ssd is None:
             raise ConfigError("import_rows writes to the SSD tier: pass te.Tiers(ssd=...)")
         if pool.planner.num_resident:
             raise ConfigError("import_rows needs a module that has not trained; use load_rows")
@@ -96,7 +96,7 @@ class Rows:
                 yield encode_keys(key, ids), self._encoded(table, len(ids), weights, state)
 
         self.version += 1
-        return pool.pipeline.ssd.import_sorted(encoded())
+        return pool.scheduler.ssd.import_sorted(encoded())
 
     def _checked(self, table: int, ids: I64) -> I64:
         config = self._tables[table]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .modules.options import DTYPES
+from ..spec import DTYPES
 
 __all__ = ["CARRIED_HOOKS", "SHARED_ARGUMENTS", "Candidate", "find", "is_embedding"]
 

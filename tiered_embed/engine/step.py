@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from ..pipeline import Lease
 from .batch import Batch
 from .pool import Pool
+from .scheduler import Lease
 
 __all__ = ["Step"]
 

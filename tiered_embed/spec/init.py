@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .config import table_hash
-from .errors import ConfigError
+from ..errors import ConfigError
+from .tables import table_hash
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 

@@ -14,9 +14,8 @@ from typing import Any, Generic, TypeVar
 
 from torch import nn
 
-from .errors import ConfigError
-from .modules.base import TieredModule
-from .modules.collection import TieredEmbeddingBagCollection, is_keyed_jagged
+from ..errors import ConfigError
+from ..modules import TieredEmbeddingBagCollection, TieredModule, is_keyed_jagged
 
 __all__ = ["Prefetch", "prefetch"]
 
@@ -30,7 +29,7 @@ class Prefetch(Generic[B]):
     def __init__(self, loader: Iterable[B], model: nn.Module, ids: IdsOf[B] | None) -> None:
         self._loader = loader
         self._ids = ids or _find_ids(model)
-        options = [m._runtime.options for m in model.modules() if isinstance(m, TieredModule)]
+        options = [m.engine.options for m in model.modules() if isinstance(m, TieredModule)]
         # While batch t trains, t + depth is staged with `lookahead` batches known behind it.
         self._ahead = max((o.lookahead + o.deepest for o in options), default=0)
         self._epochs = 0  # loops that went to their end
@@ -61,18 +60,18 @@ class Prefetch(Generic[B]):
                         failure, ended = error, True
                     if ended:
                         for module in streams:
-                            module._runtime.end_stream()
+                            module.engine.end_stream()
                 if not pending:
                     break
                 batch, modules = pending.popleft()
                 for module in modules:
-                    module._runtime.expect()
+                    module.engine.expect()
                 self._given += 1
                 self._current = modules
                 yield batch
                 self._current = None
                 for module in modules:
-                    module._runtime.settle()
+                    module.engine.settle()
             if failure is not None:
                 raise failure
             self._epochs += 1
@@ -81,7 +80,7 @@ class Prefetch(Generic[B]):
             self._given = self._trained
             self._current = None
             for module in streams:
-                module._runtime.close_stream()
+                module.engine.close_stream()
 
     def state_dict(self) -> dict[str, int]:
         """The cursor: ``batches`` of this loop that were trained, and ``epochs`` before it.
@@ -94,7 +93,7 @@ class Prefetch(Generic[B]):
     @property
     def _trained(self) -> int:
         """Batches given, but for one that no forward has used yet."""
-        waits = bool(self._current) and not any(m._runtime.used for m in self._current or ())
+        waits = bool(self._current) and not any(m.engine.used for m in self._current or ())
         return self._given - waits
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -122,10 +121,10 @@ class Prefetch(Generic[B]):
             prepared.append((module, module.prepare(value)))
         for module, _ in prepared:
             if module not in streams:
-                module._runtime.open_stream()
+                module.engine.open_stream()
                 streams.append(module)
         for module, checked in prepared:
-            module._runtime.push(checked)
+            module.engine.push(checked)
         return [module for module, _ in prepared]
 
 

@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torch.profiler import record_function
 
-from .stats import StageTimes
+from ..spec import PhaseTimes
 
-__all__ = ["STAGES", "Stages", "Timer"]
+__all__ = ["PHASES", "Phases", "Timer"]
 
-STAGES = (
+PHASES = (
     *("step", "wait", "lookup", "update"),
     *("plan", "evict", "read", "fill", "write", "back_pressure"),
 )
@@ -68,18 +68,18 @@ class Timer:
             self._range.__exit__(kind, error, traceback)
 
 
-class Stages:
-    """The times of one module's stages."""
+class Phases:
+    """The times of one module's phases."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # Guarded by _lock.
-        self._count = dict.fromkeys(STAGES, 0)
-        self._total_s = dict.fromkeys(STAGES, 0.0)
-        self._newest = {name: deque[float](maxlen=KEPT) for name in STAGES}
+        self._count = dict.fromkeys(PHASES, 0)
+        self._total_s = dict.fromkeys(PHASES, 0.0)
+        self._newest = {name: deque[float](maxlen=KEPT) for name in PHASES}
 
     def time(self, name: str) -> Timer:
-        """``with stages.time("read"): ...``"""
+        """``with phases.time("read"): ...``"""
         return Timer(name, self.add)
 
     def add(self, name: str, seconds: float) -> None:
@@ -96,21 +96,21 @@ class Stages:
     def clear(self) -> None:
         """Forgets everything so far, such as a warm-up."""
         with self._lock:
-            for name in STAGES:
+            for name in PHASES:
                 self._count[name] = 0
                 self._total_s[name] = 0.0
                 self._newest[name].clear()
 
-    def times(self) -> dict[str, StageTimes]:
+    def times(self) -> dict[str, PhaseTimes]:
         """Per stage that has run."""
         with self._lock:
             seen = [
                 (name, self._count[name], self._total_s[name], list(self._newest[name]))
-                for name in STAGES
+                for name in PHASES
                 if self._count[name]
             ]
         out = {}
         for name, count, total_s, newest in seen:
             p50, p95, p99 = np.percentile(newest, [50, 95, 99]).tolist()
-            out[name] = StageTimes(count, total_s, p50, p95, p99)
+            out[name] = PhaseTimes(count, total_s, p50, p95, p99)
         return out

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import ConfigError
-from .modules.base import TieredModule
+from ..errors import ConfigError
+from ..modules import TieredModule
 
 __all__ = ["RowOptimizer", "accumulate", "lr_optimizer"]
 
@@ -24,7 +24,7 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def __init__(self, model: nn.Module, grad_scaler: torch.amp.GradScaler | None = None) -> None:
         modules = [m for m in model.modules() if isinstance(m, TieredModule)]
-        trained = [(m, m._runtime.updates) for m in modules if m._runtime.updates is not None]
+        trained = [(m, m.engine.updates) for m in modules if m.engine.updates is not None]
         if not trained:
             raise ConfigError(
                 "the model has no tiered module that trains: nothing has a learning rate here"
@@ -33,7 +33,7 @@ class RowOptimizer(torch.optim.Optimizer):
             {
                 "params": [updates.anchor],
                 "lr": updates.optimizer.lr,
-                "name": ", ".join(table.name for table in module._runtime.tables),
+                "name": ", ".join(table.name for table in module.engine.tables),
             }
             for module, updates in trained
         ]
@@ -85,7 +85,7 @@ def accumulate(model: nn.Module) -> Iterator[None]:
         ConfigError: the model accumulates already.
         NonFiniteError: on leaving, as a backward; modules before the failing one have updated.
     """
-    runtimes = [m._runtime for m in model.modules() if isinstance(m, TieredModule)]
+    runtimes = [m.engine for m in model.modules() if isinstance(m, TieredModule)]
     trained = [(r, r.updates) for r in runtimes if r.updates is not None]
     begun = []
     try:

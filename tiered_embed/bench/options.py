@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from . import Tiers, optim
-from .errors import ConfigError
-from .traces import IdStream, Trace, TraceChunk, TraceTable
-from .traces.generate import Distribution
+from .. import optim
+from ..errors import ConfigError
+from ..spec import Tiers
+from ..traces import Distribution, IdStream, Trace, TraceChunk, TraceTable
 
 __all__ = ["BagBatch", "BenchOptions"]
 

@@ -1,6 +1,6 @@
 """Moves the bytes that plans name, for one pool: evict, read, fill, write back.
 
-:meth:`Execution.run` is called in plan order by one thread. It copies dirty victims out, which
+:meth:`Mover.run` is called in plan order by one thread. It copies dirty victims out, which
 frees their slots, and hands them to the write buffer; then it starts the plan's reads and returns.
 With two memory tiers it first exchanges rows between them: what goes up is copied out of the lower
 tier before what comes down takes its slots.
@@ -19,66 +19,26 @@ Threading: `run`, `wait_for_reads` and `finish` belong to one thread at a time.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Executor, Future
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import StoreError
-from .residency import StepPlan
-from .stages import Stages
-from .tiers import DdrTier, MemoryTiers, SsdTier
+from ..errors import StoreError
+from ..residency import StepPlan
+from ..tiers import DdrTier, MemoryTiers, SsdTier
+from .executors import Executors
+from .phases import Phases
 
-__all__ = ["Execution", "Executors", "apart_from_own_threads"]
+__all__ = ["Mover"]
 
 T = TypeVar("T")
-THREADS = "tiered_embed-"  # how their names begin
-PLANS_READING = 4  # at once; each spreads over the store's own threads
 FLUSH_BYTES = 8 << 20  # copied out at a time
 CUT_BYTES = 1 << 30  # dirty records of a cut that are copied in memory before it waits for writes
 CUT_SLACK_BYTES = 256 << 20  # that the write buffer may hold more while a cut is written
-
-
-def apart_from_own_threads(call: Callable[[], None]) -> None:
-    """Runs ``call``; in a thread of its own where this is one of ours, which it may wait for.
-
-    A collector, which may run in any thread, closes modules that way.
-    """
-    if threading.current_thread().name.startswith(THREADS):
-        threading.Thread(target=call, name="closing").start()
-    else:
-        call()
-
-
-def _threads(number: int, name: str) -> Callable[[], Executor]:
-    def make() -> Executor:
-        return ThreadPoolExecutor(number, THREADS + name)
-
-    return make
-
-
-@dataclass(frozen=True)
-class Executors:
-    """Who runs a pool's background jobs; threads by default. Tests step them by hand.
-
-    staging: plans, in order, one at a time. reading: several plans' reads at once.
-    writing: write-backs, in order, one at a time. saving: what follows a checkpoint's cut.
-    """
-
-    staging: Executor = field(default_factory=_threads(1, "staging"))
-    reading: Executor = field(default_factory=_threads(PLANS_READING, "reading"))
-    writing: Executor = field(default_factory=_threads(1, "writing"))
-    saving: Executor = field(default_factory=_threads(1, "saving"))
-
-    def shutdown(self) -> None:
-        """Returns when no job runs any more."""
-        for executor in (self.staging, self.reading, self.writing, self.saving):
-            executor.shutdown(wait=True)
 
 
 class _Rows(NamedTuple):
@@ -89,7 +49,7 @@ class _Rows(NamedTuple):
     keys: npt.NDArray[np.int64]
 
 
-class Execution:
+class Mover:
     """Executes plans over the memory tiers and the store below them, or none.
 
     Args:
@@ -102,7 +62,7 @@ class Execution:
         memory: MemoryTiers,
         ssd: SsdTier | None,
         executors: Executors,
-        stages: Stages,
+        phases: Phases,
         write_buffer_bytes: int,
     ) -> None:
         self.failure: BaseException | None = None  # the first of any job; fatal, read by all
@@ -110,7 +70,7 @@ class Execution:
         self._memory = memory
         self._ssd = ssd
         self._executors = executors
-        self._stages = stages
+        self._phases = phases
         self._write_buffer_bytes = write_buffer_bytes
         self._reads: deque[Future[None]] = deque()  # in plan order; may be done
         self._writes: deque[Future[None]] = deque()
@@ -267,7 +227,7 @@ class Execution:
         if len(staged) == 0:
             return None
         if ssd is None:
-            with self._stages.time("fill"):
+            with self._phases.time("fill"):
                 self._memory.upper.initialise(*rows)
             return None
         while self._reads and self._reads[0].done():
@@ -282,7 +242,7 @@ class Execution:
         if not dirty.any():
             return
         try:
-            with self._stages.time("evict"):
+            with self._phases.time("evict"):
                 victims = self._memory.upper.gather(plan.victim_slots[dirty])
                 self._hand_down(ssd, plan.victim_tables[dirty], plan.victim_keys[dirty], victims)
         except BaseException as error:
@@ -300,7 +260,7 @@ class Execution:
         up = plan.staged[rises]
         rising: npt.NDArray[np.uint8] | None = None
         try:
-            with self._stages.time("evict"):
+            with self._phases.time("evict"):
                 rising = lower.gather(plan.staged_from[rises])
                 if ssd is not None and falls.any():
                     records = lower.gather(plan.fallen_slots[falls])
@@ -319,7 +279,7 @@ class Execution:
             raise
         try:
             self._reserve(plan)
-            with self._stages.time("fill"):
+            with self._phases.time("fill"):
                 upper.scatter(plan.slots[up], rising)
         except BaseException:
             self._strand(plan.tables[up], plan.keys[up], rising)
@@ -356,7 +316,7 @@ class Execution:
             self._handed_down = False
             self._post_write(ssd)
             if ssd.in_flight_bytes > self._write_buffer_limit:
-                with self._stages.time("back_pressure"):
+                with self._phases.time("back_pressure"):
                     self._await_writes(self._write_buffer_limit)
         while self._writes and self._writes[0].done():
             self._writes[0].result()
@@ -370,15 +330,15 @@ class Execution:
     def _read(self, ssd: SsdTier, rows: _Rows) -> None:
         if self.failure is not None:
             raise StoreError("an earlier job failed") from self.failure
-        with self._stages.time("read"):
+        with self._phases.time("read"):
             records, found = ssd.read(rows.tables, rows.keys)
-        with self._stages.time("fill"):
+        with self._phases.time("fill"):
             self._memory.upper.scatter(rows.slots, records, found)
             if not found.all():
                 self._memory.upper.initialise(*rows, found)
 
     def _write(self, ssd: SsdTier) -> None:
-        with self._stages.time("write"):
+        with self._phases.time("write"):
             ssd.write_back()
 
     def _submit(self, executor: Executor, job: Callable[[], T]) -> Future[T]:

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from .config import table_hash
-from .errors import ConfigError
+from ..errors import ConfigError
+from ..optim import lane_sum
 from .init import philox4x32
-from .optim import lane_sum
+from .tables import table_hash
 
 __all__ = [
     "ITEM_BYTES",

@@ -18,25 +18,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..config import TableConfig, table_hash
 from ..errors import ClosedError, ConfigError, NonFiniteError, TieredEmbedError
-from ..kernels import Bags
-from ..pipeline import Lease
+from ..kernels import Bags, kernel_for
 from ..residency import allocate_tiers
-from ..stages import Stages
-from ..stats import Stats, TierStats
+from ..spec import EngineOptions, Stats, TableConfig, TierStats, table_hash
 from ..store import encode_keys
 from ..tiers import PoolLayout
-from ..traces.recorder import Lookup
+from ..traces import Lookup
 from .batch import Batch, PoolBatch, all_weights, join_offsets
 from .inputs import FeatureBatch, check_ids, drop_ids
-from .options import RuntimeOptions
+from .phases import Phases
 from .pool import Pool
 from .rows import Rows
+from .scheduler import Lease
 from .step import Step
 from .updates import PoolGradient, Updates
 
-__all__ = ["Runtime"]
+__all__ = ["Engine"]
 
 I64 = npt.NDArray[np.int64]
 
@@ -49,7 +47,7 @@ class _Lookup(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx,
         anchor: torch.Tensor,
         sample_weights: torch.Tensor | None,
-        runtime: Runtime,
+        runtime: Engine,
         step: Step,
     ) -> torch.Tensor:
         ctx.runtime, ctx.step = runtime, step  # type: ignore[attr-defined]
@@ -66,7 +64,7 @@ class _Lookup(torch.autograd.Function):
 def _update(
     ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor
 ) -> tuple[torch.Tensor | None, ...]:
-    runtime: Runtime = ctx.runtime  # type: ignore[attr-defined]
+    runtime: Engine = ctx.runtime  # type: ignore[attr-defined]
     weight_grad = runtime.backward(ctx.step, grad, ctx.needs_input_grad[1])  # type: ignore[attr-defined]
     return None, weight_grad, None, None
 
@@ -74,7 +72,7 @@ def _update(
 _differentiable = torch.autograd.function.once_differentiable(_update)
 
 
-class Runtime:
+class Engine:
     """The pools of one module and its features. Use through the module classes.
 
     Args:
@@ -87,7 +85,7 @@ class Runtime:
         self,
         tables: Sequence[TableConfig],
         features: Sequence[tuple[str, int]],
-        options: RuntimeOptions,
+        options: EngineOptions,
         *,
         pooled: bool,
     ) -> None:
@@ -101,7 +99,7 @@ class Runtime:
         self._expected = False  # the loop has been given the stream's oldest batch
         self._used = False  # a forward has read rows since then
         self._closed = False
-        self.stages = Stages()
+        self.phases = Phases()
         self._updated_at: float | None = None  # the last backward's end
         # Forwards whose weights' gradient, which is taken at the rows they read, is to come.
         self._waiting: weakref.WeakSet[Step] = weakref.WeakSet()
@@ -168,14 +166,14 @@ class Runtime:
                         options.tiers,
                         [(int(columns[f]), self._pooling(f)) for f in mine],
                         self.num_columns,
-                        kernel=options.kernel_name,
+                        kernel=kernel_for(options),
                         device=self.device,
                         rounding=options.rounding,
                         policy=options.policy,
                         lookahead=options.lookahead,
                         depth=options.depth,
                         num_threads=options.threads,
-                        stages=self.stages,
+                        phases=self.phases,
                     )
                 )
         except BaseException:
@@ -276,7 +274,7 @@ class Runtime:
 
     def lookup(self, step: Step) -> torch.Tensor:
         out = torch.empty(step.batch.rows, self.num_columns, device=self.device)
-        with self.stages.time("lookup"):
+        with self.phases.time("lookup"):
             if self.options.max_norm is None:
                 self._look_up(step, out)
             else:
@@ -325,7 +323,7 @@ class Runtime:
                 "the rows of this forward were replaced by a checkpoint's; call forward again"
             )
         for pool in self.pools:
-            pool.pipeline.check()
+            pool.scheduler.check()
         if grad.layout is not torch.strided:
             raise ConfigError(f"the output's gradient has layout {grad.layout}; pass a dense one")
         if grad.dtype != torch.float32 or not grad.is_contiguous():
@@ -350,7 +348,7 @@ class Runtime:
         ]
         updated = True  # whatever interrupts the next line, rows may have changed
         try:
-            with self.stages.time("update"):
+            with self.phases.time("update"):
                 updated = self.updates.run(parts)
         except (ConfigError, NonFiniteError):
             updated = False
@@ -359,7 +357,7 @@ class Runtime:
             step.release(updated=updated)
         now = time.perf_counter()
         if self._updated_at is not None:
-            self.stages.add("step", now - self._updated_at)
+            self.phases.add("step", now - self._updated_at)
         self._updated_at = now
         return weight_grad
 
@@ -379,7 +377,7 @@ class Runtime:
 
     def _acquire(self, batch: Batch) -> list[Lease]:
         """The batch's leases, once its rows are in their slots."""
-        with self.stages.time("wait"):
+        with self.phases.time("wait"):
             leases = self._lease(batch)
         self._used = True
         return leases
@@ -388,16 +386,16 @@ class Runtime:
         """Streamed ones when the loop trains on what it prefetched, else fresh ones."""
         if self._expected:
             # Every pool waits before any is taken.
-            plans = [pool.pipeline.peek() for pool in self.pools]
+            plans = [pool.scheduler.peek() for pool in self.pools]
             if all(
                 plan.matches(part.segments) for plan, part in zip(plans, batch.pools, strict=True)
             ):
                 self._expected = False
-                return [pool.pipeline.take() for pool in self.pools]
+                return [pool.scheduler.take() for pool in self.pools]
         leases: list[Lease] = []
         try:
             for pool, part in zip(self.pools, batch.pools, strict=True):
-                leases.append(pool.pipeline.stage(part.segments))
+                leases.append(pool.scheduler.stage(part.segments))
         except BaseException:
             for lease in leases:
                 lease.drop()
@@ -434,16 +432,16 @@ class Runtime:
                 "this module is already fed by a te.prefetch loop; finish that one first"
             )
         for pool in self.pools:
-            pool.pipeline.cancel()  # what an interrupted close_stream may have left
+            pool.scheduler.cancel()  # what an interrupted close_stream may have left
         self._streaming = True
 
     def push(self, batch: Batch) -> None:
         for pool, part in zip(self.pools, batch.pools, strict=True):
-            pool.pipeline.push(part.segments)
+            pool.scheduler.push(part.segments)
 
     def end_stream(self) -> None:
         for pool in self.pools:
-            pool.pipeline.end()
+            pool.scheduler.end()
 
     def expect(self) -> None:
         """The loop is about to get the stream's oldest batch."""
@@ -455,14 +453,14 @@ class Runtime:
         if self._expected:
             self._expected = False
             for pool in self.pools:
-                pool.pipeline.take().release(updated=False)
+                pool.scheduler.take().release(updated=False)
 
     def close_stream(self) -> None:
         self._expected = False
         self._streaming = False
         if not self._closed:
             for pool in self.pools:
-                pool.pipeline.cancel()
+                pool.scheduler.cancel()
 
     # --- the whole ------------------------------------------------------------------------------
 
@@ -491,21 +489,21 @@ class Runtime:
         for pool in self.pools:
             for name, part in pool.memory_stats().items():
                 _add(tiers[name], part)
-            if pool.pipeline.ssd is not None:
-                _add(tiers["SSD"], pool.pipeline.ssd.stats())
+            if pool.scheduler.ssd is not None:
+                _add(tiers["SSD"], pool.scheduler.ssd.stats())
         tables = {
             table.name: per_table[p][i]
             for table, (p, i) in zip(self.tables, self._place, strict=True)
         }
         skipped = 0 if self.updates is None else self.updates.skipped
-        depth = max(pool.pipeline.depth for pool in self.pools)
-        return Stats(self.steps, tiers, tables, skipped, self.stages.times(), depth)
+        depth = max(pool.scheduler.depth for pool in self.pools)
+        return Stats(self.steps, tiers, tables, skipped, self.phases.times(), depth)
 
     def flush(self) -> None:
         if len(self.pools) > 1:
             # Ended halfway, some stores would be of this step and others of an earlier one.
             for pool in self.pools:
-                pool.pipeline.check()
+                pool.scheduler.check()
             for pool in self.pools:
                 pool.unsettle()
         for pool in self.pools:
@@ -522,7 +520,7 @@ class Runtime:
         if self._closed:
             raise ClosedError(f"the module was closed; make a new one to {what}")
         for pool in self.pools:
-            pool.pipeline.check_process()
+            pool.scheduler.check_process()
         if self.updates is not None and self.updates.accumulating:
             raise ConfigError(f"gradients are being accumulated; {what} after te.accumulate")
 
@@ -537,7 +535,7 @@ class Runtime:
     def refuse(self, why: TieredEmbedError) -> None:
         """Every call raises ``why`` until :meth:`reopen`."""
         for pool in self.pools:
-            pool.pipeline.refuse(why)
+            pool.scheduler.refuse(why)
 
     def reopen(self) -> None:
         """After :meth:`discard`: the rows are what the SSD tier's directory holds by now."""
@@ -576,7 +574,7 @@ class Runtime:
                 errors.append(error)
                 return None
 
-        if len(self.pools) > 1 and all(pool.pipeline.usable for pool in self.pools):
+        if len(self.pools) > 1 and all(pool.scheduler.usable for pool in self.pools):
             for pool in self.pools:
                 attempt(pool.unsettle)
         finished = [attempt(pool.finish) for pool in self.pools]

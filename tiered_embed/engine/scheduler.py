@@ -31,14 +31,15 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from ..errors import CapacityError, ClosedError, StoreError, TieredEmbedError
+from ..residency import Planner, Segment, StepPlan
+from ..tiers import MemoryTiers, SsdTier
 from .depth import DepthTuner
-from .errors import CapacityError, ClosedError, StoreError, TieredEmbedError
-from .execution import Execution, Executors
-from .residency import Planner, Segment, StepPlan
-from .stages import Stages
-from .tiers import MemoryTiers, SsdTier
+from .executors import Executors
+from .mover import Mover
+from .phases import Phases
 
-__all__ = ["Lease", "Pipeline"]
+__all__ = ["Lease", "Scheduler"]
 
 T = TypeVar("T")
 WRITE_BUFFER_BYTES = 32 << 20
@@ -48,7 +49,7 @@ _log = logging.getLogger("tiered_embed")
 class Lease:
     """A planned batch whose rows are in their slots, pinned until released or dropped."""
 
-    def __init__(self, pipeline: Pipeline, plan: StepPlan) -> None:
+    def __init__(self, pipeline: Scheduler, plan: StepPlan) -> None:
         self.plan = plan
         self._pipeline = pipeline
         self._open = True
@@ -82,8 +83,8 @@ class _Streamed:
         self.waited_s = 0.0  # by the trainer
 
 
-class Pipeline:
-    """Stages batches of one pool ahead of the trainer.
+class Scheduler:
+    """Phases batches of one pool ahead of the trainer.
 
     Args:
         planner: decides residency.
@@ -92,7 +93,7 @@ class Pipeline:
         lookahead: future batches that a streamed plan has seen, unless the stream ended.
         depth: batches staged ahead of the one training, or who finds that number.
         executors: who runs the jobs; threads by default.
-        stages: where times are noted.
+        phases: where times are noted.
         write_buffer_bytes: dirty records on their way down, beside those of one plan.
     """
 
@@ -105,7 +106,7 @@ class Pipeline:
         lookahead: int,
         depth: int | DepthTuner,
         executors: Executors | None = None,
-        stages: Stages | None = None,
+        phases: Phases | None = None,
         write_buffer_bytes: int = WRITE_BUFFER_BYTES,
     ) -> None:
         self.planner = planner
@@ -117,8 +118,8 @@ class Pipeline:
         self.depth = depth.depth if isinstance(depth, DepthTuner) else depth
         self._taken_at: float | None = None  # when the stream's last batch was taken
         self._executors = executors or Executors()
-        self._stages = stages or Stages()
-        self._execution = Execution(memory, ssd, self._executors, self._stages, write_buffer_bytes)
+        self._phases = phases or Phases()
+        self._mover = Mover(memory, ssd, self._executors, self._phases, write_buffer_bytes)
         self._pid = os.getpid()
         self._closed = False
         self._refusal: TieredEmbedError | None = None
@@ -159,7 +160,7 @@ class Pipeline:
         self._settle_dropped()
         if self._last is not None:
             self._last.exception()  # wait; who cares gets it from the plan's own future
-        self._execution.wait_for_reads()
+        self._mover.wait_for_reads()
         while self._ahead:
             entry = self._ahead[-1]
             if entry.planned is not None and entry.planned.exception() is None:
@@ -214,17 +215,17 @@ class Pipeline:
         self._settle_dropped()
         if self.planner.all_resident and self._nothing_queued():
             # Cheaper than waking a thread. A plan that an interrupt loses here pins nothing.
-            self._execution.wait_for_reads()
+            self._mover.wait_for_reads()
             self.check()
-            with self._stages.time("plan"):
+            with self._phases.time("plan"):
                 return Lease(self, self.planner.plan_now(segments))
 
         def job() -> StepPlan:
-            with self._stages.time("plan"):
+            with self._phases.time("plan"):
                 plan = self.planner.plan_now(segments)
-            self._execution.run(plan)
+            self._mover.run(plan)
             # It jumped the queue: rows that it shares with the stream may still be on their way.
-            self._execution.wait_for_reads()
+            self._mover.wait_for_reads()
             self._raise_failure()
             return plan
 
@@ -233,7 +234,7 @@ class Pipeline:
         try:
             plan = self._wait(future)
         except KeyboardInterrupt:
-            # The job goes on by itself; nobody will use what it stages.
+            # The job goes on by itself; nobody will use what it phases.
             future.add_done_callback(self._drop_unwanted)
             raise
         self._blame(plan, time.perf_counter() - start)
@@ -264,16 +265,16 @@ class Pipeline:
         self._settle_dropped()
         if self._last is not None:
             self._last.exception()
-        self._execution.wait_for_reads()
+        self._mover.wait_for_reads()
         self.check()
-        out = self._execution.cut(*self.planner.dirty_rows(), job)
+        out = self._mover.cut(*self.planner.dirty_rows(), job)
         self.planner.mark_clean()
         return out
 
     def in_saving_thread(self, job: Callable[[], T]) -> Future[T]:
         """Runs ``job`` in the background, beside everything else."""
         self.check()
-        return self._execution.in_saving_thread(job)
+        return self._mover.in_saving_thread(job)
 
     def refuse(self, why: TieredEmbedError) -> None:
         """Every later call but :meth:`discard` and :meth:`close` raises ``why``."""
@@ -309,7 +310,7 @@ class Pipeline:
             self._idle()
             # A failed read leaves what was trained before it in its slots.
             self._write_dirty()
-            lost = self._execution.lost
+            lost = self._mover.lost
             if lost is not None:
                 raise TieredEmbedError(
                     f"rows on their way out of {self.memory.upper.name} were lost: {lost!r}"
@@ -325,7 +326,7 @@ class Pipeline:
         if self._closed:
             raise ClosedError("the module was closed; make a new one to go on")
         self.check_process()
-        failure = self._execution.failure
+        failure = self._mover.failure
         if failure is None:
             return
         if isinstance(failure, TieredEmbedError):
@@ -407,24 +408,24 @@ class Pipeline:
             if self._refused is not None:
                 raise self._refused
             try:
-                with self._stages.time("plan"):
+                with self._phases.time("plan"):
                     plan = self.planner.plan(depth)
             except CapacityError as error:
                 self._refused = error
                 raise
-            return _Started(plan, self._execution.run(plan))
+            return _Started(plan, self._mover.run(plan))
 
         self._num_posted += 1
         self._ahead[i].planned = self._post(job)
 
     def _raise_failure(self) -> None:
-        if self._execution.failure is not None:
-            raise StoreError("an earlier job failed") from self._execution.failure
+        if self._mover.failure is not None:
+            raise StoreError("an earlier job failed") from self._mover.failure
 
     def _write_dirty(self) -> None:
         if self.ssd is None:
             return
-        self._execution.write_out(*self.planner.dirty_rows())
+        self._mover.write_out(*self.planner.dirty_rows())
         self.planner.mark_clean()
 
     # --- leases ---------------------------------------------------------------------------------
@@ -451,7 +452,7 @@ class Pipeline:
         """Waits for every job, read and write."""
         if self._last is not None:
             self._last.exception()
-        self._execution.finish()
+        self._mover.finish()
 
     def _wait(self, future: Future[T]) -> T:
         try:

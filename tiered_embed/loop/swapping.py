@@ -16,16 +16,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import ConfigError, TieredEmbedError
+from ..modules import (
+    TieredEmbedding,
+    TieredEmbeddingBag,
+    TieredEmbeddingBagCollection,
+    TieredModule,
+)
+from ..optim import Optimizer
+from ..residency import fair_shares
+from ..spec import DTYPES, Constant, EngineOptions, TableConfig, Tiers, parse_bytes
+from ..tiers import PoolLayout
 from .candidates import CARRIED_HOOKS, SHARED_ARGUMENTS, Candidate, find, is_embedding
-from .config import TableConfig, Tiers, parse_bytes
-from .errors import ConfigError, TieredEmbedError
-from .init import Constant
-from .modules import TieredEmbedding, TieredEmbeddingBag, TieredEmbeddingBagCollection
-from .modules.base import TieredModule
-from .modules.options import DTYPES, RuntimeOptions
-from .optim import Optimizer
-from .residency import fair_shares
-from .tiers import PoolLayout
 
 __all__ = ["SwapEntry", "SwapReport", "swap"]
 
@@ -155,7 +157,7 @@ def swap(
     """
     limit = _checked(model, tiers, optimizer, min_bytes, include, options)
     modules = dict(model.named_modules(remove_duplicate=False))
-    device = RuntimeOptions(
+    device = EngineOptions(
         tiers, optimizer, Constant(0.0), device=options.get("device")
     ).compute_device
     found = find(modules, include, limit, device.type)
@@ -316,7 +318,7 @@ def _make_collection(found: Candidate, options: dict[str, Any]) -> TieredEmbeddi
 
 def _fill(module: TieredModule, found: Candidate) -> None:
     """Copies the weights. An import needs an empty pool, so the largest table of each is first."""
-    backed = module._runtime.options.tiers.ssd is not None
+    backed = module.engine.options.tiers.ssd is not None
     imported: set[int] = set()
     for name in sorted(found.tables, key=lambda name: -found.shape(name)[0]):
         table: Any = found.tables[name]
@@ -355,6 +357,6 @@ def _discard(made: Sequence[TieredModule], old: set[Path]) -> None:
     for module in made:
         with suppress(TieredEmbedError):
             module.close()
-        for pool in module._runtime.pools:
+        for pool in module.engine.pools:
             if pool.store is not None and pool.store.path.resolve() not in old:
                 shutil.rmtree(pool.store.path, ignore_errors=True)

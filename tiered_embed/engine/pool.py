@@ -15,16 +15,11 @@ import numpy.typing as npt
 import torch
 
 from .. import _native
-from ..config import Tiers
-from ..depth import MOST_DEPTH, DepthTuner
 from ..errors import ConfigError, StoreError, TieredEmbedError
 from ..kernels import POOLINGS, Bags, CpuKernel, DeviceKernel, FbgemmKernel, Kernel, TritonKernel
-from ..pipeline import Pipeline
 from ..residency import Planner, PoolSlots, Segment
-from ..stages import Stages
-from ..stats import Counts, TierStats
-from ..store import RowStore, open_store, read_meta
-from ..store.directory import StoreDirectory, os_errors
+from ..spec import MOST_DEPTH, Counts, Tiers, TierStats, renormalised
+from ..store import RowStore, StoreDirectory, open_store, os_errors, read_meta
 from ..tiers import (
     Copies,
     DdrTier,
@@ -35,7 +30,9 @@ from ..tiers import (
     SsdTier,
     StreamCopies,
 )
-from ..weights import renormalised
+from .depth import DepthTuner
+from .phases import Phases
+from .scheduler import Scheduler
 
 __all__ = ["Pool", "beside"]
 
@@ -65,7 +62,7 @@ class Pool:
         lookahead: int,
         depth: int | str,
         num_threads: int,
-        stages: Stages,
+        phases: Phases,
     ) -> None:
         """``slots``: of the topmost tier; ``lower_slots``: of DDR below it, 0 if it is DDR.
         ``features``: (first column in the output of ``num_columns``, pooling) each. ``depth``: a
@@ -124,17 +121,17 @@ class Pool:
                 self.store.close()
                 raise
         ssd = None if self.store is None else SsdTier(layout, self.store)
-        self.pipeline = Pipeline(
+        self.scheduler = Scheduler(
             self.planner,
             self.memory,
             ssd,
             lookahead=lookahead,
             depth=depth if isinstance(depth, int) else _tuner(lookahead, slots),
-            stages=stages,
+            phases=phases,
         )
         if not settled:
             assert self.store is not None
-            self.pipeline.refuse(
+            self.scheduler.refuse(
                 StoreError(
                     f"the process that trained in '{self.store.path}' ended without close() or "
                     "flush(): its rows are of no one step. Restore them with "
@@ -154,7 +151,7 @@ class Pool:
 
     def read(self, table: int, ids: I64) -> U8:
         """Current records of ``ids`` (n,) -> (n, record_bytes); nothing is staged or changed."""
-        self.pipeline.quiesce()
+        self.scheduler.quiesce()
         records = np.empty((len(ids), self.layout.record_bytes), np.uint8)
         slots = self.planner.find(table, ids)
         resident = slots >= 0
@@ -163,10 +160,10 @@ class Pool:
         records[resident] = self.memory.gather(np.ascontiguousarray(slots[resident]))
         rows = ids[~resident]
         tables = np.full(len(rows), table, np.uint16)
-        if self.pipeline.ssd is None:
+        if self.scheduler.ssd is None:
             records[~resident] = self.layout.initial_records(tables, rows)
             return records
-        below, found = self.pipeline.ssd.read(tables, rows, counted=False)
+        below, found = self.scheduler.ssd.read(tables, rows, counted=False)
         below[~found] = self.layout.initial_records(tables[~found], rows[~found])
         records[~resident] = below
         return records
@@ -199,7 +196,7 @@ class Pool:
         block = max(1, self.num_slots // 2) if in_parts else len(ids)
         for start in range(0, len(ids), max(block, 1)):
             part = slice(start, start + block)
-            lease = self.pipeline.stage([(table, ids[part])])
+            lease = self.scheduler.stage([(table, ids[part])])
             try:
                 self.upper.scatter(lease.plan.slots, records[part])
             finally:
@@ -207,7 +204,7 @@ class Pool:
 
     def _surely_fit(self, table: int, ids: I64) -> bool:
         """Whether the memory tiers hold these rows beside all that they hold now."""
-        self.pipeline.quiesce()
+        self.scheduler.quiesce()
         new = int((self.planner.find(table, ids) < 0).sum())
         held = self.planner.num_resident + self.planner.num_lower_resident
         # As if nothing of the whole tables were resident yet: their slots serve nobody else.
@@ -215,17 +212,17 @@ class Pool:
 
     def flush(self) -> None:
         """Writes dirty rows back."""
-        self.pipeline.flush()
+        self.scheduler.flush()
 
     def settle(self, step: int) -> None:
         """Records that the store holds every row as of ``step``. REQUIRES: flushed or finished."""
-        if self.pipeline.ssd is not None:
-            self.pipeline.ssd.settle(step)
+        if self.scheduler.ssd is not None:
+            self.scheduler.ssd.settle(step)
 
     def unsettle(self) -> None:
         """Records that the store's rows are of no one step."""
-        if self.pipeline.ssd is not None:
-            self.pipeline.ssd.unsettle()
+        if self.scheduler.ssd is not None:
+            self.scheduler.ssd.unsettle()
 
     def materialised(self, table: int) -> Iterator[tuple[I64, U8]]:
         """(row ids, records) of a table's materialised rows in key order, in chunks.
@@ -251,7 +248,7 @@ class Pool:
     def table_counts(self) -> list[Counts]:
         """Per table; each wait is shared out by the rows that its batch staged."""
         counts = self.planner.counts(self.layout.record_bytes)
-        for c, stall_s in zip(counts, self.pipeline.stall_s.tolist(), strict=True):
+        for c, stall_s in zip(counts, self.scheduler.stall_s.tolist(), strict=True):
             c.stall_s = stall_s
         return counts
 
@@ -277,7 +274,7 @@ class Pool:
 
     def finish(self) -> bool:
         """Flushes and lets go of threads; whether this call flushed."""
-        return self.pipeline.close()
+        return self.scheduler.close()
 
     def close(self) -> None:
         """Lets go of files and of device memory. REQUIRES: finished."""
@@ -289,8 +286,8 @@ class Pool:
 
     def discard(self, why: TieredEmbedError) -> None:
         """Lets go of threads and files, with every row lost; every later call raises ``why``."""
-        self.pipeline.refuse(why)
-        self.pipeline.discard()
+        self.scheduler.refuse(why)
+        self.scheduler.discard()
         if self.store is not None:
             # After a failure of the store, whose rows are not wanted any more.
             with contextlib.suppress(StoreError):

@@ -7,19 +7,20 @@ from dataclasses import dataclass
 
 import torch
 
-from ..config import Tiers
-from ..depth import MOST_DEPTH
 from ..errors import ConfigError
-from ..init import Constant, Init, Uniform
-from ..kernels import KERNELS, FbgemmKernel
 from ..optim import Optimizer
-from ..weights import ROUNDINGS
-from .inputs import BOUNDS_CHECKS
-from .updates import ON_NONFINITE
+from .init import Constant, Init, Uniform
+from .row_formats import ROUNDINGS
+from .tiers import Tiers
 
-__all__ = ["DTYPES", "RuntimeOptions"]
+__all__ = ["BOUNDS_CHECKS", "DTYPES", "KERNELS", "MOST_DEPTH", "ON_NONFINITE", "EngineOptions"]
 
-# Of the rows; the names are those of weights.py.
+BOUNDS_CHECKS = ("raise", "clamp", "ignore")
+ON_NONFINITE = ("raise", "skip", "allow")
+KERNELS = ("auto", "native", "fbgemm", "triton")
+MOST_DEPTH = 16  # that "auto" may choose
+
+# Of the rows; the names are those of row_formats.py.
 DTYPES = {
     torch.float32: "float32",
     torch.float16: "float16",
@@ -30,7 +31,7 @@ OUTPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class RuntimeOptions:
+class EngineOptions:
     """What all modules take. See :class:`~tiered_embed.TieredEmbeddingBag` for the meanings."""
 
     tiers: Tiers
@@ -154,7 +155,7 @@ class RuntimeOptions:
 
     @property
     def row_type(self) -> str:
-        """The rows' dtype as ``weights.py`` names it."""
+        """The rows' dtype as ``row_formats.py`` names it."""
         return DTYPES[self.dtype]
 
     @property
@@ -176,18 +177,6 @@ class RuntimeOptions:
             # Of this thread; others have a current device of their own.
             return torch.device("cuda", torch.cuda.current_device())
         return device
-
-    @property
-    def kernel_name(self) -> str:
-        """Of the kernels that compute."""
-        if self.kernel != "auto":
-            return self.kernel
-        if self.tiers.hbm is None:
-            return "native"
-        on_gpu = self.compute_device.type == "cuda"
-        return (
-            "triton" if on_gpu and not FbgemmKernel.has(self.optimizer, self.row_type) else "fbgemm"
-        )
 
     @property
     def threads(self) -> int:

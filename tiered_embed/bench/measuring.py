@@ -2,7 +2,7 @@
 
 ``run`` trains an embedding alone (bound by I/O) or under DLRM's MLPs (bound by compute), through
 ``te.prefetch``, and returns counts and times of the steps behind a warm-up. What a step waits for
-is told by ``Stats.stages``; see ``stages.py`` for their meaning.
+is told by ``Stats.phases``; see ``phases.py`` for their meaning.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from . import TableConfig, TieredEmbeddingBagCollection, prefetch
-from .bench_options import BenchOptions
-from .errors import ConfigError
-from .examples.dlrm import DLRM
-from .simulate import Difference, Records, ReplayResult, replay
-from .stats import Stats
-from .store.rocksdb import RocksDbRowStore
+from ..errors import ConfigError
+from ..examples import DLRM
+from ..loop import prefetch
+from ..modules import TieredEmbeddingBagCollection
+from ..simulate import Difference, Records, ReplayResult, replay
+from ..spec import Stats, TableConfig
+from ..store import RocksDbRowStore
+from .options import BenchOptions
 
 __all__ = ["BenchOptions", "BenchResult", "run", "simulated"]
 
@@ -99,7 +100,7 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
         }
         for batch in options.batches()
     )
-    stages = collection._runtime.stages
+    phases = collection.engine.phases
     with collection:
         new_store = _is_empty(collection)
         if options.materialise and new_store:
@@ -129,17 +130,17 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
                 num_ids += sum(len(ids) for ids, _ in batch.values())
             if left == options.steps:
                 before = collection.stats()
-                stages.clear()
+                phases.clear()
                 start = time.perf_counter()
             if progress is not None:
                 progress(options.warm_steps + options.steps - left, left)
             if left == 0:
                 break  # what is staged ahead now was staged in the warm-up too
         seconds = time.perf_counter() - start
-        samples = {name: stages.newest(name) for name in ("step", "wait", "lookup", "update")}
+        samples = {name: phases.newest(name) for name in ("step", "wait", "lookup", "update")}
         stats = collection.stats().since(before)
-        for pool in collection._runtime.pools:
-            pool.pipeline.quiesce()  # the last write-backs count too
+        for pool in collection.engine.pools:
+            pool.scheduler.quiesce()  # the last write-backs count too
         total = collection.stats()
     start = time.perf_counter()
     simulation = simulated(options) if options.compare else None
@@ -195,12 +196,12 @@ def _collection(options: BenchOptions) -> TieredEmbeddingBagCollection:
 
 def _turned_over(collection: TieredEmbeddingBagCollection, first: Stats) -> bool:
     """Whether the topmost tier has had time to hold what its policy wants."""
-    slots = sum(pool.num_slots for pool in collection._runtime.pools)
+    slots = sum(pool.num_slots for pool in collection.engine.pools)
     return collection.stats().since(first).topmost.staged >= slots
 
 
 def _is_empty(collection: TieredEmbeddingBagCollection) -> bool:
-    stores = [pool.store for pool in collection._runtime.pools]
+    stores = [pool.store for pool in collection.engine.pools]
     return all(s is None or next(iter(s.scan(chunk_rows=1)), None) is None for s in stores)
 
 
@@ -214,7 +215,7 @@ def _write_every_row(
             weights = torch.rand(count, options.dim, generator=draw) * 0.02 - 0.01
             collection.load_rows(torch.arange(start, start + count), weights, table=name)
     collection.flush()
-    for pool in collection._runtime.pools:
+    for pool in collection.engine.pools:
         if isinstance(pool.store, RocksDbRowStore):
             pool.store.compact()  # or its merges would run into what is timed
 

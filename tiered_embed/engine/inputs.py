@@ -14,9 +14,7 @@ import torch
 from .. import _native
 from ..errors import ConfigError, IdRangeError
 
-__all__ = ["BOUNDS_CHECKS", "FeatureBatch", "check_ids", "drop_ids", "feature_batch"]
-
-BOUNDS_CHECKS = ("raise", "clamp", "ignore")
+__all__ = ["FeatureBatch", "check_ids", "drop_ids", "feature_batch"]
 
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]

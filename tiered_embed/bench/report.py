@@ -14,9 +14,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .bench import BenchResult
-from .simulate import ReplayResult
-from .stats import StageTimes
+from ..simulate import ReplayResult
+from ..spec import PhaseTimes
+from .measuring import BenchResult
 
 __all__ = ["as_dict", "draw", "show"]
 
@@ -81,9 +81,9 @@ def _comparison(result: BenchResult) -> dict[str, Any]:
 
 
 def shares(result: BenchResult) -> dict[str, float]:
-    """What part of the trainer's time each of its stages took; ``rest`` is all that is not ours."""
-    stages = result.stats.stages
-    out = {n: stages[n].total_s / result.seconds if n in stages else 0.0 for n in TRAINER}
+    """What part of the trainer's time each of its phases took; ``rest`` is all that is not ours."""
+    phases = result.stats.phases
+    out = {n: phases[n].total_s / result.seconds if n in phases else 0.0 for n in TRAINER}
     return {**out, "rest": max(0.0, 1.0 - sum(out.values()))}
 
 
@@ -95,7 +95,7 @@ def show(console: Console, result: BenchResult) -> None:
         f"hit rate {result.hit_rate:.3f}, {result.staged_per_s:,.0f} rows staged/s, "
         f"{topmost.written_back / result.seconds:,.0f} written back/s, depth {result.stats.depth}"
     )
-    console.print(_stages(result))
+    console.print(_phases(result))
     console.print(_bar(shares(result)))
     if len(result.stats.tables) > 1:
         console.print(_tables(result))
@@ -126,31 +126,31 @@ def _simulation(result: BenchResult, simulated: ReplayResult) -> RenderableType:
     return Group(table, Text(f"{verdict} (simulated in {result.simulate_s:.2f} s)"))
 
 
-def _stages(result: BenchResult) -> Table:
+def _phases(result: BenchResult) -> Table:
     table = Table(title="where a step's time goes", title_justify="left")
     for column in ("stage", "", "ms a step", "share", "p50 ms", "p95 ms", "p99 ms"):
         table.add_column(column, justify="left" if column in ("stage", "") else "right")
-    stages = result.stats.stages
+    phases = result.stats.phases
     for name in TRAINER:
-        _row(table, name, stages.get(name), result)
+        _row(table, name, phases.get(name), result)
     rest = shares(result)["rest"]
     table.add_row(
         *("rest", MEANING["rest"], f"{1e3 * rest * result.seconds / result.steps:.2f}"),
         f"{rest:.1%}",
     )
-    if "step" in stages:
-        step = stages["step"]
+    if "step" in phases:
+        step = phases["step"]
         table.add_row(
             *("step", "", f"{1e3 * result.seconds / result.steps:.2f}", "100.0%"),
             *(f"{1e3 * s:.2f}" for s in (step.p50_s, step.p95_s, step.p99_s)),
             end_section=True,
         )
     for name in BACKGROUND:
-        _row(table, name, stages.get(name), result)
+        _row(table, name, phases.get(name), result)
     return table
 
 
-def _row(table: Table, name: str, times: StageTimes | None, result: BenchResult) -> None:
+def _row(table: Table, name: str, times: PhaseTimes | None, result: BenchResult) -> None:
     if times is None:
         return
     table.add_row(

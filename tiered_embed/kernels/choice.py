@@ -1,0 +1,19 @@
+"""Which kernel computes, where the caller leaves that open."""
+
+from __future__ import annotations
+
+from ..spec import EngineOptions
+from .fbgemm import FbgemmKernel
+
+__all__ = ["kernel_for"]
+
+
+def kernel_for(options: EngineOptions) -> str:
+    """What ``options.kernel`` means: ``"native"``, ``"fbgemm"`` or ``"triton"``."""
+    if options.kernel != "auto":
+        return options.kernel
+    if options.tiers.hbm is None:
+        return "native"
+    on_gpu = options.compute_device.type == "cuda"
+    has_fbgemm = FbgemmKernel.has(options.optimizer, options.row_type)
+    return "triton" if on_gpu and not has_fbgemm else "fbgemm"

@@ -1,0 +1,22 @@
+"""Which row is where, decided ahead of time and without a clock. Moves no bytes."""
+
+from .budgets import OVERFLOW_SLOTS, PoolSlots, allocate, allocate_tiers, fair_shares, num_shards
+from .planner import BASE_POLICIES, POLICIES, Planner, Segment, StepPlan, plan_text
+from .replay import BatchedIds, Replay
+
+__all__ = [
+    "BASE_POLICIES",
+    "OVERFLOW_SLOTS",
+    "POLICIES",
+    "BatchedIds",
+    "Planner",
+    "PoolSlots",
+    "Replay",
+    "Segment",
+    "StepPlan",
+    "allocate",
+    "allocate_tiers",
+    "fair_shares",
+    "num_shards",
+    "plan_text",
+]

@@ -1,0 +1,35 @@
+"""Byte sizes as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from ..errors import ConfigError
+
+__all__ = ["parse_bytes"]
+
+_UNITS = {"": 1, "b": 1}
+for _i, _p in enumerate("kmgtp", start=1):
+    _UNITS[f"{_p}b"] = 1000**_i
+    _UNITS[f"{_p}ib"] = 1024**_i
+
+
+def parse_bytes(value: int | str, what: str = "size") -> int:
+    """A positive number of bytes from ``4096``, ``"512MiB"``, ``"1.5 GB"``.
+
+    Raises:
+        ConfigError: not a number, an unknown unit, or not positive.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ConfigError(f"{what} is {value!r}; pass bytes as an int, or a string such as '8GiB'")
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value)
+        unit = _UNITS.get(match[2].lower()) if match else None
+        if match is None or unit is None:
+            raise ConfigError(f"{what} is {value!r}; pass bytes, or a string such as '512MiB'")
+        size = int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
+    else:
+        size = value
+    if size <= 0:
+        raise ConfigError(f"{what} is {value!r}; it must be positive")
+    return size
