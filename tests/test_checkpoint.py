@@ -662,7 +662,7 @@ def test_a_restore_that_fails_midway_leaves_a_module_that_refuses(tmp_path, monk
         checkpoint.save(emb, tmp_path / "c", step=1)
         wanted = emb.digest()
         with monkeypatch.context() as patch:
-            patch.setattr("tiered_embed.modules.pool.Pool.write", _interrupt)
+            patch.setattr("tiered_embed.engine.pool.Pool.write", _interrupt)
             with pytest.raises(KeyboardInterrupt):
                 checkpoint.load(emb, tmp_path / "c")
         with pytest.raises(te.StoreError, match="failed midway"):

@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from ..engine import Pool, beside
+from ..engine import Pool
 from ..errors import CapacityError, ConfigError, CorruptionError, StoreError
 from ..store import (
     RowStore,
     StoreDirectory,
+    beside,
     decode_rows,
     open_store,
     os_errors,

@@ -7,7 +7,7 @@ from .batch import Batch
 from .engine import Engine
 from .executors import apart_from_own_threads
 from .inputs import FeatureBatch, feature_batch
-from .pool import Pool, beside
+from .pool import Pool
 
 __all__ = [
     "Batch",
@@ -15,6 +15,5 @@ __all__ = [
     "FeatureBatch",
     "Pool",
     "apart_from_own_threads",
-    "beside",
     "feature_batch",
 ]

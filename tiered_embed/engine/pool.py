@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
-import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +11,10 @@ import numpy.typing as npt
 import torch
 
 from .. import _native
-from ..errors import ConfigError, StoreError, TieredEmbedError
+from ..errors import StoreError, TieredEmbedError
 from ..kernels import POOLINGS, Bags, CpuKernel, DeviceKernel, FbgemmKernel, Kernel, TritonKernel
 from ..residency import Planner, PoolSlots, Segment
 from ..spec import MOST_DEPTH, Counts, Tiers, TierStats, renormalised
-from ..store import RowStore, StoreDirectory, open_store, os_errors, read_meta
 from ..tiers import (
     Copies,
     DdrTier,
@@ -27,14 +22,14 @@ from ..tiers import (
     MemoryTier,
     MemoryTiers,
     PoolLayout,
-    SsdTier,
     StreamCopies,
+    open_ssd,
 )
 from .depth import DepthTuner
 from .phases import Phases
 from .scheduler import Scheduler
 
-__all__ = ["Pool", "beside"]
+__all__ = ["Pool"]
 
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
@@ -108,19 +103,9 @@ class Pool:
             self.kernel = kind(hbm, features=features)
         lower = DdrTier(layout, lower_slots, num_threads) if lower_slots else None
         self.memory = MemoryTiers(self.upper, lower, self.planner.first_lower_slot)
-        self.store: RowStore | None = None
-        self.stored_step = 0  # the step count that the store was left with
-        settled = True
-        if tiers.ssd is not None:
-            self.store = _open(layout, tiers, tiers.ssd)
-            try:
-                meta = read_meta(self.store.path)
-                self.stored_step = int(meta.get("step", 0))
-                settled = bool(meta.get("settled", True))
-            except BaseException:
-                self.store.close()
-                raise
-        ssd = None if self.store is None else SsdTier(layout, self.store)
+        ssd = None if tiers.ssd is None else open_ssd(layout, tiers)
+        self.store = None if ssd is None else ssd.store
+        self.stored_step = 0 if ssd is None else ssd.stored_step  # that the store was left with
         self.scheduler = Scheduler(
             self.planner,
             self.memory,
@@ -129,15 +114,8 @@ class Pool:
             depth=depth if isinstance(depth, int) else _tuner(lookahead, slots),
             phases=phases,
         )
-        if not settled:
-            assert self.store is not None
-            self.scheduler.refuse(
-                StoreError(
-                    f"the process that trained in '{self.store.path}' ended without close() or "
-                    "flush(): its rows are of no one step. Restore them with "
-                    "te.checkpoint.load(model, path), or remove the directory to start anew"
-                )
-            )
+        if ssd is not None and ssd.unfinished is not None:
+            self.scheduler.refuse(ssd.unfinished)
 
     @property
     def num_slots(self) -> int:
@@ -305,44 +283,3 @@ def _moves(device: torch.device) -> Copies | StreamCopies:
 
 def _tuner(lookahead: int, slots: PoolSlots) -> DepthTuner:
     return DepthTuner(min(lookahead, MOST_DEPTH), slots.cached or None)
-
-
-def store_folder(layout: PoolLayout, root: Path) -> Path:
-    """Where a pool's store lies below the SSD tier's directory: named by its tables."""
-    names = sorted(name for name, _ in layout.tables)
-    return root / f"pool-{hashlib.sha256(chr(0).join(names).encode()).hexdigest()[:16]}"
-
-
-def _open(layout: PoolLayout, tiers: Tiers, root: Path) -> RowStore:
-    folder = store_folder(layout, root)
-    restoring, discarded = beside(folder)
-    if discarded.is_dir() and not folder.exists():
-        # A restore ended between its two renames: these rows are marked as of no step.
-        with os_errors(f"cannot rename '{discarded}'"):
-            os.rename(discarded, folder)
-    _refuse_other_pools(root, sorted(name for name, _ in layout.tables))
-    options: dict[str, Any] = {"direct_io": True} if tiers.direct_io else {}
-    store = open_store(tiers.store, folder, layout.record_bytes, layout.describe(), **options)
-    for leftover in (restoring, discarded):
-        shutil.rmtree(leftover, ignore_errors=True)
-    return store
-
-
-def beside(folder: Path) -> tuple[Path, Path]:
-    """Where a restore prepares a store, and where it puts the one that it replaces."""
-    name = folder.name.removeprefix("pool-")
-    return folder.with_name(f"restoring-{name}"), folder.with_name(f"discarded-{name}")
-
-
-def _refuse_other_pools(root: Path, names: Sequence[str]) -> None:
-    """A table's rows live in one pool; a changed set of tables must not leave them behind."""
-    if not root.is_dir():
-        return
-    for path in sorted(root.glob("pool-*")):
-        stored = StoreDirectory.recorded_layout(path).get("tables", [])
-        shared = sorted(set(stored) & set(names))
-        if shared and sorted(stored) != list(names):
-            raise ConfigError(
-                f"table {shared[0]!r} is stored in '{path}' together with {sorted(stored)}, but "
-                f"the configuration groups it with {list(names)}; use another ssd directory"
-            )

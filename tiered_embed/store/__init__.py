@@ -26,6 +26,7 @@ from .directory import (
     write_meta,
 )
 from .keys import KEY_BYTES, decode_rows, encode_keys, table_key
+from .replacing import beside, recover
 from .rocksdb import RocksDbRowStore
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "RowStore",
     "StoreDirectory",
     "StoreOptions",
+    "beside",
     "decode_rows",
     "default_backend",
     "encode_keys",
@@ -42,6 +44,7 @@ __all__ = [
     "open_store",
     "os_errors",
     "read_meta",
+    "recover",
     "sync_path",
     "table_key",
     "write_meta",

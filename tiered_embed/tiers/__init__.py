@@ -5,6 +5,7 @@ from .hbm import HbmTier
 from .layout import PoolLayout
 from .memory import MemoryTier, MemoryTiers
 from .moves import Copies, Moves, StreamCopies
+from .opening import open_ssd
 from .ssd import KEY, ChangedKeys, SsdTier
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "PoolLayout",
     "SsdTier",
     "StreamCopies",
+    "open_ssd",
 ]

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _native
+from ..errors import StoreError
 from ..spec import TierStats
 from ..store import Chunk, RowStore, encode_keys, read_meta, write_meta
 from .layout import PoolLayout
@@ -61,9 +62,19 @@ class SsdTier:
 
     name = "SSD"
 
-    def __init__(self, layout: PoolLayout, store: RowStore) -> None:
+    def __init__(
+        self,
+        layout: PoolLayout,
+        store: RowStore,
+        *,
+        stored_step: int = 0,
+        unfinished: StoreError | None = None,
+    ) -> None:
+        """``stored_step``: of which the store's rows are; ``unfinished``: why they are of none."""
         self.layout = layout
         self.store = store
+        self.stored_step = stored_step
+        self.unfinished = unfinished
         self._buffer = _native.WriteBuffer(layout.record_bytes)
         self._writing = threading.Lock()  # held while records go from the buffer to the store
         # Guarded by _writing.
