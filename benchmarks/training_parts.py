@@ -16,7 +16,7 @@ from tiered_embed import _native
 from tiered_embed.kernels.cpu import POOLINGS, Bags, CpuKernel, UpdateOptions
 from tiered_embed.residency.budgets import PoolSlots, allocate
 from tiered_embed.residency.planner import Planner, Segment
-from tiered_embed.tiers.ddr import DdrTier
+from tiered_embed.tiers.host import HostTier
 from tiered_embed.tiers.layout import PoolLayout
 from training_tables import EPS, LR, Batch, InMemory, gradient
 
@@ -104,7 +104,7 @@ def _kernels(
     def moved(plan: _native.StepPlan) -> np.ndarray:
         return buffer[: len(plan.slots)]
 
-    ddr = DdrTier(layout, p.rows, p.threads)
+    ddr = HostTier(layout, p.rows, p.threads)
     ddr.initialise(all_rows.astype(np.int32), np.zeros(p.rows, np.uint16), all_rows)
     for threads in range(1, p.threads + 1):
         kernel = CpuKernel(ddr.records, p.dim, threads)

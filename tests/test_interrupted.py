@@ -19,7 +19,7 @@ from tiered_embed.engine.scheduler import Scheduler
 from tiered_embed.residency.budgets import PoolSlots
 from tiered_embed.residency.planner import Planner
 from tiered_embed.store import open_store
-from tiered_embed.tiers.ddr import DdrTier
+from tiered_embed.tiers.host import HostTier
 from tiered_embed.tiers.layout import PoolLayout
 from tiered_embed.tiers.memory import MemoryTiers
 from tiered_embed.tiers.ssd import SsdTier
@@ -62,7 +62,7 @@ def test_a_batch_planned_at_once_waits_for_reads_of_the_stream(tmp_path):
     """Every row is resident once it is planned, and in its slot only once it was read."""
     layout, ssd = stored(tmp_path / "store", 4)
     planner = Planner(layout.tables, PoolSlots((0,), 4, 0, 0), policy="lru", backed=True, tier="-")
-    ddr, jobs = DdrTier(layout, 4, 1), Executors(Steps(), Steps(), Steps())
+    ddr, jobs = HostTier(layout, 4, 1), Executors(Steps(), Steps(), Steps())
     pipeline = Scheduler(planner, MemoryTiers(ddr), ssd, lookahead=0, depth=0, executors=jobs)
     pipeline.push([(0, np.arange(4))])
     jobs.staging.run()

@@ -22,8 +22,8 @@ from tiered_embed.kernels.cpu import Bags, UpdateOptions
 from tiered_embed.kernels.fbgemm import FbgemmKernel
 from tiered_embed.residency.budgets import PoolSlots
 from tiered_embed.residency.planner import Planner
-from tiered_embed.tiers.ddr import DdrTier
 from tiered_embed.tiers.hbm import HbmTier
+from tiered_embed.tiers.host import HostTier
 from tiered_embed.tiers.layout import PoolLayout
 from tiered_embed.tiers.memory import MemoryTiers
 from tiered_embed.tiers.moves import StreamCopies
@@ -67,7 +67,7 @@ class Rig:
             tier="HBM",
             lower_slots=50,
         )
-        memory = MemoryTiers(self.tier, DdrTier(layout, 50, 1), planner.first_lower_slot)
+        memory = MemoryTiers(self.tier, HostTier(layout, 50, 1), planner.first_lower_slot)
         self.scheduler = Scheduler(
             planner,
             memory,

@@ -23,7 +23,7 @@ from tiered_embed.engine.scheduler import Scheduler
 from tiered_embed.residency.budgets import PoolSlots
 from tiered_embed.residency.planner import Planner
 from tiered_embed.store import open_store
-from tiered_embed.tiers.ddr import DdrTier
+from tiered_embed.tiers.host import HostTier
 from tiered_embed.tiers.layout import PoolLayout
 from tiered_embed.tiers.memory import MemoryTiers
 from tiered_embed.tiers.ssd import SsdTier
@@ -33,7 +33,7 @@ SGD = te.optim.SGD(lr=0.5)
 TABLE = Table("table", DIM)
 
 
-class RecordedDdr(DdrTier):
+class RecordedDdr(HostTier):
     def __init__(self, layout: PoolLayout, num_slots: int, log: list[str]) -> None:
         super().__init__(layout, num_slots, 1)
         self.log = log
@@ -103,7 +103,7 @@ class Rig:
         """Takes the next batch, sets its rows to ``value``, and lets it go."""
         lease = self.scheduler.take()
         records = np.full((len(lease.plan.slots), DIM), value, np.float32)
-        DdrTier.scatter(self.ddr, lease.plan.slots, records.view(np.uint8))
+        HostTier.scatter(self.ddr, lease.plan.slots, records.view(np.uint8))
         lease.release(updated=True)
 
     def stage(self) -> list[str]:
@@ -169,7 +169,7 @@ def test_records_that_were_on_their_way_down_come_back_as_they_left(rig, arrived
         r.writing.run()
         assert r.ssd.in_flight_bytes == 0
     lease = r.scheduler.take()
-    got = DdrTier.gather(r.ddr, lease.plan.slots).view(np.float32)
+    got = HostTier.gather(r.ddr, lease.plan.slots).view(np.float32)
     assert (got == 1.5).all()
     lease.release(updated=False)
 
@@ -676,7 +676,7 @@ def test_a_batch_is_planned_at_once_where_every_row_is_resident():
     staging = Steps()
     pipeline = Scheduler(
         planner,
-        MemoryTiers(DdrTier(layout, 4, 1)),
+        MemoryTiers(HostTier(layout, 4, 1)),
         None,
         lookahead=0,
         depth=0,

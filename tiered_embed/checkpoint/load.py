@@ -173,7 +173,7 @@ def load(
     """
     for _, module in tiered_modules(model):
         module.engine.check_idle("restore into")
-        if module.engine.streaming:
+        if module.engine.stream is not None:
             raise ConfigError("a te.prefetch loop is running; restore before it, or leave it first")
     with contextlib.suppress(Exception):  # of a save that nobody waits for any more
         settle(model, "restore into")

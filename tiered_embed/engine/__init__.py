@@ -3,17 +3,22 @@
 There is no ``nn.Module`` in it: a module, a shard, a server and a benchmark use it alike.
 """
 
-from .batch import Batch
+from .checking import CheckedBatch, Presented
 from .engine import Engine
 from .executors import apart_from_own_threads
-from .inputs import FeatureBatch, feature_batch
+from .features import Feature, feature_of
 from .pool import Pool
+from .stream import Stream, Ticket, TicketState
 
 __all__ = [
-    "Batch",
+    "CheckedBatch",
     "Engine",
-    "FeatureBatch",
+    "Feature",
     "Pool",
+    "Presented",
+    "Stream",
+    "Ticket",
+    "TicketState",
     "apart_from_own_threads",
-    "feature_batch",
+    "feature_of",
 ]

@@ -1,84 +1,54 @@
-"""What every module stands on: pools, steps, and the autograd function between them.
+"""Everything that one process holds of some tables: pools, stream, store, updates.
 
-A *step* is one training forward: its leases hold the rows in their slots until the backward has
-updated them, or until its graph is freed. Evaluation leases nothing: it reads copies.
+A module, a shard, a server and a benchmark make an :class:`Engine` alike; there is no ``nn.Module``
+in it. A *step* is one training forward: its leases hold the rows in their slots until the backward
+has updated them, or until its graph is freed. Evaluation leases nothing: it reads copies.
 
-Threading: a module belongs to one thread at a time.
+Threading: an engine belongs to one thread at a time.
 """
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from ..errors import ClosedError, ConfigError, NonFiniteError, TieredEmbedError
-from ..kernels import Bags, kernel_for
-from ..residency import allocate_tiers
-from ..spec import EngineOptions, Stats, TableConfig, TierStats, table_hash
-from ..store import encode_keys
-from ..tiers import PoolLayout
-from ..traces import Lookup
-from .batch import Batch, PoolBatch, all_weights, join_offsets
-from .inputs import FeatureBatch, check_ids, drop_ids
+from ..spec import EngineOptions, Lookup, Stats, TableConfig
+from .autograd import look_up_and_train
+from .checking import CheckedBatch, Presented, check
+from .evaluation import evaluate
+from .features import Feature
+from .group import PoolGroup
+from .lease import Lease
 from .phases import Phases
 from .pool import Pool
 from .rows import Rows
-from .scheduler import Lease
 from .step import Step
+from .stream import Stream, Ticket
 from .updates import PoolGradient, Updates
+from .wiring import Wiring, wire
 
 __all__ = ["Engine"]
 
-I64 = npt.NDArray[np.int64]
-
-
-class _Lookup(torch.autograd.Function):
-    """Pools rows; its backward is the optimizer."""
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        anchor: torch.Tensor,
-        sample_weights: torch.Tensor | None,
-        runtime: Engine,
-        step: Step,
-    ) -> torch.Tensor:
-        ctx.runtime, ctx.step = runtime, step  # type: ignore[attr-defined]
-        return runtime.lookup(step)
-
-    @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
-        # Gradients are on where the caller asks for a graph of this backward.
-        return _differentiable(ctx, grad) if torch.is_grad_enabled() else _update(ctx, grad)
-
-
-def _update(
-    ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor
-) -> tuple[torch.Tensor | None, ...]:
-    runtime: Engine = ctx.runtime  # type: ignore[attr-defined]
-    weight_grad = runtime.backward(ctx.step, grad, ctx.needs_input_grad[1])  # type: ignore[attr-defined]
-    return None, weight_grad, None, None
-
-
-_differentiable = torch.autograd.function.once_differentiable(_update)
+_log = logging.getLogger("tiered_embed")
 
 
 class Engine:
-    """The pools of one module and its features. Use through the module classes.
+    """The tables of one owner, and how their rows are looked up, trained, read and written.
 
     Args:
-        tables: all tables of the module.
+        tables: all tables.
         features: (feature name, table index) in output order.
         pooled: bags, or one row per id.
+
+    Raises:
+        ConfigError: arguments that cannot work, or a store with another record layout.
+        StoreError: a store directory that is unwritable or open elsewhere.
     """
 
     def __init__(
@@ -87,33 +57,24 @@ class Engine:
         features: Sequence[tuple[str, int]],
         options: EngineOptions,
         *,
-        pooled: bool,
+        pooled: bool = True,
     ) -> None:
-        self.tables = list(tables)
-        self.features = list(features)
         self.options = options
+        self.wiring: Wiring = wire(tables, features, options, pooled=pooled)
         self.output_dtype = options.output
         self.device = options.compute_device
-        self._pooled = pooled
-        self._streaming = False
-        self._expected = False  # the loop has been given the stream's oldest batch
-        self._used = False  # a forward has read rows since then
-        self._closed = False
         self.phases = Phases()
+        self.stream: Stream | None = None  # of the te.prefetch loop that is running
+        self.unmatched = 0  # training forwards that did not use what their loop had prefetched
+        self._told_of_unmatched = False
+        self._closed = False
         self._updated_at: float | None = None  # the last backward's end
         # Forwards whose weights' gradient, which is taken at the rows they read, is to come.
         self._waiting: weakref.WeakSet[Step] = weakref.WeakSet()
-
-        self.widths = [tables[t].embedding_dim for _, t in features]
-        self._columns = np.cumsum([0, *self.widths])
-        self.num_columns = int(self._columns[-1])
-        self._place: list[tuple[int, int]] = [(0, 0)] * len(tables)  # (pool, index in pool)
-        self._pool_features: list[list[int]]
-        _refuse_colliding_names(tables)
-        self.pools = self._make_pools()
-        self.rows = Rows(self.tables, self.pools, self._place)
+        self._group = PoolGroup(self.wiring, options, self.phases)
+        self.rows = Rows(self.wiring, self.pools)
         self.updates: Updates | None = None  # None: rows are only read
-        self._stored_step = max(pool.stored_step for pool in self.pools)
+        self._stored_step = self._group.stored_step
         if options.optimizer is not None:
             self.updates = Updates(
                 options.optimizer,
@@ -124,156 +85,115 @@ class Engine:
             self.updates.steps = self._stored_step
 
     @property
+    def pools(self) -> list[Pool]:
+        return self._group.pools
+
+    @property
+    def tables(self) -> tuple[TableConfig, ...]:
+        return self.wiring.tables
+
+    @property
     def steps(self) -> int:
         """Updates so far, with those before the store was opened."""
         return self._stored_step if self.updates is None else self.updates.steps
 
-    def _make_pools(self) -> list[Pool]:
-        options, columns = self.options, self._columns
-        self._pool_features = []
-        groups: dict[int, list[int]] = {}
-        for t, table in enumerate(self.tables):
-            groups.setdefault(table.embedding_dim, []).append(t)
-        layouts = [
-            PoolLayout(
-                tuple((self.tables[t].name, self.tables[t].num_embeddings) for t in members),
-                dim,
-                options.optimizer,
-                options.init,
-                options.seed,
-                options.row_type,
-                tuple(self.tables[t].padding_idx for t in members),
-            )
-            for dim, members in groups.items()
-        ]
-        slots, lower_slots = allocate_tiers(
-            [layout.tables for layout in layouts],
-            [layout.record_bytes for layout in layouts],
-            options.tiers,
-        )
-        pools: list[Pool] = []
-        try:
-            for p, (members, layout) in enumerate(zip(groups.values(), layouts, strict=True)):
-                for i, t in enumerate(members):
-                    self._place[t] = (p, i)
-                mine = [f for f, (_, t) in enumerate(self.features) if t in members]
-                self._pool_features.append(mine)
-                pools.append(
-                    Pool(
-                        layout,
-                        slots[p],
-                        lower_slots[p],
-                        options.tiers,
-                        [(int(columns[f]), self._pooling(f)) for f in mine],
-                        self.num_columns,
-                        kernel=kernel_for(options),
-                        device=self.device,
-                        rounding=options.rounding,
-                        policy=options.policy,
-                        lookahead=options.lookahead,
-                        depth=options.depth,
-                        num_threads=options.threads,
-                        phases=self.phases,
-                    )
-                )
-        except BaseException:
-            for pool in pools:
-                pool.finish()
-                pool.close()
-            raise
-        return pools
+    # --- batches ----------------------------------------------------------------------------------
 
-    def _pooling(self, feature: int) -> str:
-        return self.tables[self.features[feature][1]].mode if self._pooled else "sum"
-
-    # --- batches --------------------------------------------------------------------------------
-
-    def batch(self, given: Sequence[FeatureBatch]) -> Batch:
-        """One :class:`FeatureBatch` per feature, checked against the tables.
+    def check(self, given: Sequence[Feature]) -> CheckedBatch:
+        """One :class:`Feature` per feature, checked against its table.
 
         Raises:
             ConfigError: features with different numbers of bags, or weights on a mean table.
             IdRangeError: an id outside its table.
         """
-        num_bags = given[0].num_bags
-        if any(feature.num_bags != num_bags for feature in given[1:]):
-            sizes = {n: f.num_bags for (n, _), f in zip(self.features, given, strict=True)}
-            raise ConfigError(f"features differ in their number of bags: {sizes}")
-        checked = [
-            self._checked(t, feature) for (_, t), feature in zip(self.features, given, strict=True)
-        ]
-        weights = all_weights(checked)
-        # A copy: the backward reads it too, and the caller may reuse the tensor.
-        flat = None if weights is None else weights.detach().clone().cpu().numpy()
-        pools = []
-        for pool, mine in zip(self.pools, self._pool_features, strict=True):
-            segments = [(self._place[self.features[f][1]][1], checked[f].ids) for f in mine]
-            part = None
-            if flat is not None:
-                starts = np.cumsum([0] + [len(feature.ids) for feature in checked])
-                part = np.concatenate([flat[starts[f] : starts[f + 1]] for f in mine])
-            rows = num_bags if self._pooled else len(checked[0].ids)
-            winners = None
-            if any(self._pooling(f) == "max" for f in mine):
-                winners = np.empty((len(mine) * rows, pool.layout.dim), np.int32)
-            offsets = join_offsets([checked[f].offsets for f in mine])
-            pools.append(PoolBatch(segments, Bags(pool.bag_layout, offsets, part, rows, winners)))
-        if self._pooled:
-            return Batch(pools, num_bags, weights, None)
-        return Batch(pools, len(checked[0].ids), weights, checked[0].kept)
+        return check(self.wiring, self.options, given)
 
-    def _checked(self, t: int, feature: FeatureBatch) -> FeatureBatch:
-        table, bounds_check = self.tables[t], self.options.bounds_check
-        if feature.sample_weights is not None and self._pooled and table.mode != "sum":
-            raise ConfigError(
-                f"table {table.name!r}: per_sample_weights need mode='sum', not {table.mode!r}"
-            )
-        ids = check_ids(table.name, feature.ids, table.num_embeddings, bounds_check)
-        if ids is not feature.ids:
-            feature = feature._replace(ids=ids)
-        if bounds_check != "ignore" and table.padding_idx is None:
-            return feature
-        return drop_ids(feature, table.num_embeddings, table.padding_idx)
-
-    def lookups(self, batch: Batch) -> list[Lookup]:
+    def lookups(self, batch: CheckedBatch) -> list[Lookup]:
         """Per feature, pool after pool: (table, its rows, ids (N,), bag starts or None)."""
         out: list[Lookup] = []
-        for part, mine in zip(batch.pools, self._pool_features, strict=True):
-            for k, (f, (_, ids)) in enumerate(zip(mine, part.segments, strict=True)):
-                table = self.tables[self.features[f][1]]
-                starts = part.bags.offsets
-                if starts is not None:
-                    starts = starts[k * batch.rows : (k + 1) * batch.rows + 1]
-                    starts = starts - starts[0]
-                out.append((table.name, table.num_embeddings, ids, starts))
+        for mine in self.wiring.pool_features:
+            for f in mine:
+                table, feature = self.wiring.table_of(f), batch.features[f]
+                out.append((table.name, table.num_embeddings, feature.ids, feature.offsets))
         return out
 
-    def forward(self, batch: Batch, *, training: bool) -> torch.Tensor:
-        """(rows, num_columns) of the output dtype; rows are updated when it is differentiated."""
+    def forward(
+        self, presented: Presented, build: Callable[[], CheckedBatch], *, training: bool
+    ) -> tuple[torch.Tensor, CheckedBatch]:
+        """(rows, columns) of the output dtype; rows are updated when it is differentiated.
+
+        Args:
+            presented: the tensors that the caller passed.
+            build: checks them; not called where the stream knows them already.
+            training: rows are updated, unless gradients are off or there is no optimizer.
+
+        Returns:
+            The output and the batch that it belongs to.
+        """
         training = training and torch.is_grad_enabled()
         if self.updates is None:
-            out = self._read(batch, differentiable=torch.is_grad_enabled())
+            batch, leases = self._acquire(presented, build)
+            out = self._read(batch, leases, differentiable=torch.is_grad_enabled())
         elif training:
-            step = Step(self.pools, batch, self._acquire(batch))
-            if batch.sample_weights is not None and batch.sample_weights.requires_grad:
+            batch, leases = self._acquire(presented, build)
+            weights = batch.sample_weights
+            step = Step(self.pools, batch, self._group.bags(batch), leases)
+            if weights is not None and weights.requires_grad:
                 self._waiting.add(step)
-            out = _Lookup.apply(self.updates.anchor, batch.sample_weights, self, step)  # type: ignore[no-untyped-call]
+            out = look_up_and_train(self.updates.anchor, weights, self, step)
         else:
+            batch = build()
             out = self._evaluate(batch)
-        return out if out.dtype == self.output_dtype else out.to(self.output_dtype)
+        return (out if out.dtype == self.output_dtype else out.to(self.output_dtype)), batch
 
-    def _read(self, batch: Batch, *, differentiable: bool) -> torch.Tensor:
+    def _acquire(
+        self, presented: Presented, build: Callable[[], CheckedBatch]
+    ) -> tuple[CheckedBatch, list[Lease]]:
+        """The batch, and its leases once its rows are in their slots."""
+        stream = self.stream
+        if stream is None:
+            batch = build()
+            with self.phases.time("wait"):
+                return batch, self._group.stage(batch)
+        known = stream.known(presented)
+        batch = build() if known is None else known
+        with self.phases.time("wait"):
+            leases = stream.take(batch)
+            if isinstance(leases, str):
+                if known is not None:
+                    batch = build()  # its tensors have changed since they were checked
+                self._note_unmatched(leases)
+                leases = self._group.stage(batch)
+        return batch, leases
+
+    def _note_unmatched(self, why: str) -> None:
+        self.unmatched += 1
+        if not self._told_of_unmatched:
+            self._told_of_unmatched = True
+            names = ", ".join(repr(table.name) for table in self.tables[:4])
+            _log.warning(
+                "a forward of the module with table %s could not use what te.prefetch had staged: "
+                "%s. It trains all the same, but waits for its rows. stats().unmatched counts "
+                "such forwards; make ids= return exactly what the forward gets",
+                names,
+                why,
+            )
+
+    def _read(
+        self, batch: CheckedBatch, leases: list[Lease], *, differentiable: bool
+    ) -> torch.Tensor:
         """Of rows that are never trained: staged as in training, released at once."""
-        step = Step(self.pools, batch, self._acquire(batch))
+        step = Step(self.pools, batch, self._group.bags(batch), leases)
         weights = batch.sample_weights
         if differentiable and weights is not None and weights.requires_grad:
-            return _Lookup.apply(None, weights, self, step)  # type: ignore[no-any-return,no-untyped-call]
-        out = self.lookup(step)
+            return look_up_and_train(None, weights, self, step)
+        out = self.look_up(step)
         step.release(updated=False)
         return out
 
-    def lookup(self, step: Step) -> torch.Tensor:
-        out = torch.empty(step.batch.rows, self.num_columns, device=self.device)
+    def look_up(self, step: Step) -> torch.Tensor:
+        """The step's pooled rows, (B, columns) float32."""
+        out = self._output(step.batch)
         with self.phases.time("lookup"):
             if self.options.max_norm is None:
                 self._look_up(step, out)
@@ -282,11 +202,14 @@ class Engine:
                     self._look_up(step, out)
         return out
 
+    def _output(self, batch: CheckedBatch) -> torch.Tensor:
+        shape = (batch.num_rows, self.wiring.num_columns)
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
+
     def _look_up(self, step: Step, out: torch.Tensor) -> None:
         optimizer = None if self.updates is None else self.updates.optimizer
-        for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True):
-            values = pool.kernel.values(out)
-            pool.kernel.lookup(lease.plan, part.bags, values, self.steps + 1, optimizer)
+        for pool, bags, lease in zip(self.pools, step.bags, step.leases, strict=True):
+            pool.kernel.lookup(lease.plan, bags, pool.kernel.values(out), self.steps + 1, optimizer)
 
     @contextmanager
     def _renormalised(self, step: Step) -> Iterator[None]:
@@ -305,6 +228,19 @@ class Engine:
             if own is not None:
                 step.put(own)
 
+    def _evaluate(self, batch: CheckedBatch) -> torch.Tensor:
+        """Looks rows up without staging: residency and trained bytes stay as they are."""
+        out = self._output(batch)
+        options = self.options
+        for pool, segments, bags in zip(
+            self.pools, batch.segments, self._group.bags(batch), strict=True
+        ):
+            values = pool.kernel.values(out)
+            evaluate(pool, segments, bags, values, options.max_norm, options.norm_type)
+        return out
+
+    # --- backward ---------------------------------------------------------------------------------
+
     def backward(
         self, step: Step, grad: torch.Tensor, needs_weight_grad: bool
     ) -> torch.Tensor | None:
@@ -313,19 +249,7 @@ class Engine:
         Raises:
             NonFiniteError: and no row has changed.
         """
-        if step.done:
-            raise RuntimeError(
-                "the rows of this forward were updated already: a fused optimizer runs once per "
-                "backward; call forward again"
-            )
-        if step.pools is not self.pools:
-            raise ClosedError(
-                "the rows of this forward were replaced by a checkpoint's; call forward again"
-            )
-        for pool in self.pools:
-            pool.scheduler.check()
-        if grad.layout is not torch.strided:
-            raise ConfigError(f"the output's gradient has layout {grad.layout}; pass a dense one")
+        self._check_backward(step, grad)
         if grad.dtype != torch.float32 or not grad.is_contiguous():
             grad = grad.to(torch.float32).contiguous()
         weight_grad = None
@@ -343,8 +267,8 @@ class Engine:
             for other in list(self._waiting):
                 other.keep()
         parts = [
-            PoolGradient(pool, lease, part.bags, pool.kernel.values(grad))
-            for pool, part, lease in zip(self.pools, step.batch.pools, step.leases, strict=True)
+            PoolGradient(pool, lease, bags, pool.kernel.values(grad))
+            for pool, bags, lease in zip(self.pools, step.bags, step.leases, strict=True)
         ]
         updated = True  # whatever interrupts the next line, rows may have changed
         try:
@@ -361,155 +285,86 @@ class Engine:
         self._updated_at = now
         return weight_grad
 
+    def _check_backward(self, step: Step, grad: torch.Tensor) -> None:
+        if step.done:
+            raise RuntimeError(
+                "the rows of this forward were updated already: a fused optimizer runs once per "
+                "backward; call forward again"
+            )
+        if step.pools is not self.pools:
+            raise ClosedError(
+                "a checkpoint was restored after this forward and replaced its rows; call forward "
+                "again"
+            )
+        self._group.check()
+        if grad.layout is not torch.strided:
+            raise ConfigError(f"the output's gradient has layout {grad.layout}; pass a dense one")
+
     def _weight_gradient(self, step: Step, grad: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty(0)] * len(self.features)
-        for pool, part, lease, mine in zip(
-            self.pools, step.batch.pools, step.leases, self._pool_features, strict=True
+        features = step.batch.features
+        parts = [torch.empty(0)] * len(features)
+        for pool, bags, lease, mine in zip(
+            self.pools, step.bags, step.leases, self.wiring.pool_features, strict=True
         ):
             values = pool.kernel.values(grad)
-            flat = pool.kernel.sample_weight_gradient(lease.plan, part.bags, values)
+            flat = pool.kernel.sample_weight_gradient(lease.plan, bags, values)
             start = 0
-            for f, (_, ids) in zip(mine, part.segments, strict=True):
-                parts[f] = flat[start : start + len(ids)]
-                start += len(ids)
+            for f in mine:
+                end = start + len(features[f].ids)
+                parts[f] = flat[start:end]
+                start = end
         assert step.batch.sample_weights is not None
         return torch.cat(parts).to(step.batch.sample_weights.device)
 
-    def _acquire(self, batch: Batch) -> list[Lease]:
-        """The batch's leases, once its rows are in their slots."""
-        with self.phases.time("wait"):
-            leases = self._lease(batch)
-        self._used = True
-        return leases
-
-    def _lease(self, batch: Batch) -> list[Lease]:
-        """Streamed ones when the loop trains on what it prefetched, else fresh ones."""
-        if self._expected:
-            # Every pool waits before any is taken.
-            plans = [pool.scheduler.peek() for pool in self.pools]
-            if all(
-                plan.matches(part.segments) for plan, part in zip(plans, batch.pools, strict=True)
-            ):
-                self._expected = False
-                return [pool.scheduler.take() for pool in self.pools]
-        leases: list[Lease] = []
-        try:
-            for pool, part in zip(self.pools, batch.pools, strict=True):
-                leases.append(pool.scheduler.stage(part.segments))
-        except BaseException:
-            for lease in leases:
-                lease.drop()
-            raise
-        return leases
-
-    def _evaluate(self, batch: Batch) -> torch.Tensor:
-        """Looks rows up without staging: residency and trained bytes stay as they are."""
-        out = torch.empty(batch.rows, self.num_columns, device=self.device)
-        for pool, part in zip(self.pools, batch.pools, strict=True):
-            pool.evaluate(
-                part.segments,
-                part.bags,
-                pool.kernel.values(out),
-                self.options.max_norm,
-                self.options.norm_type,
-            )
-        return out
-
     # --- the stream: te.prefetch's calls ----------------------------------------------------------
 
-    @property
-    def streaming(self) -> bool:
-        return self._streaming
+    def open_stream(self) -> Stream:
+        """The stream of a new loop; the loop closes it by :meth:`close_stream`.
 
-    @property
-    def used(self) -> bool:
-        """Whether a forward has read rows since the loop was given its batch."""
-        return self._used
-
-    def open_stream(self) -> None:
-        if self._streaming:
+        Raises:
+            ConfigError: another loop feeds this engine.
+        """
+        if self.stream is not None:
             raise ConfigError(
                 "this module is already fed by a te.prefetch loop; finish that one first"
             )
-        for pool in self.pools:
-            pool.scheduler.cancel()  # what an interrupted close_stream may have left
-        self._streaming = True
+        self.stream = self._group.open_stream()
+        return self.stream
 
-    def push(self, batch: Batch) -> None:
-        for pool, part in zip(self.pools, batch.pools, strict=True):
-            pool.scheduler.push(part.segments)
-
-    def end_stream(self) -> None:
-        for pool in self.pools:
-            pool.scheduler.end()
-
-    def expect(self) -> None:
-        """The loop is about to get the stream's oldest batch."""
-        self._expected = True
-        self._used = False
-
-    def settle(self) -> None:
-        """The loop is done with its batch; one that no forward used is let go."""
-        if self._expected:
-            self._expected = False
-            for pool in self.pools:
-                pool.scheduler.take().release(updated=False)
+    def push(self, batch: CheckedBatch, presented: Presented) -> Ticket:
+        """Makes a future batch of the open stream known."""
+        assert self.stream is not None
+        batch.remember(presented)
+        return self.stream.push(batch)
 
     def close_stream(self) -> None:
-        self._expected = False
-        self._streaming = False
-        if not self._closed:
-            for pool in self.pools:
-                pool.scheduler.cancel()
+        """Drops what is left of the stream. Idempotent; to be repeated when interrupted."""
+        stream, self.stream = self.stream, None
+        if stream is not None and not self._closed:
+            stream.close()
 
-    # --- the whole ------------------------------------------------------------------------------
+    # --- the whole --------------------------------------------------------------------------------
 
     def digest(self) -> str:
+        """SHA-256 over (table, row id, record) of every materialised row, in key order."""
         self.flush()
-        sha = hashlib.sha256()
-        order = []
-        for t in range(len(self.tables)):
-            p, i = self._place[t]
-            order.append((self.pools[p].layout.table_hashes[i].tobytes(), p, i))
-        for key, p, i in sorted(order):
-            for rows, records in self.pools[p].materialised(i):
-                keys = encode_keys(key, rows)
-                sha.update(np.concatenate([keys, records], axis=1).tobytes())
-        return sha.hexdigest()
+        return self._group.digest()
 
     def stats(self) -> Stats:
-        given = self.options.tiers
-        budgets = {"HBM": given.hbm, "DDR": given.ddr, "SSD": None if given.ssd is None else 0}
-        tiers = {
-            name: TierStats(budget_bytes=budget)
-            for name, budget in budgets.items()
-            if budget is not None
-        }
-        per_table = [pool.table_counts() for pool in self.pools]
-        for pool in self.pools:
-            for name, part in pool.memory_stats().items():
-                _add(tiers[name], part)
-            if pool.scheduler.ssd is not None:
-                _add(tiers["SSD"], pool.scheduler.ssd.stats())
-        tables = {
-            table.name: per_table[p][i]
-            for table, (p, i) in zip(self.tables, self._place, strict=True)
-        }
-        skipped = 0 if self.updates is None else self.updates.skipped
-        depth = max(pool.scheduler.depth for pool in self.pools)
-        return Stats(self.steps, tiers, tables, skipped, self.phases.times(), depth)
+        """Running counts per tier and table."""
+        return Stats(
+            self.steps,
+            self._group.tier_stats(self.options),
+            self._group.table_counts(),
+            0 if self.updates is None else self.updates.skipped,
+            self.phases.times(),
+            max(pool.scheduler.depth for pool in self.pools),
+            self.unmatched,
+        )
 
     def flush(self) -> None:
-        if len(self.pools) > 1:
-            # Ended halfway, some stores would be of this step and others of an earlier one.
-            for pool in self.pools:
-                pool.scheduler.check()
-            for pool in self.pools:
-                pool.unsettle()
-        for pool in self.pools:
-            pool.flush()
-        for pool in self.pools:
-            pool.settle(self.steps)
+        """Writes every dirty row back to the SSD tier."""
+        self._group.flush(self.steps)
 
     def check_idle(self, what: str) -> None:
         """Raises unless rows may be replaced or saved now: by this process, between two steps.
@@ -519,23 +374,20 @@ class Engine:
         """
         if self._closed:
             raise ClosedError(f"the module was closed; make a new one to {what}")
-        for pool in self.pools:
-            pool.scheduler.check_process()
+        self._group.check_process()
         if self.updates is not None and self.updates.accumulating:
             raise ConfigError(f"gradients are being accumulated; {what} after te.accumulate")
 
     def discard(self, why: TieredEmbedError) -> None:
-        """Lets go of every row, file and thread; every call raises ``why`` until :meth:`reopen`.
+        """Gives up every row, file and thread; every call raises ``why`` until :meth:`reopen`.
 
         REQUIRES: idle, and no te.prefetch loop.
         """
-        for pool in self.pools:
-            pool.discard(why)
+        self._group.discard(why)
 
     def refuse(self, why: TieredEmbedError) -> None:
         """Every call raises ``why`` until :meth:`reopen`."""
-        for pool in self.pools:
-            pool.scheduler.refuse(why)
+        self._group.refuse(why)
 
     def reopen(self) -> None:
         """After :meth:`discard`: the rows are what the SSD tier's directory holds by now."""
@@ -544,10 +396,10 @@ class Engine:
         self._waiting.clear()
         self._updated_at = None
         version = self.rows.version
-        self.pools = self._make_pools()
-        self.rows = Rows(self.tables, self.pools, self._place)
+        self._group = PoolGroup(self.wiring, self.options, self.phases)
+        self.rows = Rows(self.wiring, self.pools)
         self.rows.version = version + 1
-        self.set_steps(max(pool.stored_step for pool in self.pools))
+        self.set_steps(self._group.stored_step)
 
     def set_steps(self, steps: int) -> None:
         """The number of updates behind the rows: Adam's bias correction and rounding need it."""
@@ -556,7 +408,7 @@ class Engine:
             self.updates.steps = steps
 
     def close(self) -> None:
-        """Flushes and lets go of files and threads; idempotent.
+        """Flushes and gives up files and threads; idempotent.
 
         Raises:
             StoreError: rows could not be written; the other pools were.
@@ -564,42 +416,5 @@ class Engine:
         if self._closed:
             return
         self._closed = True
-        self._expected = False
-        errors: list[BaseException] = []
-
-        def attempt(call: Callable[[], object]) -> object:
-            try:
-                return call()
-            except BaseException as error:
-                errors.append(error)
-                return None
-
-        if len(self.pools) > 1 and all(pool.scheduler.usable for pool in self.pools):
-            for pool in self.pools:
-                attempt(pool.unsettle)
-        finished = [attempt(pool.finish) for pool in self.pools]
-        if all(finished) and not errors:
-            for pool in self.pools:
-                attempt(lambda pool=pool: pool.settle(self.steps))  # type: ignore[misc]
-        for pool in self.pools:
-            attempt(pool.close)
-        if errors:
-            raise errors[0]
-
-
-def _refuse_colliding_names(tables: Sequence[TableConfig]) -> None:
-    seen: dict[bytes, str] = {}
-    for table in tables:
-        other = seen.setdefault(table_hash(table.name), table.name)
-        if other != table.name:
-            raise ConfigError(
-                f"tables {other!r} and {table.name!r} have the same 4-byte identity "
-                f"{table_hash(table.name).hex()}; rename one of them"
-            )
-
-
-def _add(total: TierStats, part: TierStats) -> None:
-    total.add(part)
-    total.slot_bytes += part.slot_bytes
-    total.overhead_bytes += part.overhead_bytes
-    total.resident += part.resident
+        self.stream = None
+        self._group.close(self.steps)

@@ -29,8 +29,9 @@ import numpy.typing as npt
 
 from ..errors import StoreError
 from ..residency import StepPlan
-from ..tiers import DdrTier, MemoryTiers, SsdTier
+from ..tiers import HostTier, MemoryTiers, SsdTier
 from .executors import Executors
+from .jobs import run_here
 from .phases import Phases
 
 __all__ = ["Mover"]
@@ -203,7 +204,7 @@ class Mover:
         try:
             return self._executors.saving.submit(job)
         except RuntimeError:
-            return _run_here(job)  # the interpreter is shutting down
+            return run_here(job)  # the interpreter is shutting down
 
     @property
     def _write_buffer_limit(self) -> int:
@@ -249,7 +250,7 @@ class Mover:
             self.lost = error
             raise
 
-    def _exchange(self, plan: StepPlan, lower: DdrTier) -> None:
+    def _exchange(self, plan: StepPlan, lower: HostTier) -> None:
         """Moves rows between the memory tiers; dirty ones that find no room there go further."""
         upper, ssd = self._memory.upper, self._ssd
         rises = plan.staged_from >= 0
@@ -346,7 +347,7 @@ class Mover:
             return executor.submit(self._watched, job)
         except RuntimeError:
             # The interpreter is shutting down and takes no more jobs.
-            return _run_here(lambda: self._watched(job))
+            return run_here(lambda: self._watched(job))
 
     def _watched(self, job: Callable[[], T]) -> T:
         """The planner believes what a failed job did not do: no plan may follow it."""
@@ -356,12 +357,3 @@ class Mover:
             if self.failure is None:
                 self.failure = error
             raise
-
-
-def _run_here(job: Callable[[], T]) -> Future[T]:
-    future: Future[T] = Future()
-    try:
-        future.set_result(job())
-    except Exception as error:
-        future.set_exception(error)
-    return future

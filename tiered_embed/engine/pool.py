@@ -1,30 +1,20 @@
-"""One pool of a module: its tiers, planner, pipeline and kernel, wired together."""
+"""One pool of an engine: its tiers, planner, scheduler and kernel, wired together."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from .. import _native
 from ..errors import StoreError, TieredEmbedError
-from ..kernels import POOLINGS, Bags, CpuKernel, DeviceKernel, FbgemmKernel, Kernel, TritonKernel
-from ..residency import Planner, PoolSlots, Segment
-from ..spec import MOST_DEPTH, Counts, Tiers, TierStats, renormalised
-from ..tiers import (
-    Copies,
-    DdrTier,
-    HbmTier,
-    MemoryTier,
-    MemoryTiers,
-    PoolLayout,
-    StreamCopies,
-    open_ssd,
-)
+from ..kernels import POOLINGS, DeviceKernel
+from ..residency import Planner, PoolSlots
+from ..spec import Counts, EngineOptions, TierStats
+from ..tiers import HostTier, MemoryTiers, PoolLayout, open_ssd
+from .compute import make_compute
 from .depth import DepthTuner
 from .phases import Phases
 from .scheduler import Scheduler
@@ -39,69 +29,47 @@ SCAN_ROWS = 65536
 
 
 class Pool:
-    """All tables of a module with one record layout. Threading: as the pipeline."""
+    """All tables of an engine with one record layout. Threading: as the scheduler.
+
+    Args:
+        layout: of the records, and the tables that share it.
+        slots: of the topmost tier.
+        lower_slots: of DDR below it; 0 where DDR is the topmost.
+        outputs: of each feature, (first column in the output of ``num_columns``, pooling).
+    """
 
     def __init__(
         self,
         layout: PoolLayout,
         slots: PoolSlots,
         lower_slots: int,
-        tiers: Tiers,
-        features: Sequence[tuple[int, str]],
+        outputs: Sequence[tuple[int, str]],
         num_columns: int,
         *,
-        kernel: str,
-        device: torch.device,
-        rounding: str,
-        policy: str,
-        lookahead: int,
-        depth: int | str,
-        num_threads: int,
+        options: EngineOptions,
         phases: Phases,
     ) -> None:
-        """``slots``: of the topmost tier; ``lower_slots``: of DDR below it, 0 if it is DDR.
-        ``features``: (first column in the output of ``num_columns``, pooling) each. ``depth``: a
-        number, or "auto"."""
+        tiers = options.tiers
         self.layout = layout
         self._slots = slots
         self._lower_slots = lower_slots
-        name = "DDR" if tiers.hbm is None else "HBM"
         self.planner = Planner(
             layout.tables,
             slots,
-            policy=policy,
+            policy=options.policy,
             backed=tiers.ssd is not None,
-            tier=name,
+            tier="DDR" if tiers.hbm is None else "HBM",
             lower_slots=lower_slots,
-            num_threads=num_threads,
+            num_threads=options.threads,
         )
         self.bag_layout = _native.BagLayout(
-            [POOLINGS[pooling] for _, pooling in features],
-            [column for column, _ in features],
+            [POOLINGS[pooling] for _, pooling in outputs],
+            [column for column, _ in outputs],
             num_columns,
         )
         self.row_layout = _native.BagLayout([POOLINGS["sum"]], [0], layout.dim)  # one row a bag
-        self.upper: MemoryTier
-        self.kernel: Kernel
-        if kernel == "native":
-            records = DdrTier(
-                layout, slots.whole + slots.cached + slots.overflow, num_threads, name
-            )
-            self.upper = records
-            self.kernel = CpuKernel(
-                records.records,
-                layout.dim,
-                num_threads,
-                rounding_seed=layout.seed if rounding == "stochastic" else None,
-                table_words=layout.table_words,
-            )
-        else:
-            kind = FbgemmKernel if kernel == "fbgemm" else TritonKernel
-            kind.check(layout, features, device, rounding)  # before memory is taken
-            hbm = HbmTier(layout, slots.whole + slots.cached, _moves(device))
-            self.upper = hbm
-            self.kernel = kind(hbm, features=features)
-        lower = DdrTier(layout, lower_slots, num_threads) if lower_slots else None
+        self.upper, self.kernel = make_compute(layout, slots, outputs, options)
+        lower = HostTier(layout, lower_slots, options.threads) if lower_slots else None
         self.memory = MemoryTiers(self.upper, lower, self.planner.first_lower_slot)
         ssd = None if tiers.ssd is None else open_ssd(layout, tiers)
         self.store = None if ssd is None else ssd.store
@@ -110,8 +78,8 @@ class Pool:
             self.planner,
             self.memory,
             ssd,
-            lookahead=lookahead,
-            depth=depth if isinstance(depth, int) else _tuner(lookahead, slots),
+            lookahead=options.lookahead,
+            depth=_depth(options, slots),
             phases=phases,
         )
         if ssd is not None and ssd.unfinished is not None:
@@ -145,27 +113,6 @@ class Pool:
         below[~found] = self.layout.initial_records(tables[~found], rows[~found])
         records[~resident] = below
         return records
-
-    def evaluate(
-        self,
-        segments: Sequence[Segment],
-        bags: Bags,
-        out: Any,
-        max_norm: float | None,
-        norm_type: float,
-    ) -> None:
-        """Looks rows up as training would, from copies: nothing is staged, pinned or changed."""
-        inverse, records = [], []
-        start = 0
-        for table, ids in segments:
-            unique, where = np.unique(ids, return_inverse=True)
-            records.append(self.read(table, unique))
-            inverse.append(where.reshape(-1).astype(np.int32) + np.int32(start))
-            start += len(unique)
-        weights = self.layout.values(np.concatenate(records))
-        if max_norm is not None:
-            weights = renormalised(weights, max_norm, norm_type, self.layout.dtype)
-        self.kernel.lookup_rows(weights, np.concatenate(inverse), bags, out)
 
     def write(self, table: int, ids: I64, records: U8) -> None:
         """Materialises rows: ``ids`` (n,) without repeats, ``records`` (n, record_bytes)."""
@@ -225,13 +172,13 @@ class Pool:
 
     def table_counts(self) -> list[Counts]:
         """Per table; each wait is shared out by the rows that its batch staged."""
-        counts = self.planner.counts(self.layout.record_bytes)
+        counts = self.planner.counts(self.layout.record_bytes, self.scheduler.unused_plans())
         for c, stall_s in zip(counts, self.scheduler.stall_s.tolist(), strict=True):
             c.stall_s = stall_s
         return counts
 
-    def memory_stats(self) -> dict[str, TierStats]:
-        """Of every memory tier, by name."""
+    def tier_stats(self) -> dict[str, TierStats]:
+        """Of every tier, by name."""
         size, planner = self.layout.record_bytes, self.planner
         upper = TierStats(
             slot_bytes=self.num_slots * size,
@@ -248,6 +195,8 @@ class Pool:
             for c in planner.lower_counts(size):
                 lower.add(c)
             tiers["DDR"] = lower
+        if self.scheduler.ssd is not None:
+            tiers["SSD"] = self.scheduler.ssd.stats()
         return tiers
 
     def finish(self) -> bool:
@@ -277,9 +226,7 @@ class Pool:
             self.kernel.free()
 
 
-def _moves(device: torch.device) -> Copies | StreamCopies:
-    return Copies() if device.type == "cpu" else StreamCopies(device)
-
-
-def _tuner(lookahead: int, slots: PoolSlots) -> DepthTuner:
-    return DepthTuner(min(lookahead, MOST_DEPTH), slots.cached or None)
+def _depth(options: EngineOptions, slots: PoolSlots) -> int | DepthTuner:
+    if isinstance(options.depth, int):
+        return options.depth
+    return DepthTuner(options.deepest, slots.cached or None)

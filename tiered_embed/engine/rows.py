@@ -1,4 +1,4 @@
-"""Rows of a module by id: reading, writing, bulk import. Nothing here trains."""
+"""Rows of an engine by id: reading, writing, bulk import. Nothing here trains."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
-from ..spec import TableConfig
 from ..store import encode_keys
-from .inputs import check_ids
+from .features import check_ids
 from .pool import Pool
+from .wiring import Wiring
 
 __all__ = ["Rows"]
 
@@ -21,17 +21,12 @@ U8 = npt.NDArray[np.uint8]
 
 
 class Rows:
-    """The tables of one module; ``place`` has (pool, index in pool) of each."""
+    """The tables of one engine, by their index."""
 
-    def __init__(
-        self,
-        tables: Sequence[TableConfig],
-        pools: Sequence[Pool],
-        place: Sequence[tuple[int, int]],
-    ) -> None:
-        self._tables = tables
+    def __init__(self, wiring: Wiring, pools: Sequence[Pool]) -> None:
+        self._tables = wiring.tables
         self._pools = pools
-        self._place = place
+        self._place = wiring.places
         self.version = 0  # of what was written here
 
     def table_index(self, name: str | None) -> int:

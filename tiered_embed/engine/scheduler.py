@@ -1,7 +1,7 @@
 """Makes step plans in order, for one pool, and has them executed ahead of the trainer.
 
 The owner of threads. Staging jobs run one after another: enter a batch into the window, make a plan
-and start it (see ``execution.py``), apply a release. Jobs never wait for the trainer: the trainer's
+and start it (see ``mover.py``), apply a release. Jobs never wait for the trainer: the trainer's
 calls post them when they may run, so that a stop needs no wake-up. Decisions depend on the order of
 those calls alone.
 
@@ -27,7 +27,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -35,56 +35,22 @@ from ..errors import CapacityError, ClosedError, StoreError, TieredEmbedError
 from ..residency import Planner, Segment, StepPlan
 from ..tiers import MemoryTiers, SsdTier
 from .depth import DepthTuner
+from .entry import Ahead, NoStream, Started
 from .executors import Executors
+from .jobs import Jobs
+from .lease import Lease
 from .mover import Mover
 from .phases import Phases
 
-__all__ = ["Lease", "Scheduler"]
+__all__ = ["Scheduler"]
 
 T = TypeVar("T")
 WRITE_BUFFER_BYTES = 32 << 20
 _log = logging.getLogger("tiered_embed")
 
 
-class Lease:
-    """A planned batch whose rows are in their slots, pinned until released or dropped."""
-
-    def __init__(self, pipeline: Scheduler, plan: StepPlan) -> None:
-        self.plan = plan
-        self._pipeline = pipeline
-        self._open = True
-
-    def release(self, *, updated: bool) -> None:
-        """Drops the pins, once; ``updated`` says that the rows were changed."""
-        if self._open:
-            self._open = False
-            self._pipeline._release(self, updated)
-
-    def drop(self, *, updated: bool = False) -> None:
-        """As :meth:`release`, from any thread: at the trainer's next call."""
-        if self._open:
-            self._open = False
-            self._pipeline._dropped.append((self, updated))
-
-
-class _Started(NamedTuple):
-    """A plan in execution; ``ready`` tells that its rows are in their slots, None that they are."""
-
-    plan: StepPlan
-    ready: Future[None] | None
-
-
-class _Streamed:
-    """A batch of the stream: known, in the planner's window, or posted for planning."""
-
-    def __init__(self, segments: list[Segment]) -> None:
-        self.segments: list[Segment] | None = segments  # None once in the planner's window
-        self.planned: Future[_Started] | None = None
-        self.waited_s = 0.0  # by the trainer
-
-
 class Scheduler:
-    """Phases batches of one pool ahead of the trainer.
+    """Stages batches of one pool ahead of the trainer.
 
     Args:
         planner: decides residency.
@@ -117,21 +83,21 @@ class Scheduler:
         self._tuner = depth if isinstance(depth, DepthTuner) else None
         self.depth = depth.depth if isinstance(depth, DepthTuner) else depth
         self._taken_at: float | None = None  # when the stream's last batch was taken
-        self._executors = executors or Executors()
+        self._jobs = Jobs(executors or Executors())
         self._phases = phases or Phases()
-        self._mover = Mover(memory, ssd, self._executors, self._phases, write_buffer_bytes)
+        self._mover = Mover(memory, ssd, self._jobs.executors, self._phases, write_buffer_bytes)
         self._pid = os.getpid()
         self._closed = False
         self._refusal: TieredEmbedError | None = None
         self._warned_overflow = False
-        self._last: Future[object] | None = None  # newest posted job
 
-        # The stream, oldest batch first.
-        self._ahead: deque[_Streamed] = deque()  # not taken yet
-        self._ended = False
-        self._num_posted = 0  # plans
-        self._held: list[tuple[int, Lease]] = []  # (plan's number in the stream, taken lease)
+        # The stream's tickets, by number: [_num_taken, _num_posted) have a plan, and those below
+        # _num_entered are in the planner's window or planned.
+        self._ahead: Ahead = NoStream()
+        self._num_entered = 0
+        self._num_posted = 0
         self._num_taken = 0
+        self._held: list[tuple[int, Lease]] = []  # (ticket's number, taken lease)
 
         self._dropped: deque[tuple[Lease, bool]] = deque()  # any thread appends
 
@@ -140,37 +106,32 @@ class Scheduler:
 
     # --- the trainer's calls --------------------------------------------------------------------
 
-    def push(self, segments: Sequence[Segment]) -> None:
-        """Makes a future batch known. Its ids lie inside their tables."""
-        self.check()
-        # The loader may reuse its buffers before the batch enters the window.
-        self._ahead.append(_Streamed([(table, ids.copy()) for table, ids in segments]))
-        self._advance()
+    def follow(self, ahead: Ahead) -> None:
+        """Plans the tickets of a new stream from here on. REQUIRES: none is followed, or cancelled.
 
-    def end(self) -> None:
-        """No further batch will be pushed: what remains is planned with the window it has."""
-        self._ended = True
-        self._advance()
+        An interrupted :meth:`cancel` is repeated first.
+        """
+        self.cancel()
+        self._ahead = ahead
 
     def cancel(self) -> None:
-        """Drops the stream: the window, and batches staged but never trained.
+        """Drops the stream: the window, and batches that were staged but never taken.
 
         Idempotent, and to be repeated when it was interrupted.
         """
-        self._settle_dropped()
-        if self._last is not None:
-            self._last.exception()  # wait; who cares gets it from the plan's own future
+        self._release_dropped()
+        self._jobs.wait()
         self._mover.wait_for_reads()
-        while self._ahead:
-            entry = self._ahead[-1]
-            if entry.planned is not None and entry.planned.exception() is None:
-                self.planner.release(entry.planned.result().plan.number, updated=False)
-            self._ahead.pop()
+        while self._num_posted > self._num_taken:
+            planned = self._ahead.entry(self._num_posted - 1).planned
+            if planned is not None and planned.exception() is None:
+                self.planner.release(planned.result().plan.number, updated=False, used=False)
+            self._num_posted -= 1
         self.planner.cancel()
-        self._ended = False
+        self._ahead = NoStream()
         self._taken_at = None
         self._held.clear()
-        self._num_posted = self._num_taken = 0
+        self._num_entered = self._num_posted = self._num_taken = 0
         self._refused = None
 
     def peek(self) -> StepPlan:
@@ -180,30 +141,39 @@ class Scheduler:
             CapacityError: there is no room for it, and no tier below.
         """
         self.check()
-        self._settle_dropped()
-        entry = self._ahead[0]
+        self._release_dropped()
+        entry = self._ahead.entry(self._num_taken)
         if entry.planned is None:
-            self._post_plan(0)
+            self._post_plan(self._num_taken)
         assert entry.planned is not None
         start = time.perf_counter()
         plan, ready = self._wait(entry.planned)
         if ready is not None:
             self._wait(ready)
         waited_s = time.perf_counter() - start
-        self._blame(plan, waited_s)
+        self._note_stall(plan, waited_s)
         entry.waited_s += waited_s
-        self._notice_overflow(plan)
+        self._warn_of_overflow(plan)
         return plan
 
     def take(self) -> Lease:
         """The stream's oldest batch, as :meth:`peek`, to train on."""
         lease = Lease(self, self.peek())
-        entry = self._ahead.popleft()
+        waited_s = self._ahead.entry(self._num_taken).waited_s
         self._held.append((self._num_taken, lease))
         self._num_taken += 1
         if self._tuner is not None:
-            self._tune(self._tuner, entry.waited_s, self.planner.num_cached(lease.plan))
+            self._tune(self._tuner, waited_s, self.planner.num_cached(lease.plan))
         return lease
+
+    def unused_plans(self) -> list[int]:
+        """Numbers of the plans that are made and that nobody has taken yet."""
+        out = []
+        for n in range(self._num_taken, self._num_posted):
+            planned = self._ahead.entry(n).planned
+            if planned is not None and planned.done() and planned.exception() is None:
+                out.append(planned.result().plan.number)
+        return out
 
     def stage(self, segments: Sequence[Segment]) -> Lease:
         """Plans and stages one batch at once, ahead of the stream.
@@ -212,8 +182,8 @@ class Scheduler:
             CapacityError: no room; nothing changed.
         """
         self.check()
-        self._settle_dropped()
-        if self.planner.all_resident and self._nothing_queued():
+        self._release_dropped()
+        if self.planner.all_resident and self._jobs.idle:
             # Cheaper than waking a thread. A plan that an interrupt loses here pins nothing.
             self._mover.wait_for_reads()
             self.check()
@@ -230,21 +200,21 @@ class Scheduler:
             return plan
 
         start = time.perf_counter()
-        future = self._post(job)
+        future = self._jobs.post(job)
         try:
             plan = self._wait(future)
         except KeyboardInterrupt:
-            # The job goes on by itself; nobody will use what it phases.
+            # The job goes on by itself; nobody will use what it stages.
             future.add_done_callback(self._drop_unwanted)
             raise
-        self._blame(plan, time.perf_counter() - start)
-        self._notice_overflow(plan)
+        self._note_stall(plan, time.perf_counter() - start)
+        self._warn_of_overflow(plan)
         return Lease(self, plan)
 
     def quiesce(self) -> None:
         """Returns when every posted job has run and every write has reached the store."""
         self.check()
-        self._settle_dropped()
+        self._release_dropped()
         self._idle()
         self.check()
 
@@ -262,9 +232,8 @@ class Scheduler:
             StoreError: an earlier write failed.
         """
         self.check()
-        self._settle_dropped()
-        if self._last is not None:
-            self._last.exception()
+        self._release_dropped()
+        self._jobs.wait()
         self._mover.wait_for_reads()
         self.check()
         out = self._mover.cut(*self.planner.dirty_rows(), job)
@@ -287,7 +256,7 @@ class Scheduler:
         self._closed = True
         with contextlib.suppress(Exception):
             self.cancel()
-        self._executors.shutdown()
+        self._jobs.executors.shutdown()
 
     def close(self) -> bool:
         """Flushes and stops; idempotent. Works inside a garbage collection: posts no job.
@@ -303,7 +272,7 @@ class Scheduler:
         if self._pid != os.getpid():
             return False
         if self._refusal is not None:
-            self._executors.shutdown()
+            self._jobs.executors.shutdown()
             return False
         try:
             self.cancel()
@@ -316,7 +285,7 @@ class Scheduler:
                     f"rows on their way out of {self.memory.upper.name} were lost: {lost!r}"
                 ) from lost
         finally:
-            self._executors.shutdown()
+            self._jobs.executors.shutdown()
         return True
 
     def check(self) -> None:
@@ -352,58 +321,29 @@ class Scheduler:
 
     # --- jobs -----------------------------------------------------------------------------------
 
-    def _post(self, job: Callable[[], T]) -> Future[T]:
-        """Queues a job behind all others."""
-        try:
-            future = self._executors.staging.submit(job)
-        except RuntimeError:
-            # The interpreter is shutting down and takes no more jobs.
-            future = self._run_here(job)
-        self._last = future  # type: ignore[assignment]
-        return future
-
-    def _post_brief(self, job: Callable[[], T]) -> None:
-        """As :meth:`_post`, but at once when nothing is queued: cheaper than waking a thread."""
-        if self._nothing_queued():
-            job()
-        else:
-            self._post(job)
-
-    def _nothing_queued(self) -> bool:
-        if self._last is not None and self._last.done():
-            self._last = None
-        return self._last is None
-
-    def _run_here(self, job: Callable[[], T]) -> Future[T]:
-        if self._last is not None:
-            self._last.exception()
-        future: Future[T] = Future()
-        try:
-            future.set_result(job())
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    def _advance(self) -> None:
+    def advance(self) -> None:
         """Posts the plans that may run now."""
-        first = self._num_posted - self._num_taken
-        for i in range(first, len(self._ahead)):
-            seen_enough = self._ended or len(self._ahead) - 1 - i >= self.lookahead
+        ahead = self._ahead
+        while self._num_posted < ahead.num_pushed:
+            number = self._num_posted
+            seen_enough = ahead.ended or ahead.num_pushed - 1 - number >= self.lookahead
             oldest_held = self._held[0][0] if self._held else self._num_taken
-            if not seen_enough or oldest_held < self._num_posted - self.depth:
+            if not seen_enough or oldest_held < number - self.depth:
                 return
-            self._post_plan(i)
+            self._post_plan(number)
 
-    def _post_plan(self, i: int) -> None:
-        """Posts the plan of the batch at ``i`` and the batches that its window lacks."""
-        for entry in list(self._ahead)[: i + 1 + self.lookahead]:
-            if entry.segments is not None:
-                self._post(lambda segments=entry.segments: self.planner.push(segments))  # type: ignore[misc]
-                entry.segments = None
+    def _post_plan(self, number: int) -> None:
+        """Posts the plan of a ticket, and the batches that its window lacks."""
+        entry = self._ahead.entry(number)
+        while self._num_entered < min(self._ahead.num_pushed, number + 1 + self.lookahead):
+            seen = self._ahead.entry(self._num_entered)
+            self._jobs.post(lambda segments=seen.segments: self.planner.push(segments))  # type: ignore[misc]
+            seen.segments = None
+            self._num_entered += 1
 
         depth = self.depth
 
-        def job() -> _Started:
+        def job() -> Started:
             self._raise_failure()
             if self._refused is not None:
                 raise self._refused
@@ -413,10 +353,10 @@ class Scheduler:
             except CapacityError as error:
                 self._refused = error
                 raise
-            return _Started(plan, self._mover.run(plan))
+            return Started(plan, self._mover.run(plan))
 
         self._num_posted += 1
-        self._ahead[i].planned = self._post(job)
+        entry.planned = self._jobs.post(job)
 
     def _raise_failure(self) -> None:
         if self._mover.failure is not None:
@@ -430,19 +370,25 @@ class Scheduler:
 
     # --- leases ---------------------------------------------------------------------------------
 
-    def _release(self, lease: Lease, updated: bool) -> None:
+    def release(self, lease: Lease, updated: bool, used: bool) -> None:
+        """As :meth:`Lease.release`, which calls it."""
         if self._closed or self._pid != os.getpid():
             return
         number = lease.plan.number
-        self._post_brief(lambda: self.planner.release(number, updated=updated))
+        self._jobs.post_brief(lambda: self.planner.release(number, updated=updated, used=used))
         if self._held:
             self._held = [(n, held) for n, held in self._held if held is not lease]
-        if self._ahead:
-            self._advance()
+        if self._num_posted < self._ahead.num_pushed:
+            self.advance()
 
-    def _settle_dropped(self) -> None:
+    def note_dropped(self, lease: Lease, updated: bool) -> None:
+        """As :meth:`Lease.drop`, which calls it, perhaps in a garbage collection."""
+        self._dropped.append((lease, updated))
+
+    def _release_dropped(self) -> None:
         while self._dropped:
-            self._release(*self._dropped.popleft())
+            lease, updated = self._dropped.popleft()
+            self.release(lease, updated, True)
 
     def _drop_unwanted(self, future: Future[StepPlan]) -> None:
         if future.exception() is None:
@@ -450,8 +396,7 @@ class Scheduler:
 
     def _idle(self) -> None:
         """Waits for every job, read and write."""
-        if self._last is not None:
-            self._last.exception()
+        self._jobs.wait()
         self._mover.finish()
 
     def _wait(self, future: Future[T]) -> T:
@@ -461,7 +406,7 @@ class Scheduler:
             self.check()  # words it for the trainer
             raise
 
-    def _blame(self, plan: StepPlan, waited_s: float) -> None:
+    def _note_stall(self, plan: StepPlan, waited_s: float) -> None:
         """Notes a wait with the tables whose rows the plan staged."""
         if len(self.stall_s) == 1:
             self.stall_s += waited_s
@@ -475,10 +420,10 @@ class Scheduler:
         now = time.perf_counter()
         if self._taken_at is not None:
             self.depth = tuner.observe(now - self._taken_at, waited_s, num_unique)
-            self._advance()
+            self.advance()
         self._taken_at = now
 
-    def _notice_overflow(self, plan: StepPlan) -> None:
+    def _warn_of_overflow(self, plan: StepPlan) -> None:
         if plan.overflow and not self._warned_overflow:
             self._warned_overflow = True
             needed = len(plan.keys) * (self.depth + 1) * self.memory.layout.record_bytes

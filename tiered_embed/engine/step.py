@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from .batch import Batch
+from ..kernels import Bags
+from .checking import CheckedBatch
+from .lease import Lease
 from .pool import Pool
-from .scheduler import Lease
 
 __all__ = ["Step"]
 
@@ -18,11 +19,14 @@ __all__ = ["Step"]
 class Step:
     """The leases of one forward, one per pool, until its backward or its end.
 
-    changed: the forward itself changed rows (``max_norm``).
+    bags: per pool. changed: the forward itself changed rows (``max_norm``).
     """
 
-    def __init__(self, pools: Sequence[Pool], batch: Batch, leases: list[Lease]) -> None:
+    def __init__(
+        self, pools: Sequence[Pool], batch: CheckedBatch, bags: list[Bags], leases: list[Lease]
+    ) -> None:
         self.batch = batch
+        self.bags = bags
         self.leases = leases
         self.changed = False
         self.done = False

@@ -16,8 +16,8 @@ import torch
 from ..errors import ConfigError, NonFiniteError
 from ..kernels import Bags, UpdateOptions
 from ..optim import Optimizer
+from .lease import Lease
 from .pool import Pool
-from .scheduler import Lease
 
 __all__ = ["PoolGradient", "Updates"]
 

@@ -14,12 +14,14 @@ from typing import Any, Generic, TypeVar
 
 from torch import nn
 
+from ..engine import Engine, Stream, Ticket
 from ..errors import ConfigError
 from ..modules import TieredEmbeddingBagCollection, TieredModule, is_keyed_jagged
 
 __all__ = ["Prefetch", "prefetch"]
 
 B = TypeVar("B")
+Place = tuple[Stream, Ticket]
 IdsOf = Callable[[B], Mapping[nn.Module, Any]]
 
 
@@ -35,15 +37,15 @@ class Prefetch(Generic[B]):
         self._epochs = 0  # loops that went to their end
         self._given = 0  # batches of this loop that the caller was given, skipped ones included
         self._skip = 0  # batches that the next loop leaves out
-        self._current: list[TieredModule] | None = None  # fed by the batch now with the caller
+        self._current: list[Place] | None = None  # of the batch now with the caller
 
     def __len__(self) -> int:
         return len(self._loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[B]:
-        pending: deque[tuple[B, list[TieredModule]]] = deque()
+        pending: deque[tuple[B, list[Place]]] = deque()
         self._given, self._skip = self._skip, 0
-        streams: list[TieredModule] = []
+        streams: dict[Engine, Stream] = {}
         source = islice(iter(self._loader), self._given, None)
         failure: Exception | None = None
         ended = False
@@ -59,19 +61,19 @@ class Prefetch(Generic[B]):
                         # It belongs to a batch that the loop has not reached: good ones come first.
                         failure, ended = error, True
                     if ended:
-                        for module in streams:
-                            module.engine.end_stream()
+                        for stream in streams.values():
+                            stream.end()
                 if not pending:
                     break
-                batch, modules = pending.popleft()
-                for module in modules:
-                    module.engine.expect()
+                batch, places = pending.popleft()
+                for stream, ticket in places:
+                    stream.give(ticket)
                 self._given += 1
-                self._current = modules
+                self._current = places
                 yield batch
                 self._current = None
-                for module in modules:
-                    module.engine.settle()
+                for stream, ticket in places:
+                    stream.finish(ticket)
             if failure is not None:
                 raise failure
             self._epochs += 1
@@ -79,8 +81,8 @@ class Prefetch(Generic[B]):
         finally:
             self._given = self._trained
             self._current = None
-            for module in streams:
-                module.engine.close_stream()
+            for engine in streams:
+                engine.close_stream()
 
     def state_dict(self) -> dict[str, int]:
         """The cursor: ``batches`` of this loop that were trained, and ``epochs`` before it.
@@ -93,7 +95,7 @@ class Prefetch(Generic[B]):
     @property
     def _trained(self) -> int:
         """Batches given, but for one that no forward has used yet."""
-        waits = bool(self._current) and not any(m.engine.used for m in self._current or ())
+        waits = bool(self._current) and not any(t.answered for _, t in self._current or ())
         return self._given - waits
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -112,20 +114,20 @@ class Prefetch(Generic[B]):
         self._epochs, self._skip = state["epochs"], state["batches"]
         self._given = self._skip
 
-    def _push(self, batch: B, streams: list[TieredModule]) -> list[TieredModule]:
+    def _push(self, batch: B, streams: dict[Engine, Stream]) -> list[Place]:
         # Everything is checked before anything is staged.
-        prepared = []
+        checked = []
         for module, value in self._ids(batch).items():
             if not isinstance(module, TieredModule):
                 raise ConfigError(f"ids= names a {type(module).__name__}; name tiered modules")
-            prepared.append((module, module.prepare(value)))
-        for module, _ in prepared:
-            if module not in streams:
-                module.engine.open_stream()
-                streams.append(module)
-        for module, checked in prepared:
-            module.engine.push(checked)
-        return [module for module, _ in prepared]
+            presented = module.present(value)
+            checked.append((module.engine, module.check(presented), presented))
+        for engine, _, _ in checked:
+            if engine not in streams:
+                streams[engine] = engine.open_stream()
+        return [
+            (streams[engine], engine.push(one, presented)) for engine, one, presented in checked
+        ]
 
 
 def _find_ids(model: nn.Module) -> IdsOf[Any]:

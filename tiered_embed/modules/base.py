@@ -16,11 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ..engine import Batch, Engine, apart_from_own_threads
+from ..engine import CheckedBatch, Engine, Feature, Presented, apart_from_own_threads
 from ..errors import ConfigError, NotCopyableError
-from ..optim import Optimizer
-from ..spec import EngineOptions, Stats, TableConfig
-from ..traces import Lookup
+from ..spec import EngineOptions, Lookup, Stats, TableConfig
 
 __all__ = ["TieredModule"]
 
@@ -113,12 +111,32 @@ class TieredModule(nn.Module):
         """Where rows are looked up and updated, and where the outputs lie."""
         return self.engine.device
 
-    def prepare(self, value: Any) -> Batch:
-        """A forward's arguments, checked; what ``te.prefetch`` phases."""
+    def present(self, value: Any) -> Presented:
+        """A forward's arguments as the tensors that they are.
+
+        Raises:
+            ConfigError: features that are missing or unknown.
+        """
         raise NotImplementedError
 
-    def _forward(self, batch: Batch) -> torch.Tensor:
-        return self.engine.forward(batch, training=self.training)
+    def features(self, presented: Presented) -> list[Feature]:
+        """One checked :class:`Feature` per feature, of the tensors of a forward's arguments.
+
+        Raises:
+            ConfigError: a wrong type, dtype, device or shape.
+        """
+        raise NotImplementedError
+
+    def check(self, presented: Presented) -> CheckedBatch:
+        """A forward's arguments, checked: what ``te.prefetch`` stages.
+
+        Raises:
+            ConfigError, IdRangeError: bad arguments.
+        """
+        return self.engine.check(self.features(presented))
+
+    def _forward(self, presented: Presented) -> tuple[torch.Tensor, CheckedBatch]:
+        return self.engine.forward(presented, lambda: self.check(presented), training=self.training)
 
     def trace_tables(self) -> list[tuple[str, int | None]]:
         """Name and rows of every table, for ``traces.record``."""
@@ -130,7 +148,8 @@ class TieredModule(nn.Module):
         Returns:
             Per feature, pool after pool: (table, its rows, ids (N,), bag starts (B + 1,) or None).
         """
-        return self.engine.lookups(self.prepare(args if len(args) > 1 else args[0]))
+        presented = self.present(args if len(args) > 1 else args[0])
+        return self.engine.lookups(self.check(presented))
 
     def rows(self, ids: object, table: str | None = None) -> torch.Tensor:
         """Current weights of ``ids`` (n,) -> (n, D), a copy; stages and changes nothing.
@@ -356,17 +375,20 @@ class TieredModule(nn.Module):
 
 
 def pretrained_shape(
-    embeddings: torch.Tensor, freeze: bool, optimizer: Optimizer | None
+    embeddings: torch.Tensor, freeze: bool, options: dict[str, Any]
 ) -> tuple[int, int]:
-    """(rows, D) of what ``from_pretrained`` was given.
+    """(rows, D) of what ``from_pretrained`` was given; completes the module's ``options``.
 
     Raises:
         ConfigError: embeddings that are not 2-D, or no optimizer for rows that train.
     """
     if embeddings.dim() != 2:
         raise ConfigError(f"embeddings have shape {tuple(embeddings.shape)}; pass (rows, D)")
-    if not freeze and optimizer is None:
+    if not freeze and options.get("optimizer") is None:
         raise ConfigError("freeze=False trains the rows: pass an optimizer")
+    options.setdefault("dtype", embeddings.dtype)
+    if freeze:
+        options["optimizer"] = None
     return embeddings.shape[0], embeddings.shape[1]
 
 

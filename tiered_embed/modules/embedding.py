@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
-from ..engine import Batch, FeatureBatch, feature_batch
-from ..optim import Optimizer
-from ..spec import EngineOptions, Init, TableConfig, Tiers, Uniform
+from ..engine import Feature, Presented, feature_of
+from ..spec import EngineKeywords, TableConfig, engine_options
 from .base import TieredModule, filled, pretrained_shape
 from .eager import eager
 
@@ -16,10 +16,21 @@ __all__ = ["TieredEmbedding"]
 
 
 class TieredEmbedding(TieredModule):
-    """One row per id, any shape of ids; arguments as in :class:`TieredEmbeddingBag`.
+    """One row per id, for ids of any shape.
 
     ``padding_idx`` ids get the row that ``load_rows`` gave them, zeros before that, and do not
     train it. Ids that ``bounds_check="ignore"`` leaves out get zeros.
+
+    Args:
+        num_embeddings: rows, or None when any int64 is a row id.
+        embedding_dim: columns, ``D``.
+        name: the table's identity, in the store and in initial values.
+        padding_idx: as in ``nn.Embedding``.
+        options: the fields of ``te.EngineOptions``; ``tiers`` and ``optimizer`` are required.
+
+    Raises:
+        ConfigError: arguments that cannot work, or a store with another record layout.
+        StoreError: a store directory that is unwritable or open elsewhere.
     """
 
     def __init__(
@@ -27,55 +38,19 @@ class TieredEmbedding(TieredModule):
         num_embeddings: int | None,
         embedding_dim: int,
         *,
-        tiers: Tiers,
-        optimizer: Optimizer | None,
         name: str = "table",
-        seed: int = 0,
-        init: Init = Uniform(-0.01, 0.01),  # noqa: B008
-        dtype: torch.dtype = torch.float32,
-        output_dtype: torch.dtype | None = None,
-        rounding: str = "nearest",
-        policy: str = "lookahead",
-        lookahead: int = 32,
-        depth: int | str = 2,
-        num_threads: int | None = None,
-        bounds_check: str = "raise",
         padding_idx: int | None = None,
-        max_norm: float | None = None,
-        norm_type: float = 2.0,
-        scale_grad_by_freq: bool = False,
-        on_nonfinite: str = "raise",
-        device: torch.device | str | None = None,
-        kernel: str = "auto",
+        **options: Unpack[EngineKeywords],
     ) -> None:
-        options = EngineOptions(
-            tiers,
-            optimizer,
-            init,
-            seed,
-            dtype,
-            output_dtype,
-            rounding,
-            policy,
-            lookahead,
-            depth,
-            num_threads,
-            bounds_check,
-            max_norm,
-            norm_type,
-            scale_grad_by_freq,
-            on_nonfinite,
-            device,
-            kernel,
-        )
+        checked = engine_options(type(self).__name__, options)
         table = TableConfig(name, num_embeddings, embedding_dim, padding_idx=padding_idx)
-        super().__init__([table], [(name, 0)], options, pooled=False)
+        super().__init__([table], [(name, 0)], checked, pooled=False)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.padding_idx = table.padding_idx
-        self.max_norm = max_norm
-        self.norm_type = norm_type
-        self.scale_grad_by_freq = scale_grad_by_freq
+        self.max_norm = checked.max_norm
+        self.norm_type = checked.norm_type
+        self.scale_grad_by_freq = checked.scale_grad_by_freq
         self._padding_row: tuple[int, torch.Tensor] | None = None  # (version of the rows, row)
 
     @classmethod
@@ -83,33 +58,28 @@ class TieredEmbedding(TieredModule):
         cls,
         embeddings: torch.Tensor,
         freeze: bool = True,
-        *,
-        tiers: Tiers,
-        optimizer: Optimizer | None = None,
         **options: Any,
     ) -> TieredEmbedding:
         """As :meth:`TieredEmbeddingBag.from_pretrained`."""
-        options.setdefault("dtype", embeddings.dtype)
-        num_embeddings, dim = pretrained_shape(embeddings, freeze, optimizer)
-        module = cls(
-            num_embeddings, dim, tiers=tiers, optimizer=None if freeze else optimizer, **options
-        )
-        return filled(module, embeddings)
+        num_embeddings, dim = pretrained_shape(embeddings, freeze, options)
+        return filled(cls(num_embeddings, dim, **options), embeddings)
 
-    def prepare(self, value: Any) -> Batch:
+    def present(self, value: Any) -> Presented:
+        return Presented((value, None, None))
+
+    def features(self, presented: Presented) -> list[Feature]:
         where = f"table {self.engine.tables[0].name!r}"
+        value = presented.tensors[0]
         dense = isinstance(value, torch.Tensor) and value.layout is torch.strided
-        flat = value.reshape(1, -1) if dense else value
-        checked = feature_batch(where, flat, None, None)
-        return self.engine.batch([FeatureBatch(checked.ids, None, None)])
+        flat = value.reshape(1, -1) if dense and value is not None else value
+        return [feature_of(where, flat, None, None)._replace(offsets=None)]
 
     @eager
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Rows of ``input`` (...), int64 or int32 -> (..., D) of the output dtype. Raises as the
         bag.
         """
-        batch = self.prepare(input)
-        out = self._forward(batch)
+        out, batch = self._forward(Presented((input, None, None)))
         if batch.kept is not None:
             kept = torch.from_numpy(batch.kept).to(out.device)
             whole = torch.zeros(len(kept), self.embedding_dim, dtype=out.dtype, device=out.device)

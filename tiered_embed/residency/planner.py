@@ -115,7 +115,7 @@ class Planner:
         except (_native.NoCapacity, _native.TooManyHeld) as error:
             raise self._capacity_error(error) from None
 
-    def release(self, number: int, *, updated: bool) -> None:
+    def release(self, number: int, *, updated: bool, used: bool = True) -> None:
         """The batch of plan ``number`` is done; ``updated`` says that its rows were changed."""
         self._native.release(number, updated)
 
@@ -145,7 +145,7 @@ class Planner:
         """Renumbers the window's positions; happens by itself before they run out."""
         self._native.renumber()
 
-    def counts(self, record_bytes: int) -> list[Counts]:
+    def counts(self, record_bytes: int, unused: Sequence[int] = ()) -> list[Counts]:
         """Of the upper tier, per table, in the order given at construction."""
         return _counts(self._native.counts(), record_bytes)
 

@@ -9,22 +9,35 @@ these objects may trust it.
 from . import init
 from .counts import Counts, PhaseTimes, Stats, TierStats
 from .init import Constant, Init, Uniform, philox4x32
-from .options import DTYPES, KERNELS, MOST_DEPTH, EngineOptions
+from .options import (
+    BOUNDS_CHECKS,
+    DTYPES,
+    KERNELS,
+    MOST_DEPTH,
+    ON_NONFINITE,
+    EngineKeywords,
+    EngineOptions,
+    engine_options,
+)
 from .row_formats import ITEM_BYTES, TYPE_NUMBERS, renormalised, rounding_key
 from .sizes import parse_bytes
-from .tables import Mode, TableConfig, table_hash
+from .tables import Lookup, Mode, TableConfig, table_hash
 from .tiers import Tiers
 
 __all__ = [
+    "BOUNDS_CHECKS",
     "DTYPES",
     "ITEM_BYTES",
     "KERNELS",
     "MOST_DEPTH",
+    "ON_NONFINITE",
     "TYPE_NUMBERS",
     "Constant",
     "Counts",
+    "EngineKeywords",
     "EngineOptions",
     "Init",
+    "Lookup",
     "Mode",
     "PhaseTimes",
     "Stats",
@@ -32,6 +45,7 @@ __all__ = [
     "TierStats",
     "Tiers",
     "Uniform",
+    "engine_options",
     "init",
     "parse_bytes",
     "philox4x32",

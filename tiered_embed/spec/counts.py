@@ -59,6 +59,13 @@ class TierStats(Counts):
     overhead_bytes: int = 0
     resident: int = 0
 
+    def add_tier(self, part: TierStats) -> None:
+        """Adds one pool's part of the same tier; the budget is the whole tier's already."""
+        self.add(part)
+        self.slot_bytes += part.slot_bytes
+        self.overhead_bytes += part.overhead_bytes
+        self.resident += part.resident
+
 
 @dataclass(frozen=True)
 class PhaseTimes:
@@ -81,7 +88,8 @@ class Stats:
     """Totals of one module: ``steps`` updates, counts per tier, topmost first, and per table.
 
     skipped: backwards that updated nothing, since a gradient was infinite or NaN. phases: where
-    the time went. depth: batches staged ahead now, by the deepest pool.
+    the time went. depth: batches staged ahead now, by the deepest pool. unmatched: training
+    forwards inside te.prefetch that could not use what it had staged.
     """
 
     steps: int
@@ -90,6 +98,7 @@ class Stats:
     skipped: int = 0
     phases: Mapping[str, PhaseTimes] = field(default_factory=dict)
     depth: int = 0
+    unmatched: int = 0
 
     @property
     def topmost(self) -> TierStats:

@@ -1,11 +1,13 @@
-"""What all tiered modules take, checked once."""
+"""What every engine and module takes: one documented object, checked once."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
+from typing_extensions import Required
 
 from ..errors import ConfigError
 from ..optim import Optimizer
@@ -13,7 +15,16 @@ from .init import Constant, Init, Uniform
 from .row_formats import ROUNDINGS
 from .tiers import Tiers
 
-__all__ = ["BOUNDS_CHECKS", "DTYPES", "KERNELS", "MOST_DEPTH", "ON_NONFINITE", "EngineOptions"]
+__all__ = [
+    "BOUNDS_CHECKS",
+    "DTYPES",
+    "KERNELS",
+    "MOST_DEPTH",
+    "ON_NONFINITE",
+    "EngineKeywords",
+    "EngineOptions",
+    "engine_options",
+]
 
 BOUNDS_CHECKS = ("raise", "clamp", "ignore")
 ON_NONFINITE = ("raise", "skip", "allow")
@@ -27,16 +38,52 @@ DTYPES = {
     torch.bfloat16: "bfloat16",
     torch.int8: "int8",
 }
+DEFAULT_INIT = Uniform(-0.01, 0.01)
 OUTPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What all modules take. See :class:`~tiered_embed.TieredEmbeddingBag` for the meanings."""
+    """The options of an engine, which every tiered module takes as keywords.
+
+    Args:
+        tiers: sizes and places of the tiers, ``te.Tiers``.
+        optimizer: one of ``te.optim``. It updates every row of a batch once per backward, with the
+            row's whole gradient. None: rows are only read.
+        init: initial values of rows: ``te.init.Uniform`` or ``te.init.Constant``.
+        seed: of initial values and of stochastic rounding, in [0, 2**64).
+        dtype: of the rows: ``torch.float32``, ``float16``, ``bfloat16``, or ``int8`` with a scale
+            and a bias per row, which is read-only. Optimizer state is always float32.
+        output_dtype: of what a forward returns. None: the rows' dtype, float32 for int8.
+        rounding: how float16 and bfloat16 rows are rounded after an update: ``"nearest"``, or
+            ``"stochastic"``, which depends on seed, table, row and step alone.
+        policy: which row leaves a full tier: one of ``tiered_embed.residency.POLICIES``.
+        lookahead: future batches that ``te.prefetch`` shows to the policy.
+        depth: batches that ``te.prefetch`` stages ahead of the one that trains, at most
+            ``lookahead``. ``"auto"`` finds the smallest number that hides I/O.
+        num_threads: for kernels and copies. None: all that the process may use.
+        bounds_check: what happens to an id outside its table: ``"raise"`` an IdRangeError,
+            ``"clamp"`` it to the nearest row, or ``"ignore"`` it.
+        max_norm: rows with a larger norm are scaled down to it when they are looked up, as in
+            ``nn.EmbeddingBag``. Training changes the rows, evaluation scales copies. None: never.
+        norm_type: the ``p`` of that norm.
+        scale_grad_by_freq: a row's gradient is divided by the number of its occurrences.
+        on_nonfinite: what an infinite or NaN row gradient does, before any row has changed:
+            ``"raise"`` a NonFiniteError, ``"skip"`` the update, or ``"allow"`` it.
+        device: where an HBM tier and the outputs lie. None: a CUDA device if there is an HBM tier,
+            else the CPU. ``"cpu"`` runs the same three tiers in host memory.
+        kernel: what looks rows up and updates them: ``"native"`` on the CPU, ``"fbgemm"`` or
+            ``"triton"`` in an HBM tier. ``"auto"``: native without an HBM tier, else FBGEMM's, and
+            Triton's for what FBGEMM lacks on CUDA. FBGEMM's kernels round in their own way: trained
+            bytes are equal under one kernel, whatever the tiers.
+
+    Raises:
+        ConfigError: options that cannot work, alone or together.
+    """
 
     tiers: Tiers
     optimizer: Optimizer | None
-    init: Init
+    init: Init = DEFAULT_INIT
     seed: int = 0
     dtype: torch.dtype = torch.float32
     output_dtype: torch.dtype | None = None
@@ -181,6 +228,49 @@ class EngineOptions:
     @property
     def threads(self) -> int:
         return self.num_threads or len(os.sched_getaffinity(0))
+
+
+class EngineKeywords(TypedDict, total=False):
+    """The fields of :class:`EngineOptions` as typed keywords; a test compares the two."""
+
+    tiers: Required[Tiers]
+    optimizer: Required[Optimizer | None]
+    init: Init
+    seed: int
+    dtype: torch.dtype
+    output_dtype: torch.dtype | None
+    rounding: str
+    policy: str
+    lookahead: int
+    depth: int | str
+    num_threads: int | None
+    bounds_check: str
+    max_norm: float | None
+    norm_type: float
+    scale_grad_by_freq: bool
+    on_nonfinite: str
+    device: torch.device | str | None
+    kernel: str
+
+
+def engine_options(owner: str, keywords: EngineKeywords) -> EngineOptions:
+    """The options that ``owner``'s constructor was given.
+
+    Raises:
+        TypeError: an unknown keyword, or a required one is missing, as Python has it.
+        ConfigError: options that cannot work.
+    """
+    known = EngineOptions.__dataclass_fields__
+    for name in keywords:
+        if name not in known:
+            raise TypeError(
+                f"{owner}() got an unexpected keyword argument {name!r}; te.EngineOptions lists "
+                "those that there are"
+            )
+    missing = [name for name in ("tiers", "optimizer") if name not in keywords]
+    if missing:
+        raise TypeError(f"{owner}() needs the keyword argument {' and '.join(missing)}")
+    return EngineOptions(**keywords)
 
 
 def _is_count(value: object) -> bool:

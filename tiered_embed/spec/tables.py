@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from ..errors import ConfigError
 
-__all__ = ["Mode", "TableConfig", "table_hash"]
+__all__ = ["Lookup", "Mode", "TableConfig", "table_hash"]
 
 Mode = Literal["sum", "mean", "max"]
 MODES: tuple[Mode, ...] = ("sum", "mean", "max")
+
+Lookup = tuple[str, int | None, npt.NDArray[np.int64], npt.NDArray[np.int64] | None]
+"""A feature of a forward: table name, its rows, ids (N,), and the bags' starts (B + 1,) into them,
+None where every bag is one id."""
 
 
 def table_hash(name: str) -> bytes:

@@ -1,7 +1,7 @@
 """Record arrays of the tiers. A tier holds bytes and copies them; it decides nothing."""
 
-from .ddr import DdrTier
 from .hbm import HbmTier
+from .host import HostTier
 from .layout import PoolLayout
 from .memory import MemoryTier, MemoryTiers
 from .moves import Copies, Moves, StreamCopies
@@ -12,8 +12,8 @@ __all__ = [
     "KEY",
     "ChangedKeys",
     "Copies",
-    "DdrTier",
     "HbmTier",
+    "HostTier",
     "MemoryTier",
     "MemoryTiers",
     "Moves",

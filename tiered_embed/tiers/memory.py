@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .ddr import DdrTier
+from .host import HostTier
 from .layout import PoolLayout
 
 __all__ = ["MemoryTier", "MemoryTiers"]
@@ -50,7 +50,7 @@ class MemoryTiers:
     """
 
     def __init__(
-        self, upper: MemoryTier, lower: DdrTier | None = None, first_lower_slot: int = 2**31 - 1
+        self, upper: MemoryTier, lower: HostTier | None = None, first_lower_slot: int = 2**31 - 1
     ) -> None:
         self.upper = upper
         self.lower = lower

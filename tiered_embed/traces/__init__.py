@@ -29,7 +29,7 @@ from .movielens import Ratings, read_ratings
 from .opening import Format, TraceOptions, find_format, open_trace
 from .popularity import Pooling, Steps, Zipf
 from .raw import Layout, raw_trace, read_raw
-from .recorder import Lookup, Recorder, record, record_first
+from .recorder import Recorder, record, record_first
 from .reuse import ReuseHistogram, TableCounts, count_rows, read_locality
 from .root import DATA_VARIABLE, data_root
 from .samples import checkins_trace, criteo_trace, movielens_trace
@@ -57,7 +57,6 @@ __all__ = [
     "IdBatch",
     "IdStream",
     "Layout",
-    "Lookup",
     "Pooling",
     "Ratings",
     "Recorder",

@@ -21,15 +21,12 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
+from ..spec import Lookup
 from .chunk import CHUNK_IDS, I64, TraceBags, TraceChunk, TraceTable
 from .files import StrPath
 from .tet import Codec, TraceWriter
 
-__all__ = ["Lookup", "Observable", "Recorder", "record", "record_first"]
-
-Lookup = tuple[str, int | None, I64, I64 | None]
-"""A feature of a forward: table name, its rows, ids (N,), and the bags' starts (B + 1,) into them,
-None where every bag is one id."""
+__all__ = ["Observable", "Recorder", "record", "record_first"]
 
 
 @runtime_checkable

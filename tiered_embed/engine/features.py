@@ -14,7 +14,7 @@ import torch
 from .. import _native
 from ..errors import ConfigError, IdRangeError
 
-__all__ = ["FeatureBatch", "check_ids", "drop_ids", "feature_batch"]
+__all__ = ["Feature", "check_ids", "drop_ids", "feature_of"]
 
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -22,7 +22,7 @@ Bools = npt.NDArray[np.bool_]
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class FeatureBatch(NamedTuple):
+class Feature(NamedTuple):
     """One feature's ids (N,) and, when pooled, its bags' offsets (B + 1,) and weights (N,)."""
 
     ids: I64
@@ -78,7 +78,7 @@ def check_ids(table: str, ids: I64, num_rows: int | None, bounds_check: str) -> 
     )
 
 
-def drop_ids(feature: FeatureBatch, num_rows: int | None, padding_idx: int | None) -> FeatureBatch:
+def drop_ids(feature: Feature, num_rows: int | None, padding_idx: int | None) -> Feature:
     """The feature without ids outside ``[0, num_rows)`` and without ``padding_idx``."""
     kept = np.ones(len(feature.ids), np.bool_)
     if num_rows is not None:
@@ -97,15 +97,15 @@ def drop_ids(feature: FeatureBatch, num_rows: int | None, padding_idx: int | Non
     )
 
 
-def feature_batch(
+def feature_of(
     where: str,
     indices: object,
     offsets: object,
     sample_weights: object,
     *,
     include_last_offset: bool = False,
-) -> FeatureBatch:
-    """``nn.EmbeddingBag``'s arguments as a :class:`FeatureBatch`.
+) -> Feature:
+    """``nn.EmbeddingBag``'s arguments as a :class:`Feature`.
 
     Args:
         where: names the feature in messages.
@@ -129,7 +129,7 @@ def feature_batch(
         bounds = _offsets(where, offsets, ids.numel(), include_last_offset)
     else:
         raise ConfigError(f"{where}: indices have shape {tuple(ids.shape)}; pass 1-D or 2-D")
-    return FeatureBatch(_array(ids), bounds, _weights(where, sample_weights, ids))
+    return Feature(_array(ids), bounds, _weights(where, sample_weights, ids))
 
 
 def _offsets(where: str, offsets: object, num_ids: int, include_last: bool) -> I64:

@@ -13,12 +13,12 @@ from .. import _native
 from ..errors import CapacityError
 from .layout import PoolLayout
 
-__all__ = ["DdrTier"]
+__all__ = ["HostTier"]
 
 Slots = npt.NDArray[np.int32]
 
 
-class DdrTier:
+class HostTier:
     """Slots of ``layout``-shaped records; memory is taken as slots are first used."""
 
     def __init__(

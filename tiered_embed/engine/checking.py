@@ -1,0 +1,211 @@
+"""Turns what a caller passed into a checked batch: once, for the window and for the forward.
+
+Legend: ``N`` ids of a feature, ``B`` bags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..errors import ConfigError
+from ..kernels import Bags
+from ..residency import Segment
+from ..spec import EngineOptions
+from .features import Feature, check_ids, drop_ids
+from .wiring import Wiring
+
+__all__ = ["CheckedBatch", "Presented", "check", "make_bags"]
+
+I64 = npt.NDArray[np.int64]
+
+
+class Presented:
+    """The tensors that a caller passed, so that a forward with the same ones is known again.
+
+    Args:
+        tensors: ids, offsets and weights of every feature in turn, None where there are none.
+        form: what else decides their meaning, such as the keys of a KeyedJaggedTensor.
+    """
+
+    __slots__ = ("_held", "form", "tensors")
+
+    def __init__(self, tensors: tuple[torch.Tensor | None, ...], form: object = None) -> None:
+        self.tensors = tensors
+        self.form = form
+        self._held: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def hold(self, *, ids_are_views: bool) -> None:
+        """Remembers what the tensors hold now.
+
+        ``ids_are_views``: the checked batch reads the callers' ids in place, so that its plan tells
+        whether they have changed; their contents need no second copy.
+        """
+        self._held = [
+            (tensor, tensor.detach().clone())
+            for i, tensor in enumerate(self.tensors)
+            if tensor is not None and not (ids_are_views and i % 3 == 0)
+        ]
+
+    def is_same(self, other: Presented) -> bool:
+        """Whether ``other`` has the very same tensor objects."""
+        return (
+            len(self.tensors) == len(other.tensors)
+            and all(a is b for a, b in zip(self.tensors, other.tensors, strict=True))
+            and self.form == other.form
+        )
+
+    def unchanged(self) -> bool:
+        """Whether the tensors still hold what :meth:`hold` saw."""
+        return all(not now.requires_grad and torch.equal(now, then) for now, then in self._held)
+
+
+class CheckedBatch:
+    """A batch whose ids lie inside their tables and whose offsets make bags.
+
+    features: as checked, in output order. segments: per pool, (table in the pool, ids) of its
+    features. num_rows: of the output. kept: of a lone feature without bags, which of the ids given
+    have a row in the output; None: all. presented: what the caller passed; None: not remembered.
+    """
+
+    __slots__ = ("_bags", "_weights", "features", "kept", "num_rows", "presented", "segments")
+
+    def __init__(
+        self,
+        features: list[Feature],
+        segments: list[list[Segment]],
+        num_rows: int,
+        kept: npt.NDArray[np.bool_] | None,
+    ) -> None:
+        self.features = features
+        self.segments = segments
+        self.num_rows = num_rows
+        self.kept = kept
+        self.presented: Presented | None = None
+        self._bags: list[Bags] | None = None
+        self._weights: torch.Tensor | None = None
+
+    @property
+    def sample_weights(self) -> torch.Tensor | None:
+        """Weights of all occurrences, feature after feature, for autograd; None: there are none."""
+        if self._weights is None:
+            self._weights = _all_weights(self.features)
+        return self._weights
+
+    def remember(self, presented: Presented) -> None:
+        """Keeps ``presented``, so that the stream knows this batch again."""
+        sources = presented.tensors[::3]
+        if len(sources) == 1:  # features of a KeyedJaggedTensor are parts of one
+            sources = sources * len(self.features)
+        views = all(
+            _is_view(feature.ids, source)
+            for feature, source in zip(self.features, sources, strict=True)
+        )
+        presented.hold(ids_are_views=views)
+        self.presented = presented
+
+    def bags(self, wiring: Wiring, layouts: Sequence[Any]) -> list[Bags]:
+        """Per pool, how its occurrences make bags; ``layouts`` are the pools' native ones."""
+        if self._bags is None:
+            self._bags = make_bags(self, wiring, layouts)
+        return self._bags
+
+
+def _is_view(ids: I64, source: torch.Tensor | None) -> bool:
+    """Whether ``ids`` lies in the memory of ``source``."""
+    if source is None or not source.is_cpu or source.dtype != torch.int64:
+        return False
+    first = source.data_ptr()
+    at: int = ids.__array_interface__["data"][0]
+    return len(ids) == 0 or first <= at < first + source.numel() * 8
+
+
+def check(wiring: Wiring, options: EngineOptions, given: Sequence[Feature]) -> CheckedBatch:
+    """One :class:`Feature` per feature, checked against its table.
+
+    Raises:
+        ConfigError: features with different numbers of bags, or weights on a mean table.
+        IdRangeError: an id outside its table.
+    """
+    num_bags = given[0].num_bags
+    for feature in given:
+        if feature.num_bags != num_bags:
+            sizes = {n: f.num_bags for (n, _), f in zip(wiring.features, given, strict=True)}
+            raise ConfigError(f"every feature needs the same number of bags; they have {sizes}")
+    checked = [_checked(wiring, options, f, feature) for f, feature in enumerate(given)]
+    segments = [
+        [(wiring.places[wiring.features[f][1]][1], checked[f].ids) for f in mine]
+        for mine in wiring.pool_features
+    ]
+    if wiring.pooled:
+        return CheckedBatch(checked, segments, num_bags, None)
+    return CheckedBatch(checked, segments, len(checked[0].ids), checked[0].kept)
+
+
+def _checked(wiring: Wiring, options: EngineOptions, f: int, feature: Feature) -> Feature:
+    table, bounds_check = wiring.table_of(f), options.bounds_check
+    if feature.sample_weights is not None and wiring.pooled and table.mode != "sum":
+        raise ConfigError(
+            f"table {table.name!r}: per_sample_weights need mode='sum', not {table.mode!r}"
+        )
+    ids = check_ids(table.name, feature.ids, table.num_embeddings, bounds_check)
+    if ids is not feature.ids:
+        feature = feature._replace(ids=ids)
+    if bounds_check != "ignore" and table.padding_idx is None:
+        return feature
+    return drop_ids(feature, table.num_embeddings, table.padding_idx)
+
+
+def make_bags(batch: CheckedBatch, wiring: Wiring, layouts: Sequence[Any]) -> list[Bags]:
+    """Per pool, how the batch's occurrences make bags, as kernels take it."""
+    features, weights = batch.features, batch.sample_weights
+    flat = starts = None
+    if weights is not None:
+        # A copy: the backward reads it too, and the caller may reuse the tensor.
+        flat = weights.detach().clone().cpu().numpy()
+        starts = np.cumsum([0] + [len(feature.ids) for feature in features])
+    out = []
+    for p, mine in enumerate(wiring.pool_features):
+        part = None
+        if flat is not None and starts is not None:
+            part = np.concatenate([flat[starts[f] : starts[f + 1]] for f in mine])
+        winners = None
+        if wiring.has_maximum(p):
+            num_bags = len(mine) * batch.num_rows
+            winners = np.empty((num_bags, wiring.layouts[p].dim), np.int32)
+        offsets = _join_offsets([features[f].offsets for f in mine])
+        out.append(Bags(layouts[p], offsets, part, batch.num_rows, winners))
+    return out
+
+
+def _join_offsets(offsets: Sequence[I64 | None]) -> I64 | None:
+    """Offsets of several features as one array over their joined ids; None stays None."""
+    if len(offsets) == 1:
+        return offsets[0]
+    parts = []
+    start = 0
+    for part in offsets:
+        assert part is not None  # only one feature can go unpooled
+        parts.append(part[:-1] + start)
+        start += int(part[-1])
+    return np.concatenate([*parts, [start]])
+
+
+def _all_weights(given: Sequence[Feature]) -> torch.Tensor | None:
+    """Weights of all occurrences, feature after feature; ones where a feature has none."""
+    weighted = [f.sample_weights for f in given if f.sample_weights is not None]
+    if not weighted:
+        return None
+    device = weighted[0].device
+    return torch.cat(
+        [
+            torch.ones(len(feature.ids), dtype=torch.float32, device=device)
+            if feature.sample_weights is None
+            else feature.sample_weights.to(device)
+            for feature in given
+        ]
+    )

@@ -1,0 +1,114 @@
+"""How an engine's features and tables map to pools and to the columns of its output.
+
+Plain data, computed once from the tables and the options; nothing here holds memory or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..spec import EngineOptions, TableConfig, table_hash
+from ..tiers import PoolLayout
+
+__all__ = ["Wiring", "wire"]
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Where everything is.
+
+    tables: all tables of the engine. features: (feature name, table index) in output order.
+    pooled: bags, or one row per id. widths: columns of each feature. columns: where each starts,
+    and the end. layouts: of each pool. places: per table, (pool, index in the pool).
+    pool_features: per pool, indices of its features.
+    """
+
+    tables: tuple[TableConfig, ...]
+    features: tuple[tuple[str, int], ...]
+    pooled: bool
+    widths: tuple[int, ...]
+    columns: tuple[int, ...]
+    layouts: tuple[PoolLayout, ...]
+    places: tuple[tuple[int, int], ...]
+    pool_features: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_columns(self) -> int:
+        return self.columns[-1]
+
+    def table_of(self, feature: int) -> TableConfig:
+        return self.tables[self.features[feature][1]]
+
+    def pooling(self, feature: int) -> str:
+        return self.table_of(feature).mode if self.pooled else "sum"
+
+    def has_maximum(self, pool: int) -> bool:
+        """Whether a feature of the pool takes the maximum of a bag's rows."""
+        return any(self.pooling(f) == "max" for f in self.pool_features[pool])
+
+    def outputs(self, pool: int) -> list[tuple[int, str]]:
+        """(first column in the output, pooling) of the pool's features."""
+        return [(self.columns[f], self.pooling(f)) for f in self.pool_features[pool]]
+
+
+def wire(
+    tables: Sequence[TableConfig],
+    features: Sequence[tuple[str, int]],
+    options: EngineOptions,
+    *,
+    pooled: bool,
+) -> Wiring:
+    """Groups the tables into pools: those of one record layout share a pool.
+
+    Raises:
+        ConfigError: two table names with the same 4-byte identity.
+    """
+    _refuse_colliding_names(tables)
+    groups: dict[int, list[int]] = {}
+    for t, table in enumerate(tables):
+        groups.setdefault(table.embedding_dim, []).append(t)
+    places = [(0, 0)] * len(tables)
+    for p, members in enumerate(groups.values()):
+        for i, t in enumerate(members):
+            places[t] = (p, i)
+    pool_features: list[list[int]] = [[] for _ in groups]
+    for f, (_, t) in enumerate(features):
+        pool_features[places[t][0]].append(f)
+    layouts = [
+        PoolLayout(
+            tuple((tables[t].name, tables[t].num_embeddings) for t in members),
+            dim,
+            options.optimizer,
+            options.init,
+            options.seed,
+            options.row_type,
+            tuple(tables[t].padding_idx for t in members),
+        )
+        for dim, members in groups.items()
+    ]
+    widths = [tables[t].embedding_dim for _, t in features]
+    return Wiring(
+        tuple(tables),
+        tuple(features),
+        pooled,
+        tuple(widths),
+        tuple(np.cumsum([0, *widths]).tolist()),
+        tuple(layouts),
+        tuple(places),
+        tuple(map(tuple, pool_features)),
+    )
+
+
+def _refuse_colliding_names(tables: Sequence[TableConfig]) -> None:
+    seen: dict[bytes, str] = {}
+    for table in tables:
+        other = seen.setdefault(table_hash(table.name), table.name)
+        if other != table.name:
+            raise ConfigError(
+                f"tables {other!r} and {table.name!r} have the same 4-byte identity "
+                f"{table_hash(table.name).hex()}; rename one of them"
+            )
