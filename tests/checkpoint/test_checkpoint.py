@@ -627,7 +627,7 @@ def test_a_restore_that_stops_between_its_renames_is_refused_later(stops_at, tmp
     script = f"""
         import os, torch, sys, tiered_embed as te
         from pathlib import Path
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        sys.path[:0] = {[str(Path(__file__).parent), str(Path(streams.__file__).parent)]!r}
         from test_checkpoint import small, checkpoint
         root = Path({str(tmp_path)!r})
         emb = small(root)
@@ -662,7 +662,7 @@ def test_a_restore_that_fails_midway_leaves_a_module_that_refuses(tmp_path, monk
         checkpoint.save(emb, tmp_path / "c", step=1)
         wanted = emb.digest()
         with monkeypatch.context() as patch:
-            patch.setattr("tiered_embed.modules.pool.Pool.write", _interrupt)
+            patch.setattr("tiered_embed.engine.pool.Pool.write", _interrupt)
             with pytest.raises(KeyboardInterrupt):
                 checkpoint.load(emb, tmp_path / "c")
         with pytest.raises(te.StoreError, match="failed midway"):

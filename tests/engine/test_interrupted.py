@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import tiered_embed as te
+from looped_bag import DIM, SGD, dense_digest, ids_of, make_bag, run_script, train_one
 from stepped import Steps
-from test_pipeline import DIM, SGD, dense_digest, ids_of, make_bag, run_script, train_one
 from tiered_embed.engine.executors import Executors
 from tiered_embed.engine.scheduler import Scheduler
 from tiered_embed.residency.budgets import PoolSlots

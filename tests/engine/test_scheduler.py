@@ -3,9 +3,6 @@
 Jobs are stepped by hand through an executor of the test's own; nothing sleeps.
 """
 
-import subprocess
-import sys
-import textwrap
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,7 +13,7 @@ import pytest
 import torch
 
 import tiered_embed as te
-from reference import Bags, DenseTrainer, Table
+from looped_bag import DIM, SGD, dense_digest, ids_of, make_bag, run_script, train_one
 from stepped import Steps
 from tiered_embed.engine.executors import Executors
 from tiered_embed.engine.scheduler import Scheduler
@@ -27,10 +24,6 @@ from tiered_embed.tiers.ddr import DdrTier
 from tiered_embed.tiers.layout import PoolLayout
 from tiered_embed.tiers.memory import MemoryTiers
 from tiered_embed.tiers.ssd import SsdTier
-
-DIM = 4
-SGD = te.optim.SGD(lr=0.5)
-TABLE = Table("table", DIM)
 
 
 class RecordedDdr(DdrTier):
@@ -310,12 +303,6 @@ def test_cancel_drops_the_window_and_what_was_staged_for_it(rig):
 # --- modules --------------------------------------------------------------------------------------
 
 
-def make_bag(folder: Path | None, *, rows: int = 6, **options: Any) -> te.TieredEmbeddingBag:
-    tiers = te.Tiers(ddr=rows * 4 * DIM, ssd=folder, store="memory")
-    options = {"lookahead": 2, "depth": 1, "num_threads": 1, **options}
-    return te.TieredEmbeddingBag(None, DIM, tiers=tiers, optimizer=SGD, **options)
-
-
 def step_jobs(module: te.TieredEmbeddingBag) -> Executors:
     """Takes the module's jobs into our hands."""
     pipeline = module.engine.pools[0].scheduler
@@ -325,14 +312,6 @@ def step_jobs(module: te.TieredEmbeddingBag) -> Executors:
     return mine
 
 
-def ids_of(n: int) -> torch.Tensor:
-    return torch.arange(4 * n, 4 * n + 4).reshape(2, 2)
-
-
-def train_one(module: te.TieredEmbeddingBag, ids: torch.Tensor) -> None:
-    module(ids).sum().backward()
-
-
 def train_loop(
     module: te.TieredEmbeddingBag, batches: Iterable[torch.Tensor], trained: list[torch.Tensor]
 ) -> None:
@@ -340,15 +319,6 @@ def train_loop(
     for ids in te.prefetch(batches, module, ids=lambda ids: {module: ids}):
         train_one(module, ids)
         trained.append(ids)
-
-
-def dense_digest(batches: list[torch.Tensor]) -> str:
-    dense = DenseTrainer([TABLE], SGD, init=te.init.Uniform(), seed=0)
-    for ids in batches:
-        offsets = np.arange(ids.shape[0] + 1, dtype=np.int64) * ids.shape[1]
-        grad = np.ones((ids.shape[0], DIM), np.float32)
-        dense.backward({"table": Bags(ids.reshape(-1).numpy(), offsets)}, {"table": grad})
-    return dense.digest()
 
 
 @pytest.mark.parametrize(("lookahead", "depth"), [(1, 0), (1, 1), (3, 1), (4, 3), (4, 4)])
@@ -509,37 +479,6 @@ def test_a_bad_batch_arrives_after_the_good_ones(good, tmp_path):
 
 
 # --- stopping -------------------------------------------------------------------------------------
-
-PREAMBLE = """
-import faulthandler, gc, logging, os, signal, sys, threading
-logging.getLogger("tiered_embed").setLevel(logging.ERROR)  # not the overflow notice
-faulthandler.dump_traceback_later(100, exit=True)
-import torch
-import tiered_embed as te
-
-def ids_of(n):
-    return torch.arange(4 * n, 4 * n + 4).reshape(2, 2)
-
-def train_one(n):
-    module(ids_of(n)).sum().backward()
-
-module = te.TieredEmbeddingBag(
-    None, 4, tiers=te.Tiers(ddr=96, ssd=sys.argv[1], store="rocksdb_py"),
-    optimizer=te.optim.SGD(lr=0.5), lookahead=3, depth=2)
-pool = module.engine.pools[0]
-loop = te.prefetch(range(100), module, ids=lambda n: {module: ids_of(n)})
-"""
-
-
-def run_script(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
-    script = PREAMBLE + textwrap.dedent(body)
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", script, str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=Path(te.__file__).parents[1],
-    )
 
 
 def stored_digest(folder: Path) -> str:

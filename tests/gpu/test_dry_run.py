@@ -13,7 +13,7 @@ import torch
 def test_the_gpu_tests_run_dry():
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "gpu"],
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         env={**os.environ, "TIERED_EMBED_DRY_RUN": "1"},
         capture_output=True,
         text=True,

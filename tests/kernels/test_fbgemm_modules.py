@@ -1,5 +1,5 @@
 """A module over an HBM tier with FBGEMM's kernels, on the CPU: what it does beside its arithmetic,
-which is ``test_fbgemm_kernel.py``'s, and what it refuses."""
+which is ``test_fbgemm.py``'s, and what it refuses."""
 
 import gc
 import sys

@@ -41,7 +41,7 @@ EXACT = {
 
 def test_interpreted_they_train_to_the_native_bits():
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("interpreted_triton.py"))],
+        [sys.executable, str(Path(__file__).parents[1] / "support" / "interpreted_triton.py")],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

@@ -131,7 +131,7 @@ def test_the_dtype_is_kept_and_no_weight_is_rounded(dtype, ssd, tmp_path):
 
 
 def test_weights_are_copied_in_chunks(monkeypatch, tmp_path):
-    module = importlib.import_module("tiered_embed.swap")
+    module = importlib.import_module("tiered_embed.loop.swapping")
     monkeypatch.setattr(module, "COPY_BYTES", 7 * 4 * DIM)
     model = holder(a=nn.Embedding(ROWS, DIM), b=nn.Embedding(7, DIM))
     weights = {name: module.weight.detach().clone() for name, module in model.named_children()}

@@ -1,6 +1,6 @@
 """Optimizers: the references in float64 against the papers.
 
-``test_optim_kernels.py`` holds the kernels against the references, ``test_optim_peers.py`` both
+``kernels/test_optimizers.py`` holds the kernels against the references, ``test_peers.py`` both
 against torch and FBGEMM.
 """
 

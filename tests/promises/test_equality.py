@@ -16,8 +16,8 @@ import pytest
 import streams
 import tiered_embed as te
 from covering import Choice, covering, parts, possible
-from golden.make import KINDS as GOLDEN_KINDS
-from golden.make import STREAMS as GOLDEN_STREAMS
+from golden_runs import KINDS as GOLDEN_KINDS
+from golden_runs import STREAMS as GOLDEN_STREAMS
 from reference import Arrays, Bags, DenseTrainer, Stream
 from running import (
     INIT,
@@ -32,7 +32,7 @@ from running import (
 )
 from tiered_embed import _native
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "digests.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "digests.json").read_text())
 GOLDEN_CASES = [(name, kind) for name, kinds in GOLDEN_KINDS.items() for kind in kinds]
 
 # Dims differ per recipe, so that whole and partial vectors and one column occur with each.

@@ -7,7 +7,6 @@ arithmetic is its own, the bits of a run in which every row stays in HBM.
 import functools
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ import streams
 import tiered_embed as te
 from covering import covering
 from reference import Arrays, Stream
-from running import RECIPES, Prepared, Recipe, budget, make_module, reference
+from running import RECIPES, Prepared, budget, make_module, reference, train
 
 HBM_PERCENT = (1, 5, 20, 100)
 DDR_PERCENT = (5, 20, 100)
@@ -53,21 +52,6 @@ def path(request, data_file) -> Path | None:
     """Of the parameter ``name``."""
     scarab = request.getfixturevalue("name") == "scarab"
     return data_file("scarab_recs.i64be.xz") if scarab else None
-
-
-def train(
-    stream: Stream,
-    recipe: Recipe,
-    tiers: te.Tiers,
-    outputs: tuple[Arrays, ...] | None,
-    **options: Any,
-) -> tuple[str, te.Stats]:
-    with make_module(
-        stream.tables, tiers, recipe.optimizer, device="cpu", **recipe.options(), **options
-    ) as module:
-        Prepared(stream).train(module, outputs)
-        assert module.stats().steps == len(stream.batches)
-        return module.digest(), module.stats()
 
 
 def check(

@@ -24,6 +24,7 @@ from tiered_embed.residency import planner as residency
 from tiered_embed.residency.budgets import PoolSlots
 from tiered_embed.residency.planner import POLICIES, Planner, StepPlan, plan_text
 from tiered_embed.simulate.planner_replay import replay
+from tiered_embed.spec import Counts
 
 Row = tuple[int, int]  # (table, id)
 Segments = list[tuple[int, np.ndarray]]
@@ -466,7 +467,7 @@ class Walk:
         for of, told in (("counts", counts), ("lower_counts", lower_counts)):
             parts = [getattr(p, of)(8) for p in self.twins.planners]
             for t, mine in enumerate(told):
-                total = te.stats.Counts()
+                total = Counts()
                 for part in parts:
                     total.add(part[t])
                 assert mine == total

@@ -23,6 +23,7 @@ from tiered_embed import traces
 from tiered_embed.errors import CapacityError, ConfigError
 from tiered_embed.residency.budgets import PoolSlots, allocate
 from tiered_embed.residency.planner import BASE_POLICIES, POLICIES, Planner, StepPlan, plan_text
+from tiered_embed.spec import Counts
 
 Row = tuple[int, int]  # (table, id)
 Segments = list[tuple[int, list[int]]]
@@ -653,7 +654,7 @@ def simulate(
     return compared(counts), compared(flushed)
 
 
-def compared(c: te.stats.Counts) -> list[int]:
+def compared(c: Counts) -> list[int]:
     return [
         *(c.lookups, c.unique, c.hits, c.misses, c.staged, c.evicted, c.written_back, c.overflow),
         *(c.bytes_in, c.bytes_out),

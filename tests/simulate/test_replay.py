@@ -13,6 +13,7 @@ from tiered_embed.errors import CapacityError, ConfigError, IdRangeError
 from tiered_embed.residency.planner import POLICIES
 from tiered_embed.simulate.planner_replay import Difference, replay
 from tiered_embed.simulate.records import Records
+from tiered_embed.spec import TierStats
 from tiered_embed.traces.trace import Trace
 
 # HBM (or none) and DDR (or none), shares of the bytes of all distinct rows.
@@ -86,7 +87,7 @@ def test_a_difference_is_told():
     trace = Trace.from_ids(np.arange(40), batch=10)
     wanted = replay(trace, te.Tiers(ddr="1MiB"))
     other = replay(Trace.from_ids(np.arange(50), batch=10), te.Tiers(ddr="1MiB"))
-    stats = te.Stats(5, {"DDR": te.stats.TierStats(**_plain(other.total))}, other.tables)
+    stats = te.Stats(5, {"DDR": TierStats(**_plain(other.total))}, other.tables)
     found = wanted.differences(stats)
     assert Difference("table 'table'", "lookups", 40, 50) in found
     assert Difference("DDR", "misses", 40, 50) in found

@@ -1,4 +1,4 @@
-"""Trains small modules under a kernel and prints what came of it, as JSON: for test_triton_kernel.
+"""Trains small modules under a kernel and prints what came of it, as JSON: for ``test_triton.py``.
 
 Run with TRITON_INTERPRET=1 in the environment, which must be there before Triton is imported.
 """

@@ -184,3 +184,19 @@ class Prepared:
                 f"batch {i}, feature {name!r}: the forward differs"
             )
         torch.autograd.backward(list(out.values()), [self.gradients[i][f] for f in out])
+
+
+def train(
+    stream: Stream,
+    recipe: Recipe,
+    tiers: te.Tiers,
+    outputs: tuple[Arrays, ...] | None,
+    **options: Any,
+) -> tuple[str, te.Stats]:
+    """Digest and counts of a module on the CPU that trained a stream ahead of the loop."""
+    with make_module(
+        stream.tables, tiers, recipe.optimizer, device="cpu", **recipe.options(), **options
+    ) as module:
+        Prepared(stream).train(module, outputs)
+        assert module.stats().steps == len(stream.batches)
+        return module.digest(), module.stats()

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tiered_embed.traces import Trace, TraceBags, TraceChunk, TraceTable
 
 I64_MIN, I64_MAX = -(2**63), 2**63 - 1
+CODECS = ["none", "zlib", "zstd"]
 
 
 def batches(trace):
@@ -28,6 +29,23 @@ def bags(trace):
 
 def offsets(lengths):
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def small():
+    """Two tables, bags, three chunks: what the golden files hold."""
+    spec = [("user", 1000), ("item", None)]
+    starts = np.array([0, 2, 2, 3]), None
+    ids = np.array([7, 999, 0]), np.array([-(2**63), 2**63 - 1, -1])
+    samples = np.array([0, 1, 3])
+    parts = tuple(
+        (samples if own is None else own[samples], each)
+        for own, each in zip(starts, ids, strict=True)
+    )
+    one = TraceChunk(parts, TraceBags(samples, starts))
+    none = TraceChunk(parts)
+    ordered = np.arange(1000) // 2
+    long = TraceChunk(((np.array([0, 1000]), ordered), (np.array([0, 1000]), ordered * 10**15)))
+    return Trace([TraceTable(*each) for each in spec], lambda: iter([one, none, long]))
 
 
 @st.composite

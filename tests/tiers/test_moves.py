@@ -11,10 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import streams
 import tiered_embed as te
-from running import RECIPES, budget
+from running import RECIPES, budget, train
 from stand_in_cuda import Cuda, Event, Stream
 from stepped import Steps
-from test_three_tiers import train
 from tiered_embed.engine import pool as pools
 from tiered_embed.engine.executors import Executors
 from tiered_embed.engine.scheduler import Scheduler

@@ -21,29 +21,9 @@ from tiered_embed import traces
 from tiered_embed.errors import ConfigError, CorruptionError, IdRangeError
 from tiered_embed.traces import Trace, TraceTable, read_tet, tet, write_tet
 from tiered_embed.traces.tet_columns import Damage, decode_chunk, encode_chunk
-from trace_samples import bags, batches
+from trace_samples import CODECS, bags, batches, small
 
-GOLDEN = Path(__file__).parent / "golden"
-CODECS = ["none", "zlib", "zstd"]
-
-
-def small():
-    """Two tables, bags, three chunks: what the golden file holds."""
-    spec = [("user", 1000), ("item", None)]
-    starts = np.array([0, 2, 2, 3]), None
-    ids = np.array([7, 999, 0]), np.array([-(2**63), 2**63 - 1, -1])
-    samples = np.array([0, 1, 3])
-    parts = tuple(
-        (samples if own is None else own[samples], each)
-        for own, each in zip(starts, ids, strict=True)
-    )
-    one = traces.TraceChunk(parts, traces.TraceBags(samples, starts))
-    none = traces.TraceChunk(parts)
-    ordered = np.arange(1000) // 2
-    long = traces.TraceChunk(
-        ((np.array([0, 1000]), ordered), (np.array([0, 1000]), ordered * 10**15))
-    )
-    return Trace([TraceTable(*each) for each in spec], lambda: iter([one, none, long]))
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @given(trace_samples.traces(), st.sampled_from(CODECS))
