@@ -41,7 +41,7 @@ test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
 soak: $(READY)
-	$(BIN)/python benchmarks/soak.py --minutes 1
+	$(BIN)/python benchmarks/soak --minutes 1
 
 torture: $(READY)
 	$(BIN)/python tests/faults/torture.py --json benchmarks/results/torture.json
@@ -62,14 +62,14 @@ format: $(READY)
 	find native -name '*.h' -o -name '*.cc' -o -name '*.inc' | xargs $(BIN)/clang-format -i
 
 bench: $(READY)
-	$(BIN)/python benchmarks/training.py all --json benchmarks/results/training.json
-	$(BIN)/python benchmarks/kernels.py --json benchmarks/results/kernels.json
-	$(BIN)/python benchmarks/prefetch.py all --json benchmarks/results/prefetch.json
-	$(BIN)/python benchmarks/planning.py --json benchmarks/results/planning.json
-	$(BIN)/python benchmarks/store.py --json benchmarks/results/store.json
-	$(BIN)/python benchmarks/simulate.py --json benchmarks/results/simulate.json
-	$(BIN)/python benchmarks/hbm.py overhead --json benchmarks/results/hbm_overhead.json
-	$(BIN)/python benchmarks/soak.py --json benchmarks/results/soak.json
+	$(BIN)/python benchmarks/training all --json benchmarks/results/training.json
+	$(BIN)/python benchmarks/kernels --json benchmarks/results/kernels.json
+	$(BIN)/python benchmarks/prefetch all --json benchmarks/results/prefetch.json
+	$(BIN)/python benchmarks/planning --json benchmarks/results/planning.json
+	$(BIN)/python benchmarks/store all --json benchmarks/results/store.json
+	$(BIN)/python benchmarks/simulate --json benchmarks/results/simulate.json
+	$(BIN)/python benchmarks/hbm overhead --json benchmarks/results/hbm_overhead.json
+	$(BIN)/python benchmarks/soak --json benchmarks/results/soak.json
 
 clean:
 	rm -rf $(VENV) build demo_out

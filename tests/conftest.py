@@ -1,4 +1,4 @@
-"""Shared by all tests; its folder is on the path, so they can import ``reference``, ``streams``."""
+"""Fixtures of all tests. Plain modules that tests share are in ``tests/support``, on the path."""
 
 import importlib
 import importlib.util

@@ -13,7 +13,7 @@ namespace tiered_embed {
 enum class OpenMode { kCreate, kReadWrite, kReadOnly };
 
 enum class Tuning {
-  kRows,            // for random reads and rewrites of rows; measured by benchmarks/store.py
+  kRows,            // for random reads and rewrites of rows; measured by benchmarks/store
   kRocksDbDefault,  // rocksdb::Options() as they come, to compare with
 };
 

@@ -7,11 +7,10 @@ and then ``load`` has to find it instead of ``verify``.
 import random
 from pathlib import Path
 
+import tiered_embed as te
 from checkpoint_files import Checkpoint, make_checkpoint, sort_of
 from report import Report
 from small_run import Model
-
-import tiered_embed as te
 
 LOAD_ONE_IN = 25
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from small_run import SHAPES, Model, extra_of, start, train_one
 
 import tiered_embed as te
+from small_run import SHAPES, Model, extra_of, start, train_one
 
 STEP = 6
 

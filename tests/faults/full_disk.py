@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tiered_embed as te
 from forked import run_forked
 from report import Report
 from small_run import Model, Shape, Truth, extra_of, resume, start, state_bits, train_one, truth
-
-import tiered_embed as te
 
 DISK_BYTES = 3 << 20
 ROOM_BYTES = 256 << 10  # that a filler takes and gives back

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from fuzz_values import Values
-from report import Report
 
 import tiered_embed as te
+from fuzz_values import Values
+from report import Report
 
 ROWS, DIM = 30, 4
 TRAIN_ONE_IN = 50

@@ -14,8 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import shim
 import torch
+
+import shim
+import tiered_embed as te
 from forked import Ended, run_forked
 from report import Report
 from small_run import (
@@ -31,8 +33,6 @@ from small_run import (
     train_one,
     truth,
 )
-
-import tiered_embed as te
 
 TINY = Shape(ddr=3000, lookahead=1, depth=1)
 BASE_STEP = 2

@@ -11,11 +11,10 @@ import fuzzed_calls
 import io_errors
 import manifests
 import random_kills
+import soak
 import step_kills
 import store_faults
 from report import Report
-
-import soak
 
 
 @dataclass(frozen=True)

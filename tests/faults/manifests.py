@@ -16,11 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tiered_embed as te
 from checkpoint_files import Checkpoint, make_checkpoint
 from report import Report
 from small_run import Model
-
-import tiered_embed as te
 
 LOAD_ONE_IN = 40
 CHECK_SENTINEL_ONE_IN = 50

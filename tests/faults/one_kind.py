@@ -18,6 +18,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
 
     import torch
+
     from kinds import KINDS
 
     torch.set_num_threads(1)  # a forked child cannot use a pool of threads of its parent's

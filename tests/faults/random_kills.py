@@ -10,6 +10,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import tiered_embed as te
 from forked import run_forked
 from report import Report
 from small_run import (
@@ -28,8 +29,6 @@ from small_run import (
     train_one,
     truth,
 )
-
-import tiered_embed as te
 
 NUM_STEPS, SAVE_EVERY, KEEP = 60, 3, 2
 FIRST_DELAY_S = 0.25

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dense_oracle import DenseOracle
-from report import Report
 
 import tiered_embed as te
+from dense_oracle import DenseOracle
+from report import Report
 
 NAME, DIM, BAG = "soak", 8, 4
 LR, EPS, SEED = 0.05, 1e-6, 77

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import shim
+import tiered_embed as te
 from forked import run_forked
 from report import Report
 from small_run import (
@@ -30,8 +31,6 @@ from small_run import (
     train_one,
     truth,
 )
-
-import tiered_embed as te
 
 NUM_STEPS = 40  # of a run; then another begins
 MOST_OPERATIONS = 2000

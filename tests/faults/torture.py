@@ -14,14 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import shim
-from kinds import KINDS, Kind
-from report import Report
 from rich.console import Console
 from rich.table import Table
 
+import shim
+from kinds import KINDS, Kind
+from report import Report
+
 HERE = Path(__file__).parent
-BENCHMARKS = HERE.parents[1] / "benchmarks"
+ROOT = HERE.parents[1]
 TIME_LIMIT_S = 3600
 
 
@@ -102,8 +103,8 @@ def show(console: Console, results: dict[str, tuple[Report, float]], seconds: fl
 
 
 def write(path: Path, seed: int, results: dict[str, tuple[Report, float]]) -> None:
-    sys.path.insert(0, str(BENCHMARKS))
-    from common import report as origin
+    sys.path.append(str(ROOT))
+    from benchmarks.support.reports import report as origin
 
     made: dict[str, Any] = origin("torture", {})
     kinds = json.loads(path.read_text())["kinds"] if path.exists() else {}

@@ -2,7 +2,7 @@
 
 Run by hand, only when the arithmetic of DESIGN section 6 is changed on purpose:
 
-    PYTHONPATH=. python tests/golden/make.py
+    python tests/golden/make.py
 """
 
 import json
@@ -10,23 +10,10 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-sys.path.insert(0, str(FOLDER.parent))
+sys.path.insert(0, str(FOLDER.parent / "support"))
 
-import streams  # noqa: E402
-from running import OPTIMIZERS, RECIPES  # noqa: E402
-
-STREAMS = {
-    "generated": streams.generated,
-    "duplicates_130": lambda: streams.duplicates(130),
-    "duplicates_1": lambda: streams.duplicates(1),
-    "maxima": streams.maxima,
-}
-KINDS = {
-    "generated": list(RECIPES),
-    "duplicates_130": list(OPTIMIZERS),
-    "duplicates_1": list(OPTIMIZERS),
-    "maxima": ["sgd", "ftrl", "rowwise_adagrad_bfloat16"],
-}
+from golden_runs import KINDS, STREAMS  # noqa: E402
+from running import RECIPES  # noqa: E402
 
 
 def digests() -> dict[str, dict[str, str]]:

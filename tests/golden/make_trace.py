@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-sys.path.insert(0, str(FOLDER.parent))
+sys.path.insert(0, str(FOLDER.parent / "support"))
 
-from test_traces_tet import CODECS, small  # noqa: E402
 from tiered_embed.traces import write_tet  # noqa: E402
+from trace_samples import CODECS, small  # noqa: E402
 
 if __name__ == "__main__":
     for codec in CODECS:
