@@ -1,4 +1,4 @@
-// A whole pipeline in small, with the overlaps of tiered_embed/engine/ (mover.py, scheduler.py): plans
+// A whole pipeline in small, with the overlaps of tiered_embed/execution.py and pipeline.py: plans
 // are made and their victims copied out while earlier plans' rows are read into their slots,
 // records are on their way down, and the trainer looks up and updates.
 #pragma once
