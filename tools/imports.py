@@ -9,8 +9,8 @@ layer, and when a package has no layer. The layers are those of ``test_architect
 there so that they are written down once. Imports are read from the source; nothing is imported or
 run. The extensions ``_native`` and ``_rocksdb`` count as packages.
 
-The picture shows an arrow for every import between packages. Those that no longer way explains are
-dark, the others light: A imports C, but also B, which imports C.
+The picture shows an arrow for every import between packages. An arrow from A to C is light if a
+longer way leads there too: A imports B, which imports C. The others are dark.
 """
 
 import argparse

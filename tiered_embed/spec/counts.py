@@ -1,6 +1,6 @@
 """Counts, as plain data. ``stats()`` returns a :class:`Stats`.
 
-All numbers are totals since the module was made. Who counts what is not decided here.
+All numbers are totals since the module was made. This module only holds them; planner and engine count.
 """
 
 from __future__ import annotations
