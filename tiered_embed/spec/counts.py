@@ -1,6 +1,6 @@
 """Counts, as plain data. ``stats()`` returns a :class:`Stats`.
 
-All numbers are totals since the module was made. This module only holds them; planner and engine count.
+All numbers are totals since the module was made. They are only held here; planner and engine count.
 """
 
 from __future__ import annotations
