@@ -1,67 +1,80 @@
-# Two commands for a newcomer: `make demo` and `make test`. Everything they need they set up
-# themselves, once, in .venv; both reuse it afterwards.
+# Two commands for a newcomer: `make demo` and `make test`. Each sets up in .venv what it needs, once,
+# and no more: a demo is a small part of what tests need.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+DEMO := $(VENV)/.ready-demo
+DEV := $(VENV)/.ready-dev
+BROWSER := $(VENV)/.ready-browser
 NATIVE := $(shell find native -type f) CMakeLists.txt pyproject.toml
 
 .PHONY: help setup demo test test-long test-gpu soak torture check sanitize format bench clean
 
 help:
+	@echo "make setup      all that the targets below need; each of them also sets up what it needs"
 	@echo "make demo       train a DLRM through HBM, DDR and RocksDB, with a live picture"
 	@echo "make test       the whole test suite (under 5 minutes on two cores)"
 	@echo "make test-long  the full equality matrix and other long runs"
 	@echo "make test-gpu   the HBM tier on a CUDA device"
 	@echo "make soak       a minute of training, watched for growth and drift"
 	@echo "make torture    kills, power losses, full disks, flipped bits, hostile input (30 minutes)"
-	@echo "make check      formatting, lint, types"
+	@echo "make check      formatting, lint, types, layers"
 	@echo "make sanitize   native/tests under ThreadSanitizer, then AddressSanitizer and UBSan"
 	@echo "make format     rewrite files as 'make check' wants them"
 	@echo "make bench      the benchmarks at full size (disk: 25 GB, more than an hour)"
 
-setup: $(READY)
+setup: $(DEV) $(BROWSER)
 
 # librocksdb-dev is wanted, not needed: without it the SSD tier is the rocksdb-py wheel.
-$(READY): $(NATIVE)
-	@tools/setup.sh "$(PYTHON)" "$(VENV)"
+$(DEMO): $(NATIVE)
+	@tools/setup.sh "$(PYTHON)" "$(VENV)" demo
 	@touch $@
 
-demo: $(READY)
+# Contains the demo's part.
+$(DEV): $(NATIVE)
+	@tools/setup.sh "$(PYTHON)" "$(VENV)" dev
+	@touch $(DEMO) $@
+
+$(BROWSER): | $(DEV)
+	@tools/setup.sh "$(PYTHON)" "$(VENV)" browser
+	@touch $@
+
+demo: $(DEMO)
 	$(BIN)/python -m tiered_embed.examples.demo --out demo_out
 
-test: $(READY)
+test: $(DEV) $(BROWSER)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not gpu"
 
-test-long: $(READY)
+test-long: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m long
 
-test-gpu: $(READY)
+test-gpu: $(DEV)
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
-soak: $(READY)
+soak: $(DEV)
 	$(BIN)/python benchmarks/soak --minutes 1
 
-torture: $(READY)
+torture: $(DEV)
 	$(BIN)/python tests/faults/torture.py --json benchmarks/results/torture.json
 
-check: $(READY)
+check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python tools/imports.py --check docs/imports.svg
 	find native -name '*.h' -o -name '*.cc' -o -name '*.inc' | xargs $(BIN)/clang-format --dry-run --Werror
 
-# Without $(READY): it needs a compiler and CMake, no Python.
+# Needs no Python: a compiler and CMake.
 sanitize:
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/sanitize.sh
 
-format: $(READY)
+format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	find native -name '*.h' -o -name '*.cc' -o -name '*.inc' | xargs $(BIN)/clang-format -i
 
-bench: $(READY)
+bench: $(DEV)
 	$(BIN)/python benchmarks/training all --json benchmarks/results/training.json
 	$(BIN)/python benchmarks/kernels --json benchmarks/results/kernels.json
 	$(BIN)/python benchmarks/prefetch all --json benchmarks/results/prefetch.json

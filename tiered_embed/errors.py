@@ -1,19 +1,19 @@
-"""Every exception that the package raises on purpose.
+"""The exceptions that the package raises on purpose.
 
 ::
 
     TieredEmbedError
-    ├── ConfigError (ValueError)      an argument or a configuration that cannot work
-    ├── IdRangeError (IndexError)     a row id outside its table
-    ├── CapacityError                 a tier has no room and nothing below it
-    ├── StoreError                    the SSD store failed or cannot be opened
-    │   └── CorruptionError           stored bytes do not match their checksum or format
+    ├── ConfigError (ValueError)          an argument or a configuration that cannot work
+    ├── IdRangeError (IndexError)         a row id outside its table
+    ├── CapacityError                     a tier has no room, and there is no tier below it
+    ├── StoreError                        the SSD store failed or cannot be opened
+    │   └── CorruptionError               stored bytes do not match their checksum or format
     ├── NonFiniteError (ArithmeticError)  a row's gradient is infinite or NaN
-    ├── NotCopyableError (TypeError)  a module that cannot be copied or pickled
-    └── ClosedError                   the object was closed, or belongs to another process
+    ├── NotCopyableError (TypeError)      a module was copied or pickled
+    └── ClosedError                       the object was closed, or belongs to another process
 
-A message says the fact, the numbers, and the remedy. Exceptions of third parties are mapped where
-they enter (``store/``); none of them leaves the package.
+A message gives the fact, the numbers and the remedy. Exceptions of third parties are mapped in one
+place, where they enter (``store/``); none of them leaves the package.
 """
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class TieredEmbedError(Exception):
-    """Base of all errors raised by tiered_embed."""
+    """The base of all errors that tiered_embed raises."""
 
 
 class ConfigError(TieredEmbedError, ValueError):
@@ -42,19 +42,19 @@ class IdRangeError(TieredEmbedError, IndexError):
 
 
 class CapacityError(TieredEmbedError):
-    """A tier has no room for a row and there is no tier below it."""
+    """A tier has no room for a row, and there is no tier below it."""
 
 
 class StoreError(TieredEmbedError):
-    """The SSD store failed, is opened elsewhere, or cannot be opened."""
+    """The SSD store failed, is open elsewhere, or cannot be opened."""
 
 
 class CorruptionError(StoreError):
-    """Stored bytes do not match their checksum or their format."""
+    """Stored bytes do not match their checksum or format."""
 
 
 class ClosedError(TieredEmbedError):
-    """The object was closed, or was opened by another process (before a fork)."""
+    """The object was closed, or was opened before a fork, by the parent process."""
 
 
 class NonFiniteError(TieredEmbedError, ArithmeticError):
@@ -62,4 +62,4 @@ class NonFiniteError(TieredEmbedError, ArithmeticError):
 
 
 class NotCopyableError(TieredEmbedError, TypeError):
-    """A module owns files and threads: it is neither copied nor pickled."""
+    """A module was copied or pickled; it owns files and threads, so it cannot be."""

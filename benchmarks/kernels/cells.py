@@ -1,8 +1,10 @@
 """One cell of the grid: an optimizer, a dim, a pooling and a skew; checked, then timed.
 
 The check trains a small table: our rows must have the bits of ``optimizer.update`` in ``te.optim``
-with the row gradients of DESIGN.md, and lie within a tolerance of every peer's. Timing interleaves
-the contestants and a plain copy round by round, so that a busy machine meets all of them alike.
+with the row gradients of docs/design.md, and lie within a tolerance of every peer's. Timing
+interleaves the contestants and a plain copy round by round, so that a busy machine meets all of
+them alike.
+
 Legend: ``N`` ids of a batch, ``U`` unique rows, ``B`` bags, ``D`` dim, ``S`` state floats.
 """
 
@@ -78,7 +80,7 @@ def _batches(rows: int, bags: int, pooling: int, skew: str, count: int) -> list[
 
 
 def _row_gradients(batch: Batch, grad: F32) -> tuple[npt.NDArray[np.int64], F32]:
-    """Unique ids (U,) and their gradients (U, D), summed as DESIGN.md says: chunks of 256."""
+    """Unique ids (U,) and their gradients (U, D), summed as docs/design.md says: chunks of 256."""
     ids, inverse, counts = np.unique(batch.ids.numpy(), return_inverse=True, return_counts=True)
     bag_of = np.repeat(np.arange(len(grad)), np.diff(batch.bounds.numpy()))
     occurrences = np.argsort(inverse, kind="stable")

@@ -73,7 +73,7 @@ void bind_residency(nb::module_& m) {
         return plan_matches(plan, s);
       });
 
-  // Carries (missing slots, slots of the tier) to residency.py, which words the message.
+  // Carries (missing slots, slots of the tier) to residency/planner.py, which words the message.
   // Never freed: the translator may outlive the interpreter's own objects.
   static PyObject* const no_capacity =
       PyErr_NewException("tiered_embed._native.NoCapacity", PyExc_RuntimeError, nullptr);

@@ -1,6 +1,6 @@
 // Lookup and fused update over the slots of a RecordArray, grouped by a step plan.
 //
-// Arithmetic is fixed by DESIGN.md, "Exact arithmetic": results are the same bits for every
+// Arithmetic is fixed by docs/design.md, "Exact arithmetic": results are the same bits for every
 // instruction set and every number of threads. Legend: N occurrences, U unique rows, B bags per
 // feature, F features, D dim.
 #pragma once

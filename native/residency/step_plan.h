@@ -1,4 +1,4 @@
-// Everything one batch needs, as plain arrays (DESIGN.md, "How a batch flows").
+// Everything one batch needs, as plain arrays (docs/design.md, "How a batch flows").
 //
 // Legend: N occurrences in lookup order (feature after feature), U unique rows in order of first
 // occurrence, M rows to stage, V victims, W rows that fall out of the tier below.

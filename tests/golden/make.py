@@ -1,6 +1,6 @@
 """Writes ``digests.json``: what training the seeded streams must give, by the plain reference.
 
-Run by hand, only when the arithmetic of DESIGN section 6 is changed on purpose:
+Run by hand, only when the arithmetic of docs/design.md is changed on purpose:
 
     python tests/golden/make.py
 """

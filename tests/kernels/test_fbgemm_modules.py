@@ -414,7 +414,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "max": ({"mode": "max"}, "not by max; pass kernel='native'"),
     "bfloat16": ({"dtype": torch.bfloat16}, "no bfloat16 rows; it has float32, float16; pass"),
     "int8": ({"dtype": torch.int8, "optimizer": None}, "no int8 rows; .*pass kernel='native'"),
-    "dim": ({"embedding_dim": 6}, "dims that 4 divides, not 6; pass kernel='native'"),
+    "dim": (
+        {"embedding_dim": 6},
+        "needs a dim that is a multiple of 4, not 6; pass kernel='native'",
+    ),
     "rounding": ({"rounding": "stochastic", "dtype": torch.float16}, "not 'stochastic'; pass"),
 }
 

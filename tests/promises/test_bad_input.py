@@ -490,7 +490,7 @@ def test_a_budget_too_small_for_one_record(tmp_path):
         (lambda: SGD(lr=float("nan")), "SGD: lr is nan"),
         (lambda: RowWiseAdagrad(lr=0.1, eps=-1), "RowWiseAdagrad: eps is -1"),
         (lambda: Adam(lr=0.1, beta1=1.0), "Adam: beta1 is 1.0; it must be in [0.0, 1.0)"),
-        (lambda: te.init.Uniform(1, 0), "Uniform(1, 0): needs finite bounds with lo <= hi"),
+        (lambda: te.init.Uniform(1, 0), "Uniform(1, 0): pass finite bounds with lo <= hi"),
     ],
 )
 def test_specs_refuse(optimizer, message):

@@ -49,7 +49,7 @@ class Held:
 
 @dataclass
 class ModelPlanner:
-    """What DESIGN section 4 says about residency, with no eye to speed."""
+    """What docs/design.md, "Planning", says about residency, written for reading, not for speed."""
 
     capacity: int
     policy: str

@@ -1,8 +1,8 @@
-"""An independent dense trainer: what training must give, by DESIGN sections 5 to 7, in NumPy.
+"""An independent dense trainer: what training must give, by docs/design.md, "Exact arithmetic".
 
 It knows no tier, slot, window or thread: a dict of records, and the plain definitions of
-``optim/``, ``weights.py`` and ``init.py``. In float32 it is the bits that every run must reproduce;
-in float64 it is the truth that both are held against.
+``optim/``, ``spec/row_formats.py`` and ``spec/init.py``. In float32 it gives the bits that every
+run must reproduce; in float64 it is the truth that both are held against.
 
 Legend: ``N`` ids of a feature, ``B`` bags, ``D`` dim, ``S`` state floats.
 """
@@ -80,7 +80,7 @@ class DenseTrainer:
     """Trains ``tables`` with everything in one dict of records.
 
     Args:
-        storage: of the rows, as in ``weights.py``; a record holds what they read as.
+        storage: of the rows, as in ``row_formats.py``; a record holds what they read as.
         by_frequency: ``scale_grad_by_freq``.
         dtype: that it computes in; float64 rounds nothing.
     """

@@ -1,4 +1,10 @@
-"""Lookup and fused update over slots. One module per implementation, one interface."""
+"""Lookup and fused update over slots: one interface (``base.py``) and three implementations.
+
+``cpu.py`` calls the native kernels, ``fbgemm.py`` FBGEMM's, ``triton.py`` our Triton programs.
+Kernels only compute; which row lies in which slot is decided elsewhere.
+
+Threading: one call at a time.
+"""
 
 from .base import Kernel
 from .choice import kernel_for

@@ -1,7 +1,7 @@
-"""What a training step asks of a kernel, whoever computes it.
+"""The calls that a training step makes to a kernel, whichever kernel computes them.
 
 Legend: ``N`` occurrences, ``U`` unique rows, ``B`` bags of a feature, ``D`` dim. *Values* are
-float32 arrays in the form that the kernel takes: NumPy ones on the CPU, tensors on a device.
+float32 arrays in the form that the kernel takes: NumPy arrays on the CPU, tensors on a device.
 """
 
 from __future__ import annotations
@@ -23,24 +23,27 @@ Values = Any
 
 
 class Kernel(Protocol):
+    """Lookup and update over the slots of one pool."""
+
     def values(self, tensor: torch.Tensor) -> Values:
-        """``tensor`` as the other methods take it: a view where it lies there, else a copy."""
+        """``tensor`` as the other methods take it: a view if it is there already, else a copy."""
 
     def to_host(self, values: Values) -> F32:
-        """What another method has returned, as an array."""
+        """Values that another method returned, as an array."""
 
     def lookup(
         self, plan: StepPlan, bags: Bags, out: Values, step: int, optimizer: Optimizer | None
     ) -> None:
         """Writes the pooled rows into this pool's columns of ``out`` (B, total columns).
 
-        ``step``, ``optimizer``: the update that is likely to follow, None if rows are read-only.
+        ``step`` and ``optimizer`` are those of the update that is likely to follow; ``optimizer``
+        is None when rows are read-only.
         """
 
     def lookup_rows(
         self, weights: F32, inverse: npt.NDArray[np.int32], bags: Bags, out: Values
     ) -> None:
-        """As :meth:`lookup`, from ``weights`` (U, D) outside the tier; ``inverse`` (N,)."""
+        """Like :meth:`lookup`, but from ``weights`` (U, D) outside the tier; ``inverse`` (N,)."""
 
     def update(
         self,
@@ -52,26 +55,29 @@ class Kernel(Protocol):
     ) -> None:
         """One optimizer step per unique row; ``grad`` is shaped like ``out``."""
 
-    # The same in parts, for who must see every gradient before a row changes.
+    # The same in parts, for callers that need every gradient before any row changes.
 
     def row_gradients(self, plan: StepPlan, bags: Bags, grad: Values) -> Values:
-        """Each unique row's summed gradient, (U, D)."""
+        """The summed gradient of each unique row, (U, D)."""
 
     def condition(
         self, plan: StepPlan, rows: Values, optimizer: Optimizer, options: UpdateOptions
     ) -> float:
-        """``Optimizer.conditioned`` on ``rows`` (U, D), in place; returns their squares' sum."""
+        """``Optimizer.conditioned`` on ``rows`` (U, D), in place; returns the sum of squares."""
 
     def apply(
         self, plan: StepPlan, rows: Values, optimizer: Optimizer, step: int, factor: float
     ) -> None:
-        """``Optimizer.apply`` with ``factor`` times conditioned ``rows`` (U, D), overwritten."""
+        """``Optimizer.apply`` with ``factor`` times the conditioned ``rows`` (U, D).
+
+        ``rows`` is overwritten.
+        """
 
     def sample_weight_gradient(self, plan: StepPlan, bags: Bags, grad: Values) -> torch.Tensor:
-        """Gradient of every occurrence's weight, (N,)."""
+        """The gradient of each occurrence's sample weight, (N,)."""
 
     def renormalise(self, plan: StepPlan, max_norm: float, norm_type: float) -> None:
-        """Scales the plan's rows whose norm exceeds ``max_norm`` down to it."""
+        """Scales the plan's rows down to ``max_norm`` where their norm exceeds it."""
 
     def largest_magnitude(self, values: Values) -> float:
-        """Of ``values`` (2-D); infinity when one is infinite or NaN."""
+        """The largest magnitude in ``values`` (2-D); infinity if one is infinite or NaN."""

@@ -1,4 +1,4 @@
-"""Which kernel computes, where the caller leaves that open."""
+"""Which kernel computes when the caller leaves that open (``kernel="auto"``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["kernel_for"]
 
 
 def kernel_for(options: EngineOptions) -> str:
-    """What ``options.kernel`` means: ``"native"``, ``"fbgemm"`` or ``"triton"``."""
+    """The kernel that ``options`` ask for: ``"native"``, ``"fbgemm"`` or ``"triton"``."""
     if options.kernel != "auto":
         return options.kernel
     if options.tiers.hbm is None:

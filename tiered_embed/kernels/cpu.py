@@ -1,8 +1,11 @@
-"""The native CPU kernels, behind the calls that a training step makes.
+"""The native CPU kernels, and the bags that every kernel takes.
 
-Bits do not depend on threads or on the instruction set; ``optim/`` and ``weights.py`` hold the
-definitions. Legend: ``N`` occurrences, ``U`` unique rows, ``F`` features, ``B`` bags of each,
-``D`` dim.
+The bits of a result depend neither on the number of threads nor on the instruction set; ``optim/``
+and ``spec/row_formats.py`` hold the definitions.
+
+Threading: one call at a time; native code uses threads of its own.
+
+Legend: ``N`` occurrences, ``U`` unique rows, ``F`` features, ``B`` bags of each, ``D`` dim.
 """
 
 from __future__ import annotations
@@ -27,14 +30,18 @@ _KINDS = {name: kind for kind, name in enumerate(_native.optimizer_names())}
 
 
 class Bags:
-    """How a pool's occurrences make bags.
+    """How a pool's occurrences form bags.
 
-    layout: pooling and place of each feature's columns in the output. offsets: (F * B + 1,) int64
-    into the occurrences, feature after feature, or None for one bag per occurrence.
-    sample_weights: (N,) float32 or None. winners: (F * B, D) int32, which the lookup of a maximum
-    fills and its update reads, or None. bags_per_feature: B.
+    Args:
+        layout: each feature's pooling, and where its columns lie in the output.
+        offsets: (F * B + 1,) int64 into the occurrences, feature after feature; None for one bag
+            per occurrence.
+        sample_weights: (N,) float32 or None.
+        bags_per_feature: B.
+        winners: (F * B, D) int32, which the lookup of a maximum fills and its update reads; or
+            None.
 
-    looked_up: what a kernel's lookup leaves for its update.
+    The attribute ``looked_up`` holds what a kernel's lookup keeps for its update.
     """
 
     __slots__ = ("looked_up", "native", "offsets", "sample_weights")
@@ -54,10 +61,10 @@ class Bags:
 
 
 class UpdateOptions(NamedTuple):
-    """What one update does beside the optimizer's formula.
+    """What one update does apart from the optimizer's formula.
 
-    step: from 1. scale: of a gradient scaler. by_frequency: rows' gradients are divided by their
-    occurrences.
+    step: counts from 1. scale: the factor of a gradient scaler. by_frequency: each row's gradient
+    is divided by the number of its occurrences.
     """
 
     step: int
@@ -69,8 +76,8 @@ class CpuKernel:
     """Kernels over one pool's records.
 
     Args:
-        rounding_seed: of stochastic rounding; None rounds to nearest.
-        table_words: each table's identity, as Philox counts them.
+        rounding_seed: seed of stochastic rounding; None rounds to nearest.
+        table_words: the identity of each table, as Philox counts them.
     """
 
     def __init__(
@@ -90,7 +97,7 @@ class CpuKernel:
         self._made: tuple[Optimizer, tuple[object, ...], _native.StepSpec] | None = None
 
     def values(self, tensor: torch.Tensor) -> F32:
-        """``tensor`` as the other methods take it."""
+        """``tensor`` as the other methods take it: a view."""
         array: F32 = tensor.detach().numpy()
         return array
 
@@ -111,7 +118,7 @@ class CpuKernel:
     def lookup_rows(
         self, weights: F32, inverse: npt.NDArray[np.int32], bags: Bags, out: F32
     ) -> None:
-        """As :meth:`lookup`, from ``weights`` (U, D) outside the tier; ``inverse`` (N,)."""
+        """Like :meth:`lookup`, but from ``weights`` (U, D) outside the tier; ``inverse`` (N,)."""
         _native.lookup_rows(weights, inverse, bags.native, out, self._num_threads)
 
     def update(
@@ -132,10 +139,10 @@ class CpuKernel:
             self._num_threads,
         )
 
-    # The same in parts, for who must see every gradient before a row changes.
+    # The same in parts, for callers that need every gradient before any row changes.
 
     def row_gradients(self, plan: _native.StepPlan, bags: Bags, grad: F32) -> F32:
-        """Each unique row's summed gradient, (U, D)."""
+        """The summed gradient of each unique row, (U, D)."""
         rows = np.empty((len(plan.slots), self._dim), np.float32)
         _native.row_gradients(plan, bags.native, grad, rows, self._num_threads)
         return rows
@@ -143,18 +150,21 @@ class CpuKernel:
     def condition(
         self, plan: _native.StepPlan, rows: F32, optimizer: Optimizer, options: UpdateOptions
     ) -> float:
-        """``Optimizer.conditioned`` on ``rows`` (U, D), in place; returns their squares' sum."""
+        """``Optimizer.conditioned`` on ``rows`` (U, D), in place; returns the sum of squares."""
         return _native.condition_rows(plan, self._spec(optimizer, options), rows, self._num_threads)
 
     def apply(
         self, plan: _native.StepPlan, rows: F32, optimizer: Optimizer, step: int, factor: float
     ) -> None:
-        """``Optimizer.apply`` with ``factor`` times conditioned ``rows`` (U, D), overwritten."""
+        """``Optimizer.apply`` with ``factor`` times the conditioned ``rows`` (U, D).
+
+        ``rows`` is overwritten.
+        """
         spec = self._spec(optimizer, UpdateOptions(step, factor), clip=False)
         _native.apply_rows(self._records, plan, rows, spec, self._num_threads)
 
     def sample_weight_gradient(self, plan: _native.StepPlan, bags: Bags, grad: F32) -> torch.Tensor:
-        """Gradient of every occurrence's weight, (N,)."""
+        """The gradient of each occurrence's sample weight, (N,)."""
         out = np.empty(len(plan.inverse), np.float32)
         _native.sample_weight_gradient(
             self._records, plan, bags.native, grad, out, self._num_threads
@@ -162,11 +172,11 @@ class CpuKernel:
         return torch.from_numpy(out)
 
     def renormalise(self, plan: _native.StepPlan, max_norm: float, norm_type: float) -> None:
-        """Scales the plan's rows whose norm exceeds ``max_norm`` down to it."""
+        """Scales the plan's rows down to ``max_norm`` where their norm exceeds it."""
         _native.renormalise(self._records, plan, max_norm, norm_type, self._num_threads)
 
     def largest_magnitude(self, values: F32) -> float:
-        """Of ``values`` (2-D); infinity when one is infinite or NaN."""
+        """The largest magnitude in ``values`` (2-D); infinity if one is infinite or NaN."""
         return _native.largest_magnitude(values, self._num_threads)
 
     def _spec(
@@ -174,7 +184,7 @@ class CpuKernel:
     ) -> _native.StepSpec:
         seed = self._rounding_seed
         hyper = optimizer.hyper(options.step)
-        # Many optimizers have the same scalars at every step.
+        # Most optimizers have the same scalars at every step, so the last spec often serves again.
         what = (hyper, options.scale, options.by_frequency, clip)
         if seed is None and self._made and self._made[0] is optimizer and self._made[1] == what:
             return self._made[2]

@@ -1,4 +1,6 @@
-"""What the kernels over an HBM tier share: values are tensors on its device, plan arrays go there.
+"""What the kernels over an HBM tier share: values are tensors on its device; plan arrays go there.
+
+Threading: one call at a time.
 
 Legend: ``N`` occurrences, ``U`` unique rows, ``F`` features, ``B`` bags of each.
 """
@@ -21,7 +23,7 @@ F32 = npt.NDArray[np.float32]
 
 
 class DeviceKernel:
-    """Kernels over one pool's records in an HBM tier; see :class:`~.base.Kernel` for the calls."""
+    """Base of the kernels over one pool's records in HBM; :class:`~.base.Kernel` has the calls."""
 
     def __init__(self, tier: HbmTier) -> None:
         self._tier = tier
@@ -42,13 +44,13 @@ class DeviceKernel:
         return largest if largest == largest else float("inf")
 
     def free(self) -> None:
-        """Lets go of the tier's memory, with every record lost."""
+        """Frees the tier's memory. Every record in it is lost."""
         self._tier.free()
 
     def _moved(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """A copy of ``array`` on the device; what follows on the trainer's stream finds it there.
+        """A copy of ``array`` on the device, ready for what follows on the trainer's stream.
 
-        Through pinned memory that torch keeps, and gives out again once the copy has arrived.
+        It goes through torch's pinned memory, which torch reuses once the copy has arrived.
         """
         if self._device.type == "cpu":
             return torch.from_numpy(array.copy())
@@ -62,7 +64,7 @@ class DeviceKernel:
         return torch.empty(shape, dtype=torch.float32, device=self._device)
 
     def _offsets(self, bags: Bags, num_ids: int) -> torch.Tensor:
-        """(F * B + 1,) on the device; one bag per occurrence where the bags have none."""
+        """(F * B + 1,) on the device; one bag per occurrence if the bags have no offsets."""
         if bags.offsets is None:
             return torch.arange(num_ids + 1, device=self._device)
         return self._moved(bags.offsets)

@@ -1,24 +1,21 @@
 """FBGEMM's table-batched kernels over the slots of an HBM tier, on CUDA and on the CPU.
 
-One ``SplitTableBatchedEmbeddingBagsCodegen`` per pool has one table, the tier's slots: it computes
-on the tier's own tensors, so that rows move without its help. Its backward is the exact,
-deterministic one (one block per row). What FBGEMM does not do, or not exactly once per row (weight
-decay outside the formula, clipping, gradients that several backwards summed) happens on rows'
-gradients here, before its update.
+A step takes one of two ways. The plain way is FBGEMM's own forward and its exact, deterministic
+backward (one block per row). Whatever FBGEMM does not do once per row (weight decay outside the
+formula, clipping, gradients summed over several backwards) takes the other: rows' gradients are
+summed and conditioned here, and FBGEMM applies them.
 
-Which of the two ways a step takes follows from the program alone, never from residency: the bits
-of both differ.
+The program alone decides which way a step takes, never residency, because the two ways give
+different bits.
+
+Threading: one call at a time.
 
 Legend: ``N`` occurrences, ``U`` unique rows, ``F`` features, ``B`` bags of each, ``D`` dim.
 """
 
 from __future__ import annotations
 
-import threading
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,32 +29,20 @@ from ..tiers import HbmTier, PoolLayout
 from .cpu import Bags, UpdateOptions
 from .device import DeviceKernel
 from .fbgemm_pair import require_fbgemm
+from .fbgemm_table import ON_CPU, OPTIMIZERS, PRECISIONS, SlotTable, import_fbgemm
 
 __all__ = ["FbgemmKernel"]
 
 F32 = npt.NDArray[np.float32]
 
-# By the name of our native functor: FBGEMM's optimizer, and our state arrays in its order.
-OPTIMIZERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "SGD": ("EXACT_SGD", ()),
-    "RowWiseAdagrad": ("EXACT_ROWWISE_ADAGRAD", ("sum",)),
-    "Adagrad": ("EXACT_ADAGRAD", ("sum",)),
-    "Adam": ("ADAM", ("exp_avg", "exp_avg_sq")),
-    "PartialRowWiseAdam": ("PARTIAL_ROWWISE_ADAM", ("exp_avg", "exp_avg_sq")),
-}
-# FBGEMM has LAMB, PARTIAL_ROWWISE_LAMB and LARS_SGD too, but divides by norms that may be zero: a
-# row without a gradient would become NaN.
-ON_CPU = ("SGD", "RowWiseAdagrad", "Adagrad")
-PRECISIONS = {"float32": "FP32", "float16": "FP16"}
-OCCURRENCES = 1 << 18  # whose gradients are gathered at a time
-_DETERMINISTIC = threading.RLock()  # held while torch's switch is ours
+OCCURRENCES = 1 << 18  # gradients are gathered for so many at a time
 
 
 class FbgemmKernel(DeviceKernel):
     """Kernels over one pool's records in an HBM tier.
 
     Args:
-        features: of the pool, (first column in the output, pooling) each.
+        features: first column in the output and pooling of each of the pool's features.
 
     REQUIRES: :meth:`check` has passed.
     """
@@ -69,29 +54,29 @@ class FbgemmKernel(DeviceKernel):
         device: torch.device,
         rounding: str = "nearest",
     ) -> None:
-        """Whether such a kernel can be made; before memory is taken for its rows.
+        """Checks that such a kernel can be made, before memory is taken for its rows.
 
         Args:
-            rounding: of the stored weights.
+            rounding: how stored weights are rounded.
 
         Raises:
-            ConfigError: FBGEMM is missing or does not fit torch, or it lacks what is asked for.
+            ConfigError: FBGEMM is missing, does not fit torch, or lacks what is asked for.
         """
         _check(layout, [pooling for _, pooling in features], device.type, rounding)
         require_fbgemm(device.type)
-        _fbgemm()
+        import_fbgemm()
 
     def __init__(self, tier: HbmTier, *, features: Sequence[tuple[int, str]]) -> None:
         super().__init__(tier)
         self._columns = [column for column, _ in features]
         self._means = [pooling == "mean" for _, pooling in features]
-        self._bags = _Batched(tier, len(self._columns))
-        # One row a bag: for gradients that are summed already.
-        self._rows = self._bags if self._columns == [0] else _Batched(tier, 1)
+        self._bags = SlotTable(tier, len(self._columns))
+        # One row per bag, for gradients that are summed already.
+        self._rows = self._bags if self._columns == [0] else SlotTable(tier, 1)
 
     @staticmethod
     def has(optimizer: Optimizer | None, dtype: str) -> bool:
-        """Whether FBGEMM has the optimizer and the rows' dtype, on CUDA."""
+        """Whether FBGEMM on CUDA has the optimizer and the dtype of the rows."""
         return dtype in PRECISIONS and (optimizer is None or optimizer.kernel in OPTIMIZERS)
 
     def free(self) -> None:
@@ -247,13 +232,13 @@ class FbgemmKernel(DeviceKernel):
 
     # --- inputs and outputs in FBGEMM's shape -----------------------------------------------------
 
-    def _bags_for(self, bags: Bags) -> _Batched:
+    def _bags_for(self, bags: Bags) -> SlotTable:
         return self._rows if bags.offsets is None else self._bags
 
     def _inputs(
         self, plan: StepPlan, bags: Bags
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Slot of every occurrence (N,), offsets (F * B + 1,), weights (N,) or None."""
+        """The slot of every occurrence (N,), offsets (F * B + 1,), sample weights (N,) or None."""
         indices = self._slots(plan).index_select(0, self._moved(plan.inverse))
         weights = bags.sample_weights
         moved = None if weights is None else self._moved(weights)
@@ -266,7 +251,7 @@ class FbgemmKernel(DeviceKernel):
         return ([0], [False]) if bags.offsets is None else (self._columns, self._means)
 
     def _lengths(self, k: int, bags: Bags, offsets: torch.Tensor) -> torch.Tensor:
-        """Ids in each bag of feature ``k``, at least 1, (B, 1)."""
+        """The number of ids in each bag of feature ``k``, at least 1, as (B, 1)."""
         num_bags = self._bags_per_feature(bags, offsets)
         bounds = offsets[k * num_bags : (k + 1) * num_bags + 1]
         return bounds.diff().clamp_(min=1).to(torch.float32)[:, None]
@@ -274,7 +259,7 @@ class FbgemmKernel(DeviceKernel):
     def _place(
         self, looked_up: torch.Tensor, bags: Bags, offsets: torch.Tensor, out: torch.Tensor
     ) -> None:
-        """``looked_up`` (B, F * D) into the features' columns of ``out``."""
+        """Writes ``looked_up`` (B, F * D) into the features' columns of ``out``."""
         dim = self._dim
         columns, means = self._columns_of(bags)
         for k, (start, mean) in enumerate(zip(columns, means, strict=True)):
@@ -284,7 +269,7 @@ class FbgemmKernel(DeviceKernel):
             out[:, start : start + dim] = pooled
 
     def _taken(self, grad: torch.Tensor, bags: Bags, offsets: torch.Tensor) -> torch.Tensor:
-        """The gradient of what FBGEMM looked up, (B, F * D)."""
+        """The gradient of FBGEMM's output, (B, F * D)."""
         dim = self._dim
         columns, means = self._columns_of(bags)
         whole = columns == list(range(0, dim * len(columns), dim)) and grad.shape[1] == dim * len(
@@ -299,153 +284,15 @@ class FbgemmKernel(DeviceKernel):
         return torch.cat(parts, dim=1)
 
     def _by_bag(self, grad: torch.Tensor, bags: Bags, offsets: torch.Tensor) -> torch.Tensor:
-        """The same, (F * B, D), bags as the offsets have them."""
+        """The same by bag, in the order of the offsets: (F * B, D)."""
         taken = self._taken(grad, bags, offsets)
         num_features = taken.shape[1] // self._dim
         by_feature = taken.view(len(taken), num_features, self._dim).transpose(0, 1)
         return by_feature.reshape(-1, self._dim)
 
 
-class _Batched:
-    """FBGEMM's module for ``num_features`` features of one table, whose rows are the slots."""
-
-    def __init__(self, tier: HbmTier, num_features: int) -> None:
-        configs, ops = _fbgemm()
-        layout, device = tier.layout, tier.moves.device
-        optimizer = layout.optimizer
-        on_cpu = device.type == "cpu"
-        # Rows that are never trained need none.
-        name, state = OPTIMIZERS["SGD" if optimizer is None else optimizer.kernel]
-        names = [name for name in ("eps", "beta1", "beta2") if hasattr(optimizer, name)]
-        scalars = {name: getattr(optimizer, name) for name in names}
-        if optimizer is not None:
-            scalars["learning_rate"] = optimizer.lr
-        self._tier = tier
-        self._device = device
-        self._trains = optimizer is not None
-        self._suffix = "host" if on_cpu else "dev"
-        self._module = ops.SplitTableBatchedEmbeddingBagsCodegen(
-            [
-                (
-                    4,  # its own rows, which the tier's tensors replace
-                    layout.dim,
-                    ops.EmbeddingLocation.HOST if on_cpu else ops.EmbeddingLocation.DEVICE,
-                    ops.ComputeDevice.CPU if on_cpu else ops.ComputeDevice.CUDA,
-                )
-            ],
-            feature_table_map=[0] * num_features,
-            weights_precision=getattr(configs.SparseType, PRECISIONS[layout.dtype]),
-            output_dtype=configs.SparseType.FP32,
-            optimizer=getattr(configs.EmbOptimType, name),
-            pooling_mode=ops.PoolingMode.SUM,
-            bounds_check_mode=ops.BoundsCheckMode.NONE,
-            stochastic_rounding=False,
-            device=device,
-            **scalars,
-        )
-        self._state = [tier.state[array] for array in state]
-        self._num_slots = -1
-        self._lr: float | None = None
-        self._counts_steps = name in ("ADAM", "PARTIAL_ROWWISE_ADAM")
-
-    def __call__(
-        self,
-        indices: torch.Tensor,
-        offsets: torch.Tensor,
-        weights: torch.Tensor | None,
-        step: int,
-        lr: float,
-    ) -> torch.Tensor:
-        """Pooled rows (B, F * D), for :meth:`update` as the update numbered ``step``."""
-        self.point_at_tier()
-        self._set_lr(lr)
-        module = self._module
-        if self._counts_steps:
-            # The count before: a forward adds one.
-            module.iter.fill_(step - 1)
-            module.iter_cpu.fill_(step - 1)
-        with (
-            torch.inference_mode(False),  # its operator is autograd's alone
-            torch.set_grad_enabled(self._trains),
-            torch.autograd.graph.saved_tensors_hooks(_itself, _itself),
-            torch.autocast(self._device.type, enabled=False),
-        ):
-            out: torch.Tensor = module(indices, offsets, weights)
-        return out
-
-    def update(self, looked_up: torch.Tensor, grad: torch.Tensor, lr: float) -> None:
-        """Updates the rows of ``looked_up``, made with ``lr``, by its gradient."""
-        self.point_at_tier()
-        self._set_lr(lr)
-        exact = _deterministic() if self._device.type == "cuda" else nullcontext()
-        with exact, torch.autocast(self._device.type, enabled=False):
-            torch.autograd.backward([looked_up], [grad.contiguous()])
-
-    def _set_lr(self, lr: float) -> None:
-        """For a forward, whose rate FBGEMM keeps as a number or as this tensor, and a backward."""
-        if lr != self._lr:
-            # Past autograd's version counter: a forward may have saved the tensor.
-            self._module.learning_rate_tensor.data.fill_(lr)
-            self._lr = lr
-
-    def point_at_tier(self) -> None:
-        """Has FBGEMM compute on the tier's tensors, which may have grown: a backward too, for what
-        autograd has saved are the parameters themselves."""
-        tier, module = self._tier, self._module
-        if tier.num_slots == self._num_slots:
-            return
-        getattr(module, f"weights_{self._suffix}").data = tier.weights.view(-1)
-        for i, tensor in enumerate(self._state, start=1):
-            getattr(module, f"momentum{i}_{self._suffix}").data = tensor.view(-1)
-        # Its sort looks at as many bits of an index as these say.
-        sizes = [0] * (len(module.hash_size_cumsum) - 1) + [tier.num_slots]
-        module.hash_size_cumsum = torch.tensor(sizes, device=self._device)
-        module.total_hash_size = tier.num_slots
-        module.total_hash_size_bits = tier.num_slots.bit_length()
-        self._num_slots = tier.num_slots
-
-
-def _fbgemm() -> tuple[Any, Any]:
-    """FBGEMM's configurations and its table-batched modules."""
-    with warnings.catch_warnings():
-        # It warns of operators that its public wheels do not hold.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            from fbgemm_gpu import split_embedding_configs as configs
-            from fbgemm_gpu import split_table_batched_embeddings_ops_training as ops
-        except (ImportError, OSError) as error:
-            raise ConfigError(
-                f"FBGEMM is installed but cannot be imported: {error}; reinstall it beside "
-                f"torch {torch.__version__}"
-            ) from error
-    return configs, ops
-
-
-def _itself(tensor: torch.Tensor) -> torch.Tensor:
-    """Saves a tensor as it is. A caller's hook may save a copy (or nothing, and compute the forward
-    again): the backward would update that in place of the tier."""
-    return tensor
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """FBGEMM then sums a row's gradient in one block, in one order.
-
-    The switch is the process's: other threads get a warning at most, and two modules' backwards do
-    not take it from each other.
-    """
-    with _DETERMINISTIC:
-        before = torch.are_deterministic_algorithms_enabled()
-        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before, warn_only=warn_only)
-
-
 def _blocks(group_start: npt.NDArray[np.int32]) -> Iterator[tuple[int, int]]:
-    """Runs of rows with about ``OCCURRENCES`` occurrences."""
+    """Ranges of rows with about ``OCCURRENCES`` occurrences each."""
     first, num_rows = 0, len(group_start) - 1
     while first < num_rows:
         last = int(np.searchsorted(group_start, group_start[first] + OCCURRENCES, "right")) - 1
@@ -470,6 +317,6 @@ def _check(layout: PoolLayout, poolings: Sequence[str], device: str, rounding: s
             f"{where} has no {layout.dtype} rows; it has {', '.join(PRECISIONS)}{instead}"
         )
     if layout.dim % 4:
-        raise ConfigError(f"{where} needs dims that 4 divides, not {layout.dim}{instead}")
+        raise ConfigError(f"{where} needs a dim that is a multiple of 4, not {layout.dim}{instead}")
     if rounding != "nearest":
-        raise ConfigError(f"{where} rounds to nearest alone, not {rounding!r}{instead}")
+        raise ConfigError(f"{where} only rounds to nearest, not {rounding!r}{instead}")

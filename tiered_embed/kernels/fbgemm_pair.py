@@ -1,4 +1,7 @@
-"""Torch and FBGEMM come in pairs: an FBGEMM wheel is built against one torch release."""
+"""Checks that the installed torch and FBGEMM fit each other.
+
+An FBGEMM wheel is built against one torch release, so the two come in pairs.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,15 @@ __all__ = ["require_fbgemm"]
 
 # torch release -> the FBGEMM release built against it, as tested with this package.
 PAIRS = {"2.13": "1.8", "2.11": "1.6"}
-# By device; the first that is installed counts.
+# By device. The first one that is installed counts.
 WHEELS = {"cpu": ("fbgemm-gpu-cpu", "fbgemm-gpu"), "cuda": ("fbgemm-gpu",)}
 
 
 def require_fbgemm(device: str = "cpu") -> str:
-    """Checks that FBGEMM is installed, computes on ``device`` and fits torch; returns its version.
+    """Checks that FBGEMM is installed for ``device`` and fits torch; returns its version.
 
     Raises:
-        ConfigError: no such FBGEMM, or a pair that was not tested together.
+        ConfigError: FBGEMM is not installed for ``device``, or was not tested with this torch.
     """
     release = ".".join(torch.__version__.split(".")[:2])
     wanted = PAIRS.get(release)

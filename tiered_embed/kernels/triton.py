@@ -1,7 +1,9 @@
 """Triton kernels over the slots of an HBM tier: every optimizer of ``te.optim``, on CUDA.
 
-Their bits are the native kernels': rows trained on a GPU equal rows trained on a CPU. The programs
-are in ``triton_rows.py``; this launches them.
+They give the bits of the native kernels: rows trained on a GPU equal rows trained on a CPU. The
+programs are in ``triton_rows.py``; this module launches them.
+
+Threading: one call at a time.
 
 Legend: ``N`` occurrences, ``U`` unique rows, ``F`` features, ``B`` bags of each, ``D`` dim.
 """
@@ -31,8 +33,8 @@ __all__ = ["TritonKernel"]
 F32 = npt.NDArray[np.float32]
 
 CHUNK = 256
-ROWS = 16  # of one program
-KEEP, L2 = 12, 13  # where apply_rows finds them
+ROWS = 16  # rows of one program
+KEEP, L2 = 12, 13  # their places in the scalars of apply_rows
 TYPES = ("float32", "float16", "bfloat16")
 
 
@@ -40,7 +42,7 @@ class TritonKernel(DeviceKernel):
     """Kernels over one pool's records in an HBM tier.
 
     Args:
-        features: of the pool, (first column in the output, pooling) each.
+        features: first column in the output and pooling of each of the pool's features.
 
     REQUIRES: :meth:`check` has passed.
     """
@@ -52,7 +54,7 @@ class TritonKernel(DeviceKernel):
         means = [pooling == "mean" for _, pooling in features]
         self._means = self._moved(np.array(means, np.int32))
         self._has_means = any(means)
-        # One row a bag.
+        # For one row per bag.
         self._first_column = self._moved(np.zeros(1, np.int64))
         self._no_means = self._moved(np.zeros(1, np.int32))
 
@@ -63,10 +65,10 @@ class TritonKernel(DeviceKernel):
         device: torch.device,
         rounding: str,
     ) -> None:
-        """Whether such a kernel can be made; before memory is taken for its rows.
+        """Checks that such a kernel can be made, before memory is taken for its rows.
 
         Raises:
-            ConfigError: Triton is missing, or its programs lack what is asked for.
+            ConfigError: Triton is missing, or our programs lack what is asked for.
         """
         if device.type == "cpu" and not interpreted():
             raise ConfigError("kernel='triton' computes on a GPU; on the CPU pass kernel='native'")
@@ -77,7 +79,7 @@ class TritonKernel(DeviceKernel):
                 f"kernel='triton' has no {layout.dtype} rows; it has {', '.join(TYPES)}"
             )
         if rounding != "nearest":
-            raise ConfigError(f"kernel='triton' rounds to nearest alone, not {rounding!r}")
+            raise ConfigError(f"kernel='triton' only rounds to nearest, not {rounding!r}")
         _programs()
 
     def lookup(
@@ -144,7 +146,7 @@ class TritonKernel(DeviceKernel):
         summed(first, np.minimum(first + CHUNK, last), rows)
         hot = np.flatnonzero(last - first > CHUNK)
         if len(hot):
-            # Their other chunks, by as many programs, and then one after the other.
+            # Their other chunks: one program sums each, another adds the sums in order.
             begins = [np.arange(first[u] + CHUNK, last[u], CHUNK) for u in hot]
             ends = [np.minimum(b + CHUNK, last[u]) for b, u in zip(begins, hot, strict=True)]
             num_chunks = np.cumsum([0, *map(len, begins)])
@@ -166,7 +168,7 @@ class TritonKernel(DeviceKernel):
         self, plan: StepPlan, rows: torch.Tensor, optimizer: Optimizer, options: UpdateOptions
     ) -> float:
         squares = self._condition(plan, rows, optimizer, options)
-        # Row after row, in float64.
+        # Summed row after row, in float64, as the definition does.
         return float(np.cumsum(squares.cpu().numpy().astype(np.float64))[-1]) if len(rows) else 0.0
 
     def apply(
@@ -182,7 +184,7 @@ class TritonKernel(DeviceKernel):
         scalars[KEEP], scalars[L2] = optimizer.keep, optimizer.l2
         tier = self._tier
         with tier.use():
-            arrays = [*tier.state.values(), rows, rows][:2]  # those that are absent are not read
+            arrays = [*tier.state.values(), rows, rows][:2]  # absent ones are not read
             scratch = rows if tier.layout.dtype == "float32" else torch.empty_like(rows)
             self._launch(
                 self._programs.apply_rows,
@@ -230,7 +232,7 @@ class TritonKernel(DeviceKernel):
         return out
 
     def renormalise(self, plan: StepPlan, max_norm: float, norm_type: float) -> None:
-        # On the host: norms of any order, by the definition.
+        # On the host: the definition has norms of any order.
         layout = self._tier.layout
         with self._tier.use():
             slots = self._slots(plan)
@@ -243,7 +245,7 @@ class TritonKernel(DeviceKernel):
     def _condition(
         self, plan: StepPlan, rows: torch.Tensor, optimizer: Optimizer, options: UpdateOptions
     ) -> torch.Tensor:
-        """``condition``; each row's sum of squares (U,), still on the device."""
+        """As :meth:`condition`; returns each row's sum of squares (U,), still on the device."""
         squares = self._floats(len(rows))
         clips = (optimizer.clip_value, optimizer.clip_row_norm, optimizer.clip_global_norm)
         idle = options.scale == 1.0 and not options.by_frequency and clips == (None, None, None)
@@ -268,7 +270,7 @@ class TritonKernel(DeviceKernel):
         return squares
 
     def _chunk_sums(self, plan: StepPlan, bags: Bags, grad: torch.Tensor) -> Any:
-        """A call that writes the sums over occurrences [begins, ends) of ``group``."""
+        """A function that writes the sums over the occurrences [begins, ends) of ``group``."""
         columns, _, has_means = self._features(bags)
         offsets = self._offsets(bags, plan.num_ids)
         bag_of = self._bag_of(offsets, plan.num_ids)
@@ -305,7 +307,7 @@ class TritonKernel(DeviceKernel):
         return summed
 
     def _features(self, bags: Bags) -> tuple[torch.Tensor, torch.Tensor, bool]:
-        """Columns, which features are means, and whether any is."""
+        """First column of each feature, which features are means, and whether any is."""
         if bags.offsets is None:
             return self._first_column, self._no_means, False
         return self._columns, self._means, self._has_means
@@ -314,7 +316,7 @@ class TritonKernel(DeviceKernel):
         return num_ids if bags.offsets is None else len(bags.offsets) - 1
 
     def _sample_weights(self, bags: Bags) -> torch.Tensor:
-        """(N,); not read where the bags have none."""
+        """(N,); not read if the bags have none."""
         none = np.zeros(1, np.float32)
         return self._moved(none if bags.sample_weights is None else bags.sample_weights)
 
@@ -334,7 +336,7 @@ def _power_of_two(n: int) -> int:
 
 
 def interpreted() -> bool:
-    """Whether Triton's programs run in Python, on the CPU: for tests."""
+    """Whether Triton's programs run in Python on the CPU, as in tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -1,17 +1,18 @@
 """Lookup and update of rows as Triton programs, with the bits of the native kernels.
 
-The arithmetic is the one that ``optim/`` and ``native/kernels`` define: a row's gradient summed in
-chunks of 256 occurrences, sums over columns in 16 lanes and one binary tree, division and roots
-correctly rounded, no contraction (launch with ``enable_fp_fusion=False``). One program owns a row,
-or a chunk of a hot one: no sort, no atomics, one order.
+The arithmetic is that of ``optim/`` and ``native/kernels``: a row's gradient is summed in chunks of
+256 occurrences, sums over columns run in 16 lanes and end in one binary tree, division and square
+root are correctly rounded, and nothing is contracted (launch with ``enable_fp_fusion=False``). One
+program owns a row, or a chunk of a hot row, so there is no sort, no atomic and only one order.
 
-Tiles are (ROWS, 16): rows of one program, sixteen columns at a time. Only imported where Triton is.
+Tiles are (ROWS, 16): the rows of one program, sixteen columns at a time. ``triton.py`` imports this
+module only where Triton is installed.
 
 Legend: ``N`` occurrences, ``U`` unique rows, ``F`` features, ``B`` bags of each, ``D`` dim.
 """
 
 # mypy: ignore-errors
-# A jit function's source is compiled as it stands: Triton's own Python, not ours.
+# Triton compiles the source of a jit function as it stands: it is Triton's Python, not ours.
 
 import triton
 import triton.language as tl
@@ -23,7 +24,10 @@ LANES = tl.constexpr(16)
 
 @triton.jit
 def _tree(lanes, ROWS: tl.constexpr):
-    """(ROWS, 16) -> (ROWS,): 8 + 8, 4 + 4, 2 + 2, 1 + 1; a sum of two has one order."""
+    """(ROWS, 16) -> (ROWS,): 8 + 8, 4 + 4, 2 + 2, 1 + 1.
+
+    Every ``tl.sum`` adds two numbers, so its order does not matter.
+    """
     x = tl.sum(tl.reshape(lanes, (ROWS, 2, 8)), axis=1)
     x = tl.sum(tl.reshape(x, (ROWS, 2, 4)), axis=1)
     x = tl.sum(tl.reshape(x, (ROWS, 2, 2)), axis=1)
@@ -32,7 +36,7 @@ def _tree(lanes, ROWS: tl.constexpr):
 
 @triton.jit
 def _decode(stored, TYPE: tl.constexpr):
-    """float32 weights; bfloat16 ones are stored as the int16 of their bits."""
+    """Stored weights as float32; bfloat16 ones are stored as int16 with the same bits."""
     if TYPE == "bfloat16":
         x = (stored.to(tl.int32) << 16).to(tl.float32, bitcast=True)
     else:
@@ -112,11 +116,11 @@ def sum_chunk(
     HAS_MEANS: tl.constexpr,
     WEIGHTED: tl.constexpr,
 ):
-    """``out[p]`` = sum over the occurrences ``group[begins[p] : ends[p]]`` of their gradients.
+    """``out[p]`` = the sum of the gradients of the occurrences ``group[begins[p] : ends[p]]``.
 
-    One program per chunk, at most 256 occurrences. grad (B, row_stride), group (N,) int32, begins
-    and ends (P,) int64, bag_of (N,) int64, lengths (F * B,) float32: what a bag's gradient is
-    divided by, out (P, D).
+    One program per chunk of at most 256 occurrences. grad (B, row_stride), group (N,) int32, begins
+    and ends (P,) int64, bag_of (N,) int64, lengths (F * B,) float32 (the divisor of each bag's
+    gradient), out (P, D).
     """
     p = tl.program_id(0).to(tl.int64)
     first = tl.load(begins + p)
@@ -139,7 +143,7 @@ def sum_chunk(
 
 @triton.jit
 def add_chunks(rows, hot, firsts, chunks, D: tl.constexpr, COLUMNS: tl.constexpr):
-    """``rows[hot[p]] += chunks[firsts[p] : firsts[p + 1]]``, one after the other.
+    """``rows[hot[p]] += chunks[firsts[p] : firsts[p + 1]]``, one chunk after the other.
 
     One program per hot row: hot (P,) int64, firsts (P + 1,) int64, chunks (C, D).
     """
@@ -155,7 +159,7 @@ def add_chunks(rows, hot, firsts, chunks, D: tl.constexpr, COLUMNS: tl.constexpr
 
 @triton.jit
 def _dot(a, at_a, b, at_b, live, D: tl.constexpr, ROWS: tl.constexpr):
-    """Dot product of rows at offsets (ROWS, 1), in lanes."""
+    """Dot products of the rows that start at ``at_a`` and ``at_b`` (ROWS, 1), in lanes."""
     c = tl.arange(0, LANES)[None, :]
     lanes = tl.zeros((ROWS, LANES), tl.float32)
     for k in range(0, D, LANES):
@@ -180,7 +184,7 @@ def condition_rows(
     CLIPPED: tl.constexpr,
     NORM_CLIPPED: tl.constexpr,
 ):
-    """Conditions ``rows`` (U, D) in place and writes each one's sum of squares (U,).
+    """Conditions ``rows`` (U, D) in place and writes the sum of squares of each (U,).
 
     occurrences (U,) float32; scalars: scale, clip_value, clip_row_norm.
     """
@@ -242,11 +246,11 @@ def apply_rows(
     KEEP: tl.constexpr,
     L2: tl.constexpr,
 ):
-    """Weight decay and the formula of ``KIND`` with conditioned ``rows`` (U, D), overwritten.
+    """Weight decay and the formula of ``KIND``, with conditioned ``rows`` (U, D).
 
-    weights (slots, D) of ``TYPE``; where that is not float32, scratch (U, D) holds them
-    meanwhile. state0, state1: the state arrays (slots, 1 or D). h (12 + 2,) float32: what the
-    optimizer's ``hyper`` lists, then ``keep`` and ``l2`` at 12 and 13.
+    ``rows`` is overwritten. weights (slots, D) of ``TYPE``; unless that is float32, scratch (U, D)
+    holds them as float32 meanwhile. state0, state1: the state arrays (slots, 1 or D). h (12 + 2,)
+    float32: the scalars of the optimizer's ``hyper``, then ``keep`` and ``l2`` at 12 and 13.
     """
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_row = r < num_rows
@@ -277,7 +281,7 @@ def apply_rows(
                 tl.store(rows + at + k + c, g + tl.load(h + 13) * x, mask=inside)
         tl.debug_barrier()
 
-    # --- what a row has one of ----------------------------------------------------------------
+    # --- scalars of each row -----------------------------------------------------------------
     factor = tl.zeros((ROWS,), tl.float32)
     if KIND == "SGD":
         factor += tl.load(h)
@@ -401,7 +405,10 @@ def dot_occurrences(
     ROWS: tl.constexpr,
     TYPE: tl.constexpr,
 ):
-    """``out[i]`` = dot(gradient of occurrence i's bag, its row), in lanes; sums only."""
+    """``out[i]`` = dot(gradient of the bag of occurrence i, its row), in lanes.
+
+    Features that pool by sum only.
+    """
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = i < num_ids
     slot = tl.load(slots + tl.load(inverse + i, mask=live, other=0), mask=live, other=0)

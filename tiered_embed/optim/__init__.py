@@ -1,11 +1,13 @@
-"""Fused optimizers: their specs, and the plain definition of what each does to a row.
+"""Fused optimizers: their options, and the plain definition of what each does to a row.
 
-A spec is a frozen dataclass. ``update`` is its readable reference in NumPy: in float32 it gives the
-very bits of the native kernels (same operations, same order, no fused multiply-add), in float64 it
-is the truth that both are held against.
+An optimizer is a frozen dataclass. Its ``update`` is the readable reference in NumPy. In float32 it
+gives the very bits of the native kernels (same operations, same order, no fused multiply-add). In
+float64 it is the truth that tests compare both with. Training itself uses the kernels.
 
-State lives beside the weights in one record, as float32, and moves with them. ``step`` counts the
-backward passes of the module, from 1.
+State is float32. It shares a record with the weights and moves with them. ``step`` counts the
+module's backward passes, from 1.
+
+Threading: plain data and pure functions.
 """
 
 from .adagrad import Adagrad, RowWiseAdagrad, RowWiseRMSProp

@@ -1,4 +1,4 @@
-"""Optimizers that divide by the root of what gradients were: Adagrad, RMSProp."""
+"""Optimizers that divide by the root of summed squares of gradients: Adagrad, RMSProp."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class Adagrad(Optimizer):
 class RowWiseRMSProp(Optimizer):
     """``s = alpha * s + (1 - alpha) * mean(g²)``, ``w -= (lr / (sqrt(s) + eps)) * g``.
 
-    State ``mean_square`` (U, 1): 4 bytes per row; it rests while a row is not used. Tieleman &
-    Hinton 2012 with the row-wise mean; ``torch.optim.RMSprop`` where ``D`` is 1.
+    State ``mean_square`` (U, 1): 4 bytes per row. It does not decay while a row is not used.
+    Tieleman & Hinton 2012 with the row-wise mean; ``torch.optim.RMSprop`` if ``D`` is 1.
     """
 
     alpha: float = 0.99

@@ -1,7 +1,8 @@
 """Optimizers with two moments: Adam, AdamW, LAMB and their partial row-wise forms.
 
-Only rows of the batch move ("lazy", as FBGEMM's and ``torch.optim.SparseAdam``): moments of the
-others rest, and ``step`` in the bias corrections counts the module's backwards, not the row's.
+Only rows of the batch change ("lazy", as in FBGEMM and ``torch.optim.SparseAdam``). The moments of
+other rows stay as they are, and ``step`` in the bias corrections counts the module's backwards, not
+the row's.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ class Adam(Optimizer):
     """``m = b1·m + (1-b1)·g``, ``v = b2·v + (1-b2)·g²``, ``w -= lr · (m̂ / (sqrt(v̂) + eps))``.
 
     ``m̂ = m / (1 - b1^step)``, ``v̂ = v / (1 - b2^step)``. State ``exp_avg`` and ``exp_avg_sq``
-    (U, D) each: 8·D bytes per row. FBGEMM ``ADAM``; ``torch.optim.SparseAdam``, which adds ``eps``
-    before the bias correction; Kingma & Ba 2015.
+    (U, D) each: 8·D bytes per row. FBGEMM ``ADAM``; Kingma & Ba 2015.
+    ``torch.optim.SparseAdam`` differs: it adds ``eps`` before the bias correction.
     """
 
     beta1: float = 0.9
@@ -55,7 +56,7 @@ class Adam(Optimizer):
         weights -= lr * self.direction(state, grad, step)
 
     def direction(self, state: Floats, grad: Floats, step: int) -> Floats:
-        """Moves the moments on; returns ``m̂ / (sqrt(v̂) + eps)`` (U, D)."""
+        """Updates the moments in place; returns ``m̂ / (sqrt(v̂) + eps)`` (U, D)."""
         _, eps, b1, c1, b2, c2, bias1, bias2 = self._scalars(step, grad)[:8]
         dim = grad.shape[1]
         m, v = state[:, :dim], state[:, dim:]
@@ -80,7 +81,7 @@ class AdamW(Adam):
 
 
 def _row_direction(spec: Adam, state: Floats, grad: Floats, step: int) -> Floats:
-    """As ``Adam.direction`` with one second moment per row, of the mean square."""
+    """Like ``Adam.direction``, with one second moment per row: that of the mean square."""
     _, eps, b1, c1, b2, c2, bias1, bias2 = spec._scalars(step, grad)[:8]
     dim = grad.shape[1]
     m, v = state[:, :dim], state[:, dim]
@@ -110,8 +111,9 @@ class LAMB(Adam):
     """``r = m̂ / (sqrt(v̂) + eps) + wd·w``, ``w -= lr · (|w| / |r|) · r``; the ratio is 1 where a
     norm is zero.
 
-    Norms are a row's. ``wd`` is decoupled weight decay, part of the formula. State ``exp_avg`` and
-    ``exp_avg_sq`` (U, D) each: 8·D bytes per row. FBGEMM ``LAMB``; You et al. 2020.
+    Norms are those of one row. ``wd`` is decoupled weight decay, which is part of the formula.
+    State ``exp_avg`` and ``exp_avg_sq`` (U, D) each: 8·D bytes per row. FBGEMM ``LAMB``; You et
+    al. 2020.
     """
 
     weight_decay_mode: DecayMode = field(default="decoupled", kw_only=True)

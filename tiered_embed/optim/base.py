@@ -1,4 +1,4 @@
-"""What every fused optimizer is made of: its spec, and what happens to a gradient on its way.
+"""The base of every fused optimizer, and the sums that all of them share.
 
 Legend: ``U`` unique rows, ``D`` dim, ``S`` state floats.
 """
@@ -26,9 +26,9 @@ NORM_FLOOR = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
 
 def lane_sum(x: Floats) -> Floats:
-    """Sum over columns in the fixed order: 16 lanes (column mod 16), then one binary tree.
+    """The sum over columns in the fixed order: 16 lanes (column mod 16), then one binary tree.
 
-    ``x`` (U, D) -> (U,), in x's own dtype.
+    ``x`` (U, D) -> (U,), in the dtype of ``x``.
     """
     num_rows, dim = x.shape
     padded = np.zeros((num_rows, -(-dim // LANES) * LANES), x.dtype)
@@ -44,15 +44,15 @@ def lane_sum(x: Floats) -> Floats:
 
 
 def mean_square(x: Floats) -> Floats:
-    """(U, D) -> (U,)."""
+    """The mean square of each row, (U, D) -> (U,)."""
     out: Floats = lane_sum(x * x) / x.dtype.type(x.shape[1])
     return out
 
 
 def row_gradient(occurrences: Floats) -> Floats:
-    """One row's gradient from its occurrences in batch order, (n, D) -> (D,).
+    """The gradient of one row from its occurrences in batch order, (n, D) -> (D,).
 
-    Summed in chunks of 256 occurrences, each from zero; chunk sums added in order.
+    Each chunk of 256 occurrences is summed from zero; the sums of the chunks are added in order.
     """
     total: Floats | None = None
     for start in range(0, len(occurrences), CHUNK):
@@ -65,22 +65,22 @@ def row_gradient(occurrences: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Optimizer(ABC):
-    """A fused optimizer. Subclasses state formula, source and state layout.
+    """A fused optimizer. Subclasses name their formula, its source and their state.
 
-    A row's summed gradient ``g`` goes through, in this order: division by the row's occurrences
-    (``scale_grad_by_freq``), the factor of a gradient scaler, ``clip_value``, ``clip_row_norm``,
-    ``clip_global_norm``, weight decay, and the formula.
+    These act on a row's summed gradient ``g``, in this order: division by the number of the row's
+    occurrences (``scale_grad_by_freq``), the factor of a gradient scaler, ``clip_value``,
+    ``clip_row_norm``, ``clip_global_norm``, weight decay, and the formula.
 
     Args:
         lr: learning rate; ``te.lr_optimizer`` schedules it.
         weight_decay: ``wd``; ``"l2"`` adds ``wd * w`` to the gradient, ``"decoupled"`` (Loshchilov
-            & Hutter 2019) multiplies ``w`` by ``1 - lr * wd`` first. Rows of the batch alone decay.
-        clip_value: elements are brought into [-clip_value, clip_value].
+            & Hutter 2019) multiplies ``w`` by ``1 - lr * wd`` first. Only rows of the batch decay.
+        clip_value: elements are clipped to [-clip_value, clip_value].
         clip_row_norm: a row's gradient is scaled by ``min(1, clip_row_norm / (|g| + 1e-6))``.
-        clip_global_norm: the same with the norm over all rows of the module's backward.
+        clip_global_norm: the same with the norm over all rows of a backward.
 
     Raises:
-        ConfigError: a value that is not a number or out of its bounds.
+        ConfigError: a value is not a number, or out of bounds.
     """
 
     lr: float
@@ -90,7 +90,7 @@ class Optimizer(ABC):
     clip_row_norm: float | None = field(default=None, kw_only=True)
     clip_global_norm: float | None = field(default=None, kw_only=True)
 
-    # The mode of weight decay that is part of the formula itself.
+    # The mode of weight decay that the formula itself contains.
     formula_decay: ClassVar[DecayMode | None] = None
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def state_layout(self, dim: int) -> dict[str, int]:
-        """Name of each state array -> floats per row, in record order."""
+        """The name of each state array and its floats per row, in record order."""
 
     @abstractmethod
     def hyper(self, step: int) -> tuple[float, ...]:
@@ -120,40 +120,40 @@ class Optimizer(ABC):
 
     @property
     def kernel(self) -> str:
-        """Name of the native functor."""
+        """The name of the native functor."""
         return type(self).__name__
 
     def brief(self) -> str:
-        """As ``repr``, with what differs from the defaults alone."""
+        """Like ``repr``, but only with the values that differ from the defaults."""
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default]
         values = ", ".join(f"{f.name}={getattr(self, f.name)}" for f in changed)
         return f"{type(self).__name__}({values})"
 
     def state_floats(self, dim: int) -> int:
-        """``S``: float32 values of state per row."""
+        """``S``: the number of float32 values of state per row."""
         return sum(self.state_layout(dim).values())
 
     @property
     def keep(self) -> float:
-        """The factor of decoupled decay, 1 without."""
+        """The factor of decoupled decay; 1 without it."""
         if self.weight_decay_mode == "decoupled" and self.formula_decay != "decoupled":
             return 1.0 - self.lr * self.weight_decay
         return 1.0
 
     @property
     def l2(self) -> float:
-        """What ``l2`` decay multiplies the weights with, 0 without."""
+        """The factor of the weights in ``l2`` decay; 0 without it."""
         if self.weight_decay_mode == "l2" and self.formula_decay != "l2":
             return self.weight_decay
         return 0.0
 
     @property
     def in_formula(self) -> float:
-        """The weight decay that the formula applies, 0 without."""
+        """The weight decay that the formula applies; 0 without it."""
         return self.weight_decay if self.weight_decay_mode == self.formula_decay else 0.0
 
     def global_factor(self, squares: float) -> float:
-        """The factor of ``clip_global_norm`` for gradients whose squares sum to ``squares``."""
+        """The factor of ``clip_global_norm`` if the squares of all gradients sum to ``squares``."""
         if self.clip_global_norm is None:
             return 1.0
         return min(1.0, self.clip_global_norm / (math.sqrt(squares) + NORM_FLOOR))
@@ -161,9 +161,10 @@ class Optimizer(ABC):
     def conditioned(
         self, grad: Floats, *, occurrences: npt.NDArray[np.int64] | None = None, scale: float = 1.0
     ) -> Floats:
-        """``grad`` (U, D) up to and with ``clip_row_norm``.
+        """``grad`` (U, D) after all steps up to ``clip_row_norm``, which is included.
 
-        ``occurrences`` (U,): each row's, for ``scale_grad_by_freq``. ``scale``: of a scaler.
+        ``occurrences`` (U,) is the count of each row, for ``scale_grad_by_freq``; ``scale`` is the
+        factor of a gradient scaler.
         """
         real = grad.dtype.type
         if occurrences is not None:
@@ -179,7 +180,7 @@ class Optimizer(ABC):
         return grad
 
     def apply(self, weights: Floats, state: Floats, grad: Floats, step: int) -> None:
-        """Weight decay and the formula, in place, with a conditioned gradient."""
+        """Applies weight decay and the formula in place, with a conditioned gradient."""
         real = weights.dtype.type
         if self.keep != 1.0:
             weights *= real(self.keep)
@@ -188,8 +189,9 @@ class Optimizer(ABC):
         self.formula(weights, state, grad, step)
 
     def update(self, weights: Floats, state: Floats, grad: Floats, step: int) -> None:
-        """One step in place, the rows being all of the backward: ``weights`` (U, D), ``state``
-        (U, S), ``grad`` (U, D). ``step`` counts from 1.
+        """One step, in place, over all rows of a backward.
+
+        ``weights`` (U, D), ``state`` (U, S), ``grad`` (U, D); ``step`` counts from 1.
         """
         grad = self.conditioned(grad)
         if self.clip_global_norm is not None:

@@ -1,4 +1,4 @@
-"""Optimizers that follow the gradient: SGD, momentum, LARS, FTRL."""
+"""Optimizers that follow the gradient itself: SGD, momentum, LARS, FTRL."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SGD(Optimizer):
 class MomentumSGD(Optimizer):
     """``m = momentum * m + g``, ``w -= lr * m``.
 
-    State ``momentum`` (U, D): 4·D bytes per row; it rests while a row is not used.
+    State ``momentum`` (U, D): 4·D bytes per row. It does not decay while a row is not used.
     ``torch.optim.SGD(momentum=...)``; Polyak 1964.
     """
 
@@ -59,8 +59,8 @@ class LARSSGD(Optimizer):
     """``rate = lr * eta * |w| / (|g| + wd * |w|)``, ``m = momentum * m + rate * (g + wd * w)``,
     ``w -= m``; ``rate = lr`` where a norm is zero.
 
-    Norms are a row's. ``wd`` is ``l2`` weight decay, part of the formula. State ``momentum``
-    (U, D): 4·D bytes per row. FBGEMM ``LARS_SGD``; You, Gitman & Ginsburg 2017.
+    Norms are those of one row. ``wd`` is ``l2`` weight decay, which is part of the formula. State
+    ``momentum`` (U, D): 4·D bytes per row. FBGEMM ``LARS_SGD``; You, Gitman & Ginsburg 2017.
     """
 
     eta: float = 0.001
@@ -95,9 +95,9 @@ class FTRL(Optimizer):
     ``w = 0 if |z| <= l1 else -(z - sign(z) * l1) / ((beta + sqrt(n')) / lr + l2)``.
 
     State ``z`` and ``n`` (U, D) each: 8·D bytes per row. McMahan et al. 2013, "Ad click
-    prediction", algorithm 1. A weight whose gradients have all been zero, or so small that their
-    squares are zero in float32, is 0. A row's first update shrinks its initial weights, by the
-    more the larger ``beta`` is beside the gradient: pair it with ``te.init.Constant(0.0)``.
+    prediction", algorithm 1. A weight is 0 if all its gradients were zero, or so small that
+    their squares are zero in float32. A row's first update shrinks its initial weights; the larger
+    ``beta`` is compared to the gradient, the more. So use it with ``te.init.Constant(0.0)``.
     """
 
     beta: float = 0.0
@@ -109,7 +109,7 @@ class FTRL(Optimizer):
         for name in ("beta", "l1", "l2_penalty"):
             self._check(name, getattr(self, name), low=0.0)
         if self.lr == 0.0:
-            raise ConfigError("FTRL: lr is 0; the formula divides by it, it must be above 0")
+            raise ConfigError("FTRL: lr is 0, but the formula divides by lr; pass a value above 0")
 
     def state_layout(self, dim: int) -> dict[str, int]:
         return {"z": dim, "n": dim}

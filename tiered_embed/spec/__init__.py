@@ -1,9 +1,9 @@
-"""Plain, validated data that every layer shares.
+"""Plain, checked data that the layers above share.
 
-Tables, tiers, options, initial values, row formats and counts.
+Tables, tiers, options, initial values, row formats and counts. Nothing here touches tiers or disks.
+Every value is checked on construction, so code that holds one of these objects can rely on it.
 
-Nothing here touches memory or disk. Every value is checked on construction, so whoever holds one of
-these objects may trust it.
+Threading: plain data and pure functions; counts are changed by their owner only.
 """
 
 from . import init

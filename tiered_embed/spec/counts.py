@@ -1,6 +1,6 @@
-"""Counters, as plain data.
+"""Counts, as plain data. ``stats()`` returns a :class:`Stats`.
 
-``stats()`` returns a :class:`Stats`; its numbers are running totals since the module was made.
+All numbers are totals since the module was made. They are only held here; planner and engine count.
 """
 
 from __future__ import annotations
@@ -15,14 +15,20 @@ __all__ = ["Counts", "PhaseTimes", "Stats", "TierStats"]
 
 @dataclass
 class Counts:
-    """What one tier, or one table in the topmost tier, has seen.
+    """The counts of one tier, or of one table in the topmost tier.
 
-    lookups: ids asked for. unique: unique rows, summed over batches. misses: unique rows that were
-    not resident when their batch was planned; hits = unique − misses. staged: rows brought in.
-    evicted: rows that lost their slot. written_back: dirty records handed to the tier below, by
-    evictions and flushes. overflow: rows that took transient slots beyond the budget. bytes_in /
-    bytes_out: record bytes staged and written back. stall_s: seconds that a forward waited for
-    rows.
+    Attributes:
+        lookups: ids looked up.
+        unique: unique rows, summed over batches.
+        misses: unique rows that were not resident when their batch was planned.
+        hits: ``unique - misses``.
+        staged: rows brought in.
+        evicted: rows that lost their slot.
+        written_back: dirty records handed to the tier below, by evictions and flushes.
+        overflow: rows that took transient slots beyond the budget.
+        bytes_in: record bytes staged.
+        bytes_out: record bytes written back.
+        stall_s: seconds that forwards waited for rows.
     """
 
     lookups: int = 0
@@ -48,10 +54,13 @@ class Counts:
 
 @dataclass
 class TierStats(Counts):
-    """A tier's counts, and its memory.
+    """The counts of a tier, and its memory.
 
-    budget_bytes: what the configuration gave it. slot_bytes: what its record slots take when all
-    are used. overhead_bytes: index, pins and plan buffers on top. resident: rows held now.
+    Attributes:
+        budget_bytes: the budget that the configuration gave it.
+        slot_bytes: memory of its record slots when all are used.
+        overhead_bytes: memory of index, pins and plan buffers on top.
+        resident: rows that it holds now.
     """
 
     budget_bytes: int = 0
@@ -69,11 +78,14 @@ class TierStats(Counts):
 
 @dataclass(frozen=True)
 class PhaseTimes:
-    """How long one stage of a step took (see ``phases.py``), in seconds.
+    """How long one phase of a step took (see ``engine/phases.py``), in seconds.
 
-    count, total_s: since the module was made, or the times were cleared. p50_s, p95_s, p99_s: of
-    its newest passes. One pass is a step for ``step``, ``wait``, ``lookup`` and ``update``, a plan
-    of one pool for the others.
+    Attributes:
+        count: passes since the module was made, or since the times were cleared. A pass is a step
+            for ``step``, ``wait``, ``lookup`` and ``update``, and a plan of one pool for the other
+            phases.
+        total_s: the time of all these passes.
+        p50_s, p95_s, p99_s: percentiles over the newest passes.
     """
 
     count: int
@@ -85,11 +97,16 @@ class PhaseTimes:
 
 @dataclass(frozen=True)
 class Stats:
-    """Totals of one module: ``steps`` updates, counts per tier, topmost first, and per table.
+    """The totals of one module.
 
-    skipped: backwards that updated nothing, since a gradient was infinite or NaN. phases: where
-    the time went. depth: batches staged ahead now, by the deepest pool. unmatched: training
-    forwards inside te.prefetch that could not use what it had staged.
+    Attributes:
+        steps: updates.
+        tiers: counts per tier, topmost first.
+        tables: counts per table.
+        skipped: backwards that updated nothing because a gradient was infinite or NaN.
+        phases: where the time went.
+        depth: how many batches the deepest pool stages ahead now.
+        unmatched: training forwards inside ``te.prefetch`` that could not use what it had staged.
     """
 
     steps: int
@@ -106,7 +123,7 @@ class Stats:
         return next(iter(self.tiers.values()))
 
     def since(self, earlier: Stats) -> Stats:
-        """Counts of tiers and tables less ``earlier``'s; the rest as it is now."""
+        """The counts of tiers and tables since ``earlier``; everything else as it is now."""
         tiers, tables = copy.deepcopy((self.tiers, self.tables))
         for now, then in ((tiers, earlier.tiers), (tables, earlier.tables)):
             for name, counts in now.items():

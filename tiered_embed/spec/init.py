@@ -1,8 +1,7 @@
 """Initial row values: a pure function of (seed, table name, row, column).
 
-The specs are data for the native kernels; :func:`reference` is the readable definition that those
-kernels are compared to. Source of the generator: Salmon et al., "Parallel random numbers: as easy
-as 1, 2, 3", SC 2011 (Philox4x32-10).
+Native code computes them; :func:`reference` is the readable definition that it is compared to. The
+generator is Philox4x32-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ __all__ = ["Constant", "Init", "Uniform", "philox4x32", "reference"]
 
 
 def _is_finite(value: object) -> bool:
-    """Whether it is a number that float32 holds."""
+    """Whether ``value`` is a number that float32 can hold."""
     return (
         isinstance(value, (int, float, np.integer, np.floating))
         and not isinstance(value, bool)
@@ -34,7 +33,7 @@ class Uniform:
     """``lo + (hi - lo) * u`` with ``u`` uniform in [0, 1), in float32.
 
     Raises:
-        ConfigError: bounds that are not finite, or ``hi < lo``.
+        ConfigError: a bound is not finite, or ``hi < lo``.
     """
 
     lo: float = -0.01
@@ -43,7 +42,7 @@ class Uniform:
     def __post_init__(self) -> None:
         if not (_is_finite(self.lo) and _is_finite(self.hi) and self.lo <= self.hi):
             raise ConfigError(
-                f"Uniform({self.lo!r}, {self.hi!r}): needs finite bounds with lo <= hi"
+                f"Uniform({self.lo!r}, {self.hi!r}): pass finite bounds with lo <= hi"
             )
 
 
@@ -52,14 +51,14 @@ class Constant:
     """Every element starts at ``value``.
 
     Raises:
-        ConfigError: a value that is not finite.
+        ConfigError: the value is not finite.
     """
 
     value: float = 0.0
 
     def __post_init__(self) -> None:
         if not _is_finite(self.value):
-            raise ConfigError(f"Constant({self.value!r}): the value must be a finite number")
+            raise ConfigError(f"Constant({self.value!r}): pass a finite number")
 
     @property
     def lo(self) -> float:
@@ -97,7 +96,7 @@ def philox4x32(
 def reference(
     init: Init, seed: int, table: str, rows: npt.NDArray[np.int64], dim: int
 ) -> npt.NDArray[np.float32]:
-    """Initial weights of ``rows`` (n,) -> (n, dim) float32; the definition, in NumPy."""
+    """Initial weights of ``rows`` (n,) as (n, dim) float32: the definition, in NumPy."""
     rows_u = rows.astype(np.int64).view(np.uint64)
     blocks = -(-dim // 4)
     counter = np.empty((len(rows), blocks, 4), np.uint32)

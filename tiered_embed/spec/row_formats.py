@@ -1,8 +1,10 @@
 """How rows are stored: float32, float16, bfloat16, or int8 with a scale and a bias per row.
 
-The plain definitions that the native conversions (``native/core/weight_type.h``,
-``native/kernels/lanes.inc``) give bit for bit. Optimizer state is float32 whatever the weights are;
-an update computes in float32 and rounds its result once. Legend: ``n`` rows, ``D`` dim.
+These are the plain definitions. The native conversions (``native/core/weight_type.h``,
+``native/kernels/lanes.inc``) give the same bits. Optimizer state is float32 whatever the weights
+are; an update computes in float32 and rounds its result once. Pure functions.
+
+Legend: ``n`` rows, ``D`` dim.
 """
 
 from __future__ import annotations
@@ -39,21 +41,22 @@ TYPE_NUMBERS: Mapping[str, int] = {"float32": 0, "float16": 1, "bfloat16": 2, "i
 ITEM_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 ROUNDINGS = ("nearest", "stochastic")
 
-COLUMNS_PER_BLOCK = 128  # of stochastic rounding: sixteen Philox blocks, 16 bits a column
+COLUMNS_PER_BLOCK = 128  # in stochastic rounding: sixteen Philox blocks give 16 bits a column
 
 
 def round_nearest(values: F32, dtype: str) -> F32:
-    """``values`` as ``dtype`` (16 bits) holds them: to nearest, ties to even."""
+    """``values`` rounded to ``dtype`` (of 16 bits): to nearest, ties to even."""
     return _widen(_nearest(values, dtype), dtype)
 
 
 def round_stochastic(
     values: F32, dtype: str, *, seed: int, step: int, table: str, rows: npt.NDArray[np.int64]
 ) -> F32:
-    """``values`` (n, D) rounded up in magnitude with the probability of what they exceed by.
+    """``values`` (n, D) rounded to ``dtype`` at random, correct on average.
 
-    A function of (seed, step, table, row, column) alone. The dropped part counts in units of
-    2^-16 of the last place.
+    A value is rounded up in magnitude with a probability equal to the part that rounding down
+    would drop, in units of 2^-16 of the last place. The result is a function of (seed, step,
+    table, row, column) alone.
     """
     random = _random_bits(seed, step, table, rows, values.shape[1])
     bits = values.view(np.uint32)
@@ -75,14 +78,14 @@ def round_stochastic(
 
 
 def rounding_key(seed: int, step: int) -> int:
-    """Philox's key for the stochastic rounding of step ``step``: 64 bits."""
+    """The 64-bit key of Philox for stochastic rounding in step ``step``."""
     counter = np.array([[step & 0xFFFFFFFF, step >> 32, 0x524E4421, 0]], np.uint32)
     words = philox4x32(counter, np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32))[0]
     return int(words[0]) | int(words[1]) << 32
 
 
 def encode(values: F32, dtype: str) -> tuple[U8, F32]:
-    """Rows as they are stored: bytes (n, D * item), and (scale, bias) (n, 2) for int8 alone."""
+    """Rows as stored: bytes (n, D * item size), and for int8 (scale, bias) as (n, 2)."""
     nothing = np.empty((len(values), 0), np.float32)
     if dtype == "float32":
         return np.ascontiguousarray(values).view(np.uint8), nothing
@@ -96,7 +99,7 @@ def encode(values: F32, dtype: str) -> tuple[U8, F32]:
 
 
 def decode(rows: U8, scale_bias: F32, dtype: str) -> F32:
-    """The float32 values of stored rows, (n, D)."""
+    """The values of stored rows as float32, (n, D)."""
     if dtype == "float32":
         return np.ascontiguousarray(rows).view(np.float32)
     if dtype == "int8":
@@ -106,9 +109,9 @@ def decode(rows: U8, scale_bias: F32, dtype: str) -> F32:
 
 
 def renormalised(values: F32, max_norm: float, norm_type: float, dtype: str) -> F32:
-    """``values`` (n, D), rows whose ``norm_type``-norm exceeds ``max_norm`` scaled down to it.
+    """``values`` (n, D), where rows whose ``norm_type``-norm exceeds ``max_norm`` are scaled down.
 
-    As ``torch.embedding_renorm_``: by ``max_norm / (norm + 1e-7)``, then rounded to ``dtype``.
+    As in ``torch.embedding_renorm_``, by ``max_norm / (norm + 1e-7)``; then rounded to ``dtype``.
     """
     if norm_type == 2.0:
         norm = np.sqrt(lane_sum(values * values))
@@ -137,7 +140,7 @@ def _nearest(values: F32, dtype: str) -> U16:
         return np.where(np.isnan(values), np.uint16(0x7FC0), (up >> np.uint32(16))).astype(
             np.uint16
         )
-    raise ConfigError(f"{dtype} is not a type of 16 bits")
+    raise ConfigError(f"{dtype} is not a 16-bit dtype; use float16 or bfloat16")
 
 
 def _widen(bits: U16, dtype: str) -> F32:
@@ -147,8 +150,11 @@ def _widen(bits: U16, dtype: str) -> F32:
 
 
 def _random_bits(seed: int, step: int, table: str, rows: npt.NDArray[np.int64], dim: int) -> U32:
-    """(n, D) in [0, 65536): column c takes half (c / 16) % 2 of word (c % 128) / 32 of the block
-    counted ((c / 128) * 16 + c % 16, table, row)."""
+    """Random bits of every element, (n, D) in [0, 65536).
+
+    Column c takes half (c / 16) % 2 of word (c % 128) / 32 of the Philox block with the counter
+    ((c / 128) * 16 + c % 16, table, row).
+    """
     key = rounding_key(seed, step)
     column = np.arange(dim)
     block = column // COLUMNS_PER_BLOCK * 16 + column % 16

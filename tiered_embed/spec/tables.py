@@ -23,7 +23,7 @@ None where every bag is one id."""
 
 
 def table_hash(name: str) -> bytes:
-    """The table's identity in keys and in initial values: 4 bytes of SHA-256 of its name."""
+    """A table's identity in keys and initial values: 4 bytes of the SHA-256 of its name."""
     return hashlib.sha256(name.encode()).digest()[:4]
 
 
@@ -32,17 +32,17 @@ class TableConfig:
     """One embedding table and the features that look rows up in it.
 
     Args:
-        name: unique among the tables of one store.
-        num_embeddings: rows, or ``None`` when any int64 is a row id.
-        embedding_dim: columns of float32.
-        feature_names: features that read this table; its own name by default.
+        name: must be unique among the tables of a store.
+        num_embeddings: the number of rows, or ``None`` if any int64 is a row id.
+        embedding_dim: columns.
+        feature_names: features that read this table; by default one with the table's name.
         mode: how a bag's rows are pooled.
-        padding_idx: a row that takes no part in pooling and is not trained; negative ones count
+        padding_idx: a row that is left out of pooling and is not trained. A negative one counts
             from the end.
 
     Raises:
-        ConfigError: an empty name, a non-positive count, an unknown mode, no feature, a
-            padding_idx outside the table.
+        ConfigError: an empty name, a count that is not positive, an unknown mode, a feature name
+            that is empty or given twice, or a padding_idx outside the table.
     """
 
     name: str
@@ -56,7 +56,7 @@ class TableConfig:
         if not isinstance(self.name, str) or not self.name:
             raise ConfigError(f"a table's name is {self.name!r}; it must be a non-empty string")
         if any("\ud800" <= letter <= "\udfff" for letter in self.name):
-            raise ConfigError(f"a table's name is {self.name!r}, which is no Unicode text")
+            raise ConfigError(f"a table's name is {self.name!r}; it must be valid Unicode text")
         where = f"table {self.name!r}"
         if self.num_embeddings is not None and not _positive_int(self.num_embeddings):
             raise ConfigError(
@@ -74,10 +74,12 @@ class TableConfig:
                 f"{where}: feature_names is {self.feature_names!r}; pass a sequence of names"
             )
         if not all(isinstance(name, str) and name for name in self.feature_names):
-            raise ConfigError(f"{where}: feature_names {self.feature_names!r} are not all names")
+            raise ConfigError(
+                f"{where}: feature_names is {self.feature_names!r}; pass non-empty strings"
+            )
         names = tuple(self.feature_names) or (self.name,)
         if len(set(names)) != len(names):
-            raise ConfigError(f"{where}: feature_names has duplicates: {list(names)}")
+            raise ConfigError(f"{where}: feature_names is {list(names)}; name each feature once")
         object.__setattr__(self, "feature_names", names)
         object.__setattr__(self, "padding_idx", self._padding())
 

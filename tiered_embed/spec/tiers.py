@@ -1,4 +1,4 @@
-"""Sizes and places of the tiers."""
+"""How large the memory tiers are, and where the SSD tier is."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ StoreKind = Literal["auto", "rocksdb", "rocksdb_py", "memory"]
 
 @dataclass(frozen=True, init=False)
 class Tiers:
-    """Sizes of the memory tiers and the place of the SSD tier; ``None`` leaves a tier out.
+    """The sizes of the memory tiers and the place of the SSD tier; ``None`` leaves a tier out.
 
-    The DDR budget counts record bytes (weights and optimizer state). The index, pins and plan
-    buffers come on top and are reported by ``stats()`` as ``overhead_bytes``.
+    A budget counts record bytes (weights and optimizer state). Index, pins and plan buffers come on
+    top; ``stats()`` reports them as ``overhead_bytes``.
 
     Args:
-        hbm: GPU memory budget, bytes or a string such as ``"8GiB"``.
-        ddr: host memory budget, likewise.
-        ssd: a directory, created when absent.
-        store: ``"auto"``, ``"rocksdb"``, ``"rocksdb_py"`` or ``"memory"``: what keeps the SSD rows.
-        direct_io: bypass the page cache where the store can.
+        hbm: budget of GPU memory, in bytes or as a string such as ``"8GiB"``.
+        ddr: budget of host memory, likewise.
+        ssd: a directory; it is made if it does not exist.
+        store: what keeps the rows of the SSD tier: ``"rocksdb"``, ``"rocksdb_py"``, ``"memory"``,
+            or ``"auto"`` for RocksDB in whichever form is installed.
+        direct_io: bypass the page cache, if the store can.
 
     Raises:
-        ConfigError: a size that is not positive, or an unknown store.
+        ConfigError: a size is not positive, the store is unknown, or ssd is not a path.
     """
 
     hbm: int | None
@@ -53,7 +54,7 @@ class Tiers:
                 f"store is {store!r}; choose 'auto', 'rocksdb', 'rocksdb_py' or 'memory'"
             )
         if ssd is not None and (not isinstance(ssd, (str, os.PathLike)) or "\0" in str(ssd)):
-            raise ConfigError(f"ssd is {ssd!r}; pass a directory's path")
+            raise ConfigError(f"ssd is {ssd!r}; pass the path of a directory")
         set_ = object.__setattr__
         set_(self, "hbm", None if hbm is None else parse_bytes(hbm, "hbm"))
         set_(self, "ddr", None if ddr is None else parse_bytes(ddr, "ddr"))
