@@ -1,4 +1,4 @@
-"""Writes ``v0.1/``: working directories and checkpoints as version 0.1 left them, and their digests.
+"""Writes ``v0.1/``: directories and checkpoints as version 0.1 left them, and their digests.
 
 The files are kept byte for byte: a newer version must open them. The script was run once, with
 version 0.1 installed, and is kept to show what the directories hold:
