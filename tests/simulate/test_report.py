@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from tiered_embed.cli import app
 from tiered_embed.errors import ConfigError
+from tiered_embed.simulate.charts import octaves
 from tiered_embed.simulate.records import Records
-from tiered_embed.simulate.report import html, octaves, size_text
+from tiered_embed.simulate.report import html, size_text
 from tiered_embed.simulate.study import StudyOptions, study
 from tiered_embed.traces.trace import Trace
 

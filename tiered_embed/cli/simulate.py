@@ -62,8 +62,7 @@ def simulate(
 ) -> None:
     """Tell every hit of an id stream before a byte is bought: sizes, policies, bounds."""
     try:
-        from ..simulate import Records, report, study
-        from ..simulate import plot as plotting
+        from ..simulate import Records, charts, report, study
     except ImportError as error:
         raise typer.BadParameter(f"{error}; pip install 'tiered_embed[sim]'") from error
     if not trace.exists():
@@ -95,7 +94,7 @@ def simulate(
 
         found = study.study(opened, options, name=trace.name, told=told)
     if plot is not None:
-        plotting.draw(found, plot)
+        charts.draw(found, plot)
     if html is not None:
         html.write_text(report.html(found), encoding="utf-8")
     if as_json:

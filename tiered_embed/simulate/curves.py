@@ -24,7 +24,7 @@ from ..traces import Trace
 from .compiled import compiled
 from .curve import F64, MissRatioCurve
 from .distances import Bins, StackDistances
-from .numbering import I32, I64, Accesses, Numbering, accesses
+from .numbering import I32, I64, Accesses, Numbering, accesses, grown
 from .policies import misses_of
 from .sampling import sampled
 
@@ -110,8 +110,7 @@ def aet(trace: Trace) -> MissRatioCurve:
     uses = np.zeros(Bins.NUM, np.int64)
     now = 0
     for piece in accesses(trace, numbering):
-        if numbering.num_rows > len(last):
-            last = np.append(last, np.full(max(numbering.num_rows, len(last)), -1, np.int64))
+        last = grown(last, numbering.num_rows, -1)
         _reuse_times(piece.rows, last, uses, now)
         now += len(piece.rows)
     edges = Bins.last()

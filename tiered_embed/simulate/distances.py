@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .compiled import compiled, popcount
-from .numbering import I32, I64, Accesses
+from .numbering import I32, I64, Accesses, grown
 
 __all__ = ["Bins", "StackDistances"]
 
@@ -76,8 +76,8 @@ class StackDistances:
 
     def push(self, piece: Accesses, tables: npt.NDArray[np.uint16]) -> None:
         """Appends batches; ``tables`` (rows,) is each numbered row's table."""
-        self._last = _grown(self._last, len(tables), -1)
-        self.counts = _grown(self.counts, len(tables) + 1, 0)
+        self._last = grown(self._last, len(tables), -1)
+        self.counts = grown(self.counts, len(tables) + 1, 0)
         if self._state[HEAD] + len(piece.rows) > len(self._log):
             self._compact(len(piece.rows))
         _distances(
@@ -122,14 +122,6 @@ class StackDistances:
         self._resize(size)
         _compact(log, bits, self._log, self._bits, self._tree, self._last, head)
         self._state[HEAD] = live
-
-
-def _grown(array: I64, size: int, value: int) -> I64:
-    if size <= len(array):
-        return array
-    grown = np.full(max(size, 2 * len(array)), value, np.int64)
-    grown[: len(array)] = array
-    return grown
 
 
 @compiled

@@ -1,11 +1,16 @@
 """LRU of one size at memory speed: the planner's counts, without its lists.
 
-Instead of a list that a hit reorders there is a log of uses. A row is resident exactly when its
-newest use lies behind the log's tail; the tail passes over uses that were followed by another, and
-evicts at one that was not. A hit costs one write to the log.
+Instead of a list that a hit reorders, there is a log of uses. A row is resident exactly when its
+newest use is in the log's live part, from tail to head. The tail skips uses that a later use of the
+same row replaced, and evicts the row of any other. A hit costs one write to the log.
 
-Equal to ``replay(trace, slots, "lru", lookahead, depth)`` for any window, whose knowledge LRU does
-not use, as long as no batch with its ``depth`` predecessors needs more rows than there are slots.
+Equal to ``replay(trace, slots, "lru", lookahead, depth)`` for any window, since LRU does not use
+what a window knows, as long as no batch with its ``depth`` predecessors needs more rows than there
+are slots.
+
+LRU exists three times, for three reasons: the planner's own (native, what training does), this one
+(the simulator's, and ``access:lru``), and a plain Python model in the tests. All sizes at once are
+in ``distances``.
 """
 
 from __future__ import annotations
@@ -16,11 +21,11 @@ import numpy.typing as npt
 from ..errors import CapacityError, ConfigError
 from ..traces import Trace
 from .compiled import compiled
-from .numbering import I32, I64, Accesses, Numbering, accesses
+from .numbering import I32, I64, PIECE_IDS, Accesses, Numbering, accesses, grown
 from .planner_replay import SimulatedCounts
 from .records import Records
 
-__all__ = ["LruReplay", "lru"]
+__all__ = ["LruReplay", "lru", "misses_by_access"]
 
 LOOKUPS, UNIQUE, MISSES, EVICTED, COLD = range(5)
 HEAD, TAIL, RESIDENT = range(3)
@@ -52,17 +57,10 @@ class LruReplay:
         Raises:
             CapacityError: a batch and its ``depth`` predecessors have more rows than slots.
         """
-        if len(tables) > len(self._last):
-            grown = np.full(max(len(tables), 2 * len(self._last)), -1, np.int64)
-            grown[: len(self._last)] = self._last
-            self._last = grown
+        self._last = grown(self._last, len(tables), -1)
         self._make_room(len(piece.rows))
         alone = len(self.counts) == 1 and len(self._starts) == 1
-        if (
-            alone
-            and len(piece.offsets) == len(piece.rows) + 1
-            and bool((np.diff(piece.offsets) == 1).all())
-        ):
+        if alone and _all_single(piece):
             stopped = _single(
                 piece.rows, self._last, self._log, self._state, self.slots, self.counts
             )
@@ -132,6 +130,16 @@ def lru(
             cold=cold,
         )
     return out
+
+
+def misses_by_access(rows: I32, num_rows: int, slots: int) -> int:
+    """LRU's misses when each access of ``rows`` (N,) is a batch of its own."""
+    run = LruReplay(slots)
+    one_table = np.zeros(num_rows, np.uint16)
+    for start in range(0, len(rows), PIECE_IDS):
+        piece = rows[start : start + PIECE_IDS]
+        run.push(Accesses(piece, np.arange(len(piece) + 1, dtype=np.int64)), one_table)
+    return int(run.counts[0, MISSES])
 
 
 def _all_single(piece: Accesses) -> bool:

@@ -16,7 +16,7 @@ from ..errors import CapacityError
 from ..traces import Trace, TraceChunk
 from .compiled import compiled
 
-__all__ = ["Accesses", "Numbering", "accesses", "all_accesses"]
+__all__ = ["Accesses", "Numbering", "accesses", "all_accesses", "grown"]
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
@@ -55,9 +55,6 @@ class Numbering:
     def tables(self) -> npt.NDArray[np.uint16]:
         """(num_rows,): each row's table."""
         return self._tables[: self.num_rows]
-
-    def rows_of(self, table: int) -> int:
-        return self._sizes[table]
 
     def accesses(self, chunk: TraceChunk) -> Accesses:
         """Numbers a chunk's rows."""
@@ -122,6 +119,15 @@ def all_accesses(trace: Trace) -> tuple[Accesses, Numbering]:
     offsets = np.zeros(sum(map(len, sizes)) + 1, np.int64)
     np.cumsum(np.concatenate(sizes or [np.empty(0, np.int64)]), out=offsets[1:])
     return Accesses(rows, offsets), numbering
+
+
+def grown(array: I64, size: int, value: int) -> I64:
+    """The array, or a copy of at least ``size`` whose new elements are ``value``; it doubles."""
+    if size <= len(array):
+        return array
+    larger = np.full(max(size, 2 * len(array)), value, np.int64)
+    larger[: len(array)] = array
+    return larger
 
 
 def _empty(bits: int) -> I64:

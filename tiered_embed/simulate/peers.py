@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from ..traces import Trace
+from ..traces import ORACLE_GENERAL, Trace
 from .numbering import Numbering, accesses
 from .planner_replay import SimulatedCounts
 
@@ -29,10 +29,6 @@ PEERS = (
 
 # Below it a policy's smallest queue is empty: it never hits, or aborts the process.
 _LEAST_SLOTS = {"WTinyLFU": 100, "S3FIFO": 20}
-
-_REQUEST = np.dtype(
-    [("time", "<u4"), ("row", "<u8"), ("size", "<u4"), ("next", "<i8")], align=False
-)
 
 
 class PeerTrace:
@@ -53,11 +49,11 @@ class PeerTrace:
             written = 0
             with path.open("wb") as file:
                 for piece in accesses(trace, numbering):
-                    requests = np.empty(len(piece.rows), _REQUEST)
+                    requests = np.empty(len(piece.rows), ORACLE_GENERAL)
                     requests["time"] = 0
-                    requests["row"] = piece.rows.astype(np.uint64) + 1
+                    requests["object"] = piece.rows.astype(np.uint64) + 1
                     requests["size"] = 1
-                    requests["next"] = -2
+                    requests["next_access"] = -2
                     file.write(requests.tobytes())
                     written += len(piece.rows)
             yield cls(path, written, numbering.num_rows)

@@ -24,7 +24,7 @@ from .criteo import (
 from .fbgemm import fbgemm_trace
 from .generate import Distribution, IdBatch, IdStream
 from .generate_criteo import CriteoGenerator
-from .libcachesim import csv_requests_trace, oracle_general_trace
+from .libcachesim import ORACLE_GENERAL, csv_requests_trace, oracle_general_trace
 from .movielens import Ratings, read_ratings
 from .opening import Format, TraceOptions, find_format, open_trace
 from .popularity import Pooling, Steps, Zipf
@@ -44,6 +44,7 @@ __all__ = [
     "NUM_CATEGORIES",
     "NUM_INTEGERS",
     "NUM_RAW_IDS",
+    "ORACLE_GENERAL",
     "Calibration",
     "CheckIns",
     "CriteoBatch",
