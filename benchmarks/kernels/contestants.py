@@ -127,10 +127,11 @@ class OursKernels:
         pool = self.engine.pools[0]
         plans = []
         for batch in batches:
-            part = self._ours.module.prepare((batch.ids, batch.bounds)).pools[0]
-            plan = pool.planner.plan_now(part.segments)
+            module = self._ours.module
+            checked = module.check(module.present((batch.ids, batch.bounds)))
+            plan = pool.planner.plan_now(checked.segments[0])
             pool.planner.release(plan.number, updated=True)
-            plans.append((plan, part.bags))
+            plans.append((plan, self.engine.bags(checked)[0]))
         self._plans = itertools.cycle(plans)
         self._grad = grad.numpy()
         self._out = torch.empty(grad.shape).numpy()

@@ -13,9 +13,10 @@ import pytest
 
 import tiered_embed as te
 from looped_bag import DIM, SGD, dense_digest, ids_of, make_bag, run_script, train_one
-from stepped import Steps
+from stepped import Steps, batch_of
 from tiered_embed.engine.executors import Executors
 from tiered_embed.engine.scheduler import Scheduler
+from tiered_embed.engine.stream import Stream
 from tiered_embed.residency.budgets import PoolSlots
 from tiered_embed.residency.planner import Planner
 from tiered_embed.store import open_store
@@ -40,10 +41,10 @@ class Interrupted(Steps):
 
 
 def own_jobs(module: te.TieredEmbeddingBag) -> Executors:
-    pipeline = module.engine.pools[0].scheduler
-    pipeline._executors.shutdown()
+    scheduler = module.engine.pools[0].scheduler
+    scheduler._jobs.executors.shutdown()
     jobs = Executors(Steps(), Interrupted(), Interrupted())
-    pipeline._executors = pipeline._mover._executors = jobs
+    scheduler._jobs.executors = scheduler._mover._executors = jobs
     return jobs
 
 
@@ -63,15 +64,15 @@ def test_a_batch_planned_at_once_waits_for_reads_of_the_stream(tmp_path):
     layout, ssd = stored(tmp_path / "store", 4)
     planner = Planner(layout.tables, PoolSlots((0,), 4, 0, 0), policy="lru", backed=True, tier="-")
     ddr, jobs = HostTier(layout, 4, 1), Executors(Steps(), Steps(), Steps())
-    pipeline = Scheduler(planner, MemoryTiers(ddr), ssd, lookahead=0, depth=0, executors=jobs)
-    pipeline.push([(0, np.arange(4))])
+    scheduler = Scheduler(planner, MemoryTiers(ddr), ssd, lookahead=0, depth=0, executors=jobs)
+    Stream([scheduler]).push(batch_of((0, np.arange(4))))
     jobs.staging.run()
     assert planner.all_resident
     assert len(jobs.reading.jobs) == 1
-    lease = pipeline.stage([(0, np.array([2]))])
+    lease = scheduler.stage([(0, np.array([2]))])
     assert (ddr.gather(lease.plan.slots).view(np.float32) == 2.0).all()
     lease.release(updated=False)
-    pipeline.close()
+    scheduler.close()
     ssd.store.close()
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import tiered_embed as te
 from reference import Bags, DenseTrainer, Table
 from stepped import Clock
-from tiered_embed.engine import scheduler as pipeline_module
+from tiered_embed.engine import scheduler as scheduler_module
 from tiered_embed.engine.executors import PLANS_READING, Executors
 
 DIM = 4
@@ -40,13 +40,13 @@ def make(folder: Path, clock: Clock, *, write_buffer_rows: int, **options: Any) 
     module = te.TieredEmbeddingBag(
         None, DIM, tiers=tiers, optimizer=ADAGRAD, num_threads=1, **options
     )
-    pipeline = module.engine.pools[0].scheduler
-    pipeline._executors.shutdown()
+    scheduler = module.engine.pools[0].scheduler
+    scheduler._jobs.executors.shutdown()
     lanes = Executors(
         clock.lane(1, 0.001), clock.lane(PLANS_READING, SLOW_S), clock.lane(1, 4 * SLOW_S)
     )
-    pipeline._executors = pipeline._mover._executors = lanes
-    pipeline._mover._write_buffer_bytes = write_buffer_rows * 2 * 4 * DIM
+    scheduler._jobs.executors = scheduler._mover._executors = lanes
+    scheduler._mover._write_buffer_bytes = write_buffer_rows * 2 * 4 * DIM
     return module
 
 
@@ -89,8 +89,8 @@ def train(
     batches = batches_of(seed, 40)
     generator = torch.Generator().manual_seed(seed)
     clock = Clock(seed)
-    real = pipeline_module.time
-    pipeline_module.time = InventedTime(clock)  # type: ignore[attr-defined]
+    real = scheduler_module.time
+    scheduler_module.time = InventedTime(clock)  # type: ignore[attr-defined]
     try:
         with make(
             folder,
@@ -121,7 +121,7 @@ def train(
             assert module.digest() == dense_digest(trained, gradients)
             return clock, stats
     finally:
-        pipeline_module.time = real  # type: ignore[attr-defined]
+        scheduler_module.time = real  # type: ignore[attr-defined]
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -147,8 +147,8 @@ def test_the_store_is_as_bad_as_it_says(tmp_path):
 def test_auto_finds_the_depth_that_hides_a_slow_store(tmp_path):
     """Steps of 20 ms: one batch ahead hides reads of up to 40 ms, and two all of them."""
     clock = Clock(3)
-    real = pipeline_module.time
-    pipeline_module.time = InventedTime(clock)  # type: ignore[attr-defined]
+    real = scheduler_module.time
+    scheduler_module.time = InventedTime(clock)  # type: ignore[attr-defined]
     draw = np.random.default_rng(0)
     batches = [torch.from_numpy(draw.integers(0, 500, (2, 2))) for _ in range(1500)]
     try:
@@ -161,7 +161,7 @@ def test_auto_finds_the_depth_that_hides_a_slow_store(tmp_path):
                 seen.append(module.stats().depth)
                 waited.append(module.stats().tiers["DDR"].stall_s)
     finally:
-        pipeline_module.time = real  # type: ignore[attr-defined]
+        scheduler_module.time = real  # type: ignore[attr-defined]
     # 24 slots: batches of at most 4 rows may pin 12 of them, so 2 ahead at most.
     assert max(seen) <= 2
     assert seen[0] == 1

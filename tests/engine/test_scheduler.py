@@ -1,4 +1,4 @@
-"""The pipeline: order of its steps, errors of background jobs, and how it stops.
+"""The scheduler: order of its steps, errors of background jobs, and how it stops.
 
 Jobs are stepped by hand through an executor of the test's own; nothing sleeps.
 """
@@ -14,9 +14,10 @@ import torch
 
 import tiered_embed as te
 from looped_bag import DIM, SGD, dense_digest, ids_of, make_bag, run_script, train_one
-from stepped import Steps
+from stepped import Steps, batch_of
 from tiered_embed.engine.executors import Executors
 from tiered_embed.engine.scheduler import Scheduler
+from tiered_embed.engine.stream import Stream
 from tiered_embed.residency.budgets import PoolSlots
 from tiered_embed.residency.planner import Planner
 from tiered_embed.store import open_store
@@ -65,7 +66,7 @@ class RecordedSsd(SsdTier):
 
 
 class Rig:
-    """A pipeline over ``slots`` slots and a store in memory, its jobs in our hands."""
+    """A scheduler over ``slots`` slots and a store in memory, its jobs in our hands."""
 
     def __init__(
         self, folder: Path, slots: int, *, lookahead: int, depth: int, write_buffer_rows: int = 99
@@ -88,9 +89,10 @@ class Rig:
             executors=Executors(self.staging, self.reading, self.writing),
             write_buffer_bytes=write_buffer_rows * layout.record_bytes,
         )
+        self.stream = Stream([self.scheduler])
 
     def push(self, *rows: int) -> None:
-        self.scheduler.push([(0, np.array(rows, np.int64))])
+        self.stream.push(batch_of((0, np.array(rows, np.int64))))
 
     def train(self, value: float) -> None:
         """Takes the next batch, sets its rows to ``value``, and lets it go."""
@@ -258,7 +260,7 @@ def test_plans_wait_for_their_window_and_for_the_batch_behind_the_depth(rig):
     assert planned() == []
     first.release(updated=True)
     assert planned() == ["read [12]"]
-    r.scheduler.end()
+    r.stream.end()
     assert planned() == []
     r.scheduler.take().release(updated=True)
     assert planned() == ["read [13]"]  # the stream has ended: no window is awaited
@@ -286,14 +288,15 @@ def test_cancel_drops_the_window_and_what_was_staged_for_it(rig):
     for n in range(6):
         r.push(n)
     r.train(1.0)
-    r.scheduler.cancel()
+    r.stream.close()
+    r.stream = Stream([r.scheduler])
     assert r.planner.window_size == 0
     r.scheduler.flush()
     stored = np.concatenate([keys for keys, _ in r.store.scan()])
     assert stored[:, -1].tolist() == [0]
     for n in range(6, 9):
         r.push(n)
-    r.scheduler.end()
+    r.stream.end()
     for _ in range(3):
         r.train(2.0)
     with pytest.raises(IndexError):
@@ -305,10 +308,10 @@ def test_cancel_drops_the_window_and_what_was_staged_for_it(rig):
 
 def step_jobs(module: te.TieredEmbeddingBag) -> Executors:
     """Takes the module's jobs into our hands."""
-    pipeline = module.engine.pools[0].scheduler
-    pipeline._executors.shutdown()
+    scheduler = module.engine.pools[0].scheduler
+    scheduler._jobs.executors.shutdown()
     mine = Executors(Steps(), Steps(), Steps())
-    pipeline._executors = pipeline._mover._executors = mine
+    scheduler._jobs.executors = scheduler._mover._executors = mine
     return mine
 
 
@@ -585,9 +588,9 @@ def test_a_graph_that_is_collected_while_a_job_is_posted_does_not_block(tmp_path
         cycle = [module(ids_of(0))]
         cycle.append(cycle)
         del cycle
-        pipeline = pool.scheduler
+        scheduler = pool.scheduler
         go_on = threading.Event()
-        pipeline._post(lambda: go_on.wait(90))
+        scheduler._jobs.post(lambda: go_on.wait(90))
 
         class Collecting:
             def __init__(self, queue):
@@ -597,9 +600,9 @@ def test_a_graph_that_is_collected_while_a_job_is_posted_does_not_block(tmp_path
                 gc.collect()
                 self.queue.put(item)
 
-        staging = pipeline._executors.staging
+        staging = scheduler._jobs.executors.staging
         staging._work_queue = Collecting(staging._work_queue)
-        pipeline._post(lambda: None)
+        scheduler._jobs.post(lambda: None)
         go_on.set()
         train_one(1)
         print("done")
@@ -613,7 +616,7 @@ def test_a_batch_is_planned_at_once_where_every_row_is_resident():
     layout = PoolLayout((("table", 4),), DIM, SGD, te.init.Uniform(), 0)
     planner = Planner(layout.tables, PoolSlots((0,), 4, 0, 0), policy="lru", backed=False, tier="-")
     staging = Steps()
-    pipeline = Scheduler(
+    scheduler = Scheduler(
         planner,
         MemoryTiers(HostTier(layout, 4, 1)),
         None,
@@ -625,8 +628,8 @@ def test_a_batch_is_planned_at_once_where_every_row_is_resident():
     submit = staging.submit
     staging.submit = lambda fn, *args: posted.append(fn) or submit(fn, *args)
     for ids, jobs in (([0, 1], 1), ([1], 2), ([2, 3], 3), ([0, 3], 3), ([2], 3)):
-        lease = pipeline.stage([(0, np.array(ids))])
+        lease = scheduler.stage([(0, np.array(ids))])
         assert (lease.plan.keys.tolist(), len(posted)) == (ids, jobs)
         lease.release(updated=True)
     assert planner.dirty_rows()[1].tolist() == [0, 1, 2, 3]
-    pipeline.close()
+    scheduler.close()

@@ -296,7 +296,7 @@ def check_that_nothing_is_pinned(machine: Machine) -> None:
     gc.collect()
     module = machine.module
     unbounded = next((t for t in machine.tables if t.num_embeddings is None), None)
-    place = None if unbounded is None else module.engine._place[0]
+    place = None if unbounded is None else module.engine.wiring.places[0]
     num_new = module.engine.pools[0].num_slots + 8
     top = next(iter(module.stats().tiers))
     overflow = 0

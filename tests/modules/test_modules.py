@@ -369,24 +369,22 @@ def test_a_keyed_jagged_tensor_is_taken_apart_by_key(tmp_path):
         ids = jagged.values()[starts[2 * k] : starts[2 * k + 2]]
         given[key] = (ids, torch.tensor([0, int(lengths[2 * k])]))
     with make_collection(tmp_path) as module:
-        for ours, wanted in zip(
-            module.prepare(jagged).pools, module.prepare(given).pools, strict=True
-        ):
-            for (table, ids), (wanted_table, wanted_ids) in zip(
-                ours.segments, wanted.segments, strict=True
-            ):
+        ours, wanted = (module.check(module.present(value)) for value in (jagged, given))
+        for mine, theirs in zip(ours.segments, wanted.segments, strict=True):
+            for (table, ids), (wanted_table, wanted_ids) in zip(mine, theirs, strict=True):
                 assert table == wanted_table
                 assert ids.tolist() == wanted_ids.tolist()
-            assert ours.bags.offsets.tolist() == wanted.bags.offsets.tolist()
+        bags = zip(module.engine.bags(ours), module.engine.bags(wanted), strict=True)
+        for of_ours, of_wanted in bags:
+            assert of_ours.offsets.tolist() == of_wanted.offsets.tolist()
 
 
 def test_keys_of_no_table_are_left_alone(tmp_path):
     keys = ["other", "hour", "seen", "viewer", "author"]
     jagged = Jagged(keys, ids_of(12), torch.tensor([2, 0, 2, 1, 0, 1, 1, 1, 2, 2]))
     with make_collection(tmp_path) as module:
-        assert (
-            sum(len(ids) for pool in module.prepare(jagged).pools for _, ids in pool.segments) == 10
-        )
+        batch = module.check(module.present(jagged))
+        assert sum(len(ids) for segments in batch.segments for _, ids in segments) == 10
 
 
 @pytest.mark.parametrize("attribute", ["inverse_indices_or_none", "variable_stride_per_key"])

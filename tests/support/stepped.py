@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tiered_embed.engine.checking import CheckedBatch
+
 Job = Callable[[], Any]
 
 
@@ -131,3 +133,8 @@ class Lane(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         if self._newest is not None:
             self._newest.exception()
+
+
+def batch_of(*segments: tuple[int, Any]) -> CheckedBatch:
+    """A batch of one pool, as a stream takes it."""
+    return CheckedBatch([], [list(segments)], len(segments), None)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 import torch
 
 from ..errors import ClosedError, ConfigError, NonFiniteError, TieredEmbedError
+from ..kernels import Bags
 from ..spec import EngineOptions, Lookup, Stats, TableConfig
 from .autograd import look_up_and_train
 from .checking import CheckedBatch, Presented, check
@@ -108,6 +109,10 @@ class Engine:
         """
         return check(self.wiring, self.options, given)
 
+    def bags(self, batch: CheckedBatch) -> list[Bags]:
+        """Per pool, how the batch's occurrences make bags, as its kernel takes it."""
+        return self._group.bags(batch)
+
     def lookups(self, batch: CheckedBatch) -> list[Lookup]:
         """Per feature, pool after pool: (table, its rows, ids (N,), bag starts or None)."""
         out: list[Lookup] = []
@@ -137,7 +142,7 @@ class Engine:
         elif training:
             batch, leases = self._acquire(presented, build)
             weights = batch.sample_weights
-            step = Step(self.pools, batch, self._group.bags(batch), leases)
+            step = Step(self.pools, batch, self.bags(batch), leases)
             if weights is not None and weights.requires_grad:
                 self._waiting.add(step)
             out = look_up_and_train(self.updates.anchor, weights, self, step)
@@ -183,7 +188,7 @@ class Engine:
         self, batch: CheckedBatch, leases: list[Lease], *, differentiable: bool
     ) -> torch.Tensor:
         """Of rows that are never trained: staged as in training, released at once."""
-        step = Step(self.pools, batch, self._group.bags(batch), leases)
+        step = Step(self.pools, batch, self.bags(batch), leases)
         weights = batch.sample_weights
         if differentiable and weights is not None and weights.requires_grad:
             return look_up_and_train(None, weights, self, step)
@@ -232,9 +237,7 @@ class Engine:
         """Looks rows up without staging: residency and trained bytes stay as they are."""
         out = self._output(batch)
         options = self.options
-        for pool, segments, bags in zip(
-            self.pools, batch.segments, self._group.bags(batch), strict=True
-        ):
+        for pool, segments, bags in zip(self.pools, batch.segments, self.bags(batch), strict=True):
             values = pool.kernel.values(out)
             evaluate(pool, segments, bags, values, options.max_norm, options.norm_type)
         return out
