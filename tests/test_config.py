@@ -1,24 +1,43 @@
 """Sizes, tables and how a tier is shared."""
 
+from dataclasses import fields
+
 import pytest
 
 import tiered_embed as te
 from tiered_embed.residency.budgets import allocate
+from tiered_embed.spec import EngineOptions, option_help
 from tiered_embed.spec.sizes import parse_bytes
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [(1, 1), ("1", 1), ("8 B", 8), ("1.5KiB", 1536), ("2GB", 2 * 10**9), ("1TiB", 2**40)],
+    [
+        *((1, 1), ("1", 1), ("8 B", 8), ("1.5KiB", 1536), ("2GB", 2 * 10**9), ("1TiB", 2**40)),
+        *(("9007199254740993 b", 2**53 + 1), (" 3pib ", 3 * 2**50)),
+    ],
 )
 def test_parse_bytes(text: int | str, size: int) -> None:
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("bad", [0, -1, "0", "x", "1 XB", 1.5, True, None, "-4MB", ""])
+@pytest.mark.parametrize(
+    "bad", [0, -1, "0", "x", "1 XB", 1.5, True, None, "-4MB", "", "8G", "1 Gbit", "5MiB/s", "1_0"]
+)
 def test_bad_bytes(bad: object) -> None:
     with pytest.raises(te.ConfigError, match="ddr is"):
         parse_bytes(bad, "ddr")  # type: ignore[arg-type]
+
+
+def test_every_option_is_documented() -> None:
+    for field in fields(EngineOptions):
+        text = option_help(field.name)
+        assert text[0].isupper(), text
+        assert text.endswith("."), text
+        assert "`" not in text, text
+        assert "\n" not in text, text
+    with pytest.raises(KeyError):
+        option_help("no_such_option")
 
 
 def test_a_pool_that_fits_is_whole() -> None:

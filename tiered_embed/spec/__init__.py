@@ -9,7 +9,7 @@ these objects may trust it.
 from . import init
 from .counts import Counts, PhaseTimes, Stats, TierStats
 from .init import Constant, Init, Uniform, philox4x32
-from .options import DTYPES, KERNELS, MOST_DEPTH, EngineOptions
+from .options import DTYPES, KERNELS, MOST_DEPTH, EngineOptions, option_help
 from .row_formats import ITEM_BYTES, TYPE_NUMBERS, renormalised, rounding_key
 from .sizes import parse_bytes
 from .tables import Mode, TableConfig, table_hash
@@ -33,6 +33,7 @@ __all__ = [
     "Tiers",
     "Uniform",
     "init",
+    "option_help",
     "parse_bytes",
     "philox4x32",
     "renormalised",

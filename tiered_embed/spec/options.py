@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +15,15 @@ from .init import Constant, Init, Uniform
 from .row_formats import ROUNDINGS
 from .tiers import Tiers
 
-__all__ = ["BOUNDS_CHECKS", "DTYPES", "KERNELS", "MOST_DEPTH", "ON_NONFINITE", "EngineOptions"]
+__all__ = [
+    "BOUNDS_CHECKS",
+    "DTYPES",
+    "KERNELS",
+    "MOST_DEPTH",
+    "ON_NONFINITE",
+    "EngineOptions",
+    "option_help",
+]
 
 BOUNDS_CHECKS = ("raise", "clamp", "ignore")
 ON_NONFINITE = ("raise", "skip", "allow")
@@ -32,7 +42,39 @@ OUTPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What all modules take. See :class:`~tiered_embed.TieredEmbeddingBag` for the meanings."""
+    """What every module takes, in the one place where it is documented.
+
+    Args:
+        tiers: sizes of the memory tiers and the place of the SSD tier, ``te.Tiers``.
+        optimizer: one of ``te.optim``; it updates each row once per backward pass, with the row's
+            full gradient. ``None`` makes rows read-only.
+        init: initial values of rows: ``te.init.Uniform`` or ``te.init.Constant``.
+        seed: seed of initial values and of stochastic rounding.
+        dtype: type of the stored weights: ``torch.float32``, ``float16``, ``bfloat16``, or ``int8``
+            with a scale and a bias per row, which is read-only. Optimizer state is always float32.
+        output_dtype: type of what a forward returns; by default that of the rows, and float32 for
+            int8.
+        rounding: how updated float16 and bfloat16 rows are rounded: ``"nearest"``, or
+            ``"stochastic"``, which depends on seed, table, row and step alone.
+        policy: which row leaves a full tier; one of ``residency.POLICIES``.
+        lookahead: how many future batches ``te.prefetch`` shows to the policy. Each takes 4 bytes
+            per id and 8 to 12 per unique row; a row that is not resident takes 38 more, once.
+        depth: how many batches ``te.prefetch`` stages ahead, at most ``lookahead``. ``"auto"``
+            finds the smallest number that hides I/O.
+        num_threads: threads for kernels and copies; by default as many as the process may use.
+        bounds_check: what happens to an id outside its table: ``"raise"`` an error, ``"clamp"`` it
+            to the nearest row, or ``"ignore"`` it.
+        max_norm, norm_type: as in ``nn.EmbeddingBag``: a forward in training scales down the rows
+            that it uses; one in evaluation scales copies.
+        scale_grad_by_freq: as in ``nn.EmbeddingBag``.
+        on_nonfinite: what happens when a row's gradient is infinite or NaN, before any row has
+            changed: ``"raise"`` an error, ``"skip"`` the update, or ``"allow"`` it.
+        device: where the HBM tier and the outputs are; by default a CUDA device. ``"cpu"`` runs the
+            same tiers in host memory.
+        kernel: what looks rows up and updates them: ``"native"`` on the CPU, ``"fbgemm"`` or
+            ``"triton"`` in an HBM tier. ``"auto"`` is FBGEMM with an HBM tier, and native without
+            one. Trained bytes are equal under one kernel, whatever the tiers.
+    """
 
     tiers: Tiers
     optimizer: Optimizer | None
@@ -189,3 +231,18 @@ def _is_count(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def option_help(name: str) -> str:
+    """What ``EngineOptions`` documents of one of its fields, as one line for a command's help.
+
+    Raises:
+        KeyError: the field is not documented.
+    """
+    text = inspect.getdoc(EngineOptions) or ""
+    entries = re.findall(r"^    ([a-z_, ]+): (.+(?:\n {5,}.+)*)", text, re.MULTILINE)
+    if not entries:  # python -OO drops docstrings
+        return ""
+    found = {key: body for keys, body in entries for key in keys.split(", ")}
+    line = " ".join(found[name].replace("``", "").replace('"', "").split())
+    return line[0].upper() + line[1:]
