@@ -28,7 +28,7 @@ from benchmarks.support.reports import (
     write_json,
 )
 from benchmarks.training import beyond_memory as beyond
-from tiered_embed.bench.measuring import BenchOptions
+from tiered_embed.bench import BenchOptions, engine_options
 
 __all__ = ["app"]
 
@@ -50,7 +50,7 @@ def compute_sweep(quick: bool, direct_io: bool) -> Sweep:
     """
     small = {"rows": 26_000, "batch_size": 64, "warm_steps": 5, "steps": 10}
     options = BenchOptions(
-        te.Tiers(ddr=1),
+        engine_options(te.Tiers(ddr=1)),
         tables=26,
         dim=64,
         pooling=1,
@@ -73,7 +73,7 @@ def compute_sweep(quick: bool, direct_io: bool) -> Sweep:
 def ssd_sweep(quick: bool) -> Sweep:
     small = {"rows": 20_000, "batch_size": 64, "warm_steps": 5, "steps": 10}
     options = BenchOptions(
-        te.Tiers(ddr=1),
+        engine_options(te.Tiers(ddr=1)),
         dim=128,
         pooling=20,
         distribution="log_uniform",

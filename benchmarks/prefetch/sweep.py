@@ -7,7 +7,7 @@ as long as the disk takes to read the rows that the step stages, at its own rand
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from rich.table import Table
 import tiered_embed as te
 from benchmarks.support.machine import disk_random_reads
 from benchmarks.support.reports import console
-from tiered_embed.bench.measuring import BenchOptions, BenchResult, run
+from tiered_embed.bench import BenchOptions, BenchResult, engine_options, run
 from tiered_embed.bench.report import shares
 
 __all__ = ["Sweep", "draw", "run_sweep", "show"]
@@ -63,7 +63,8 @@ def run_sweep(sweep: Sweep, parent: Path) -> dict[str, Any]:
     record_bytes = 4 * (sweep.options.dim + RECORD_STATE_FLOATS)
     rows = sweep.options.rows_per_table * sweep.options.tables
     parent.mkdir(parents=True, exist_ok=True)
-    memory = replace(sweep.options, tiers=te.Tiers(ddr=MEMORY), materialise=True, fill=False)
+    in_memory = engine_options(te.Tiers(ddr=MEMORY))
+    memory = replace(sweep.options, engine=in_memory, materialise=True, fill=False)
     console.print(f"{sweep.name}: every row in memory")
     inside = [run(memory)]
     results: list[tuple[dict[str, Any], BenchResult]] = []
@@ -72,9 +73,13 @@ def run_sweep(sweep: Sweep, parent: Path) -> dict[str, Any]:
         "direct_io": sweep.direct_io,
         "base": sweep.base,
         "options": {
-            k: v
-            for k, v in asdict(sweep.options).items()
-            if k not in ("tiers", "optimizer", "trace")
+            f.name: getattr(sweep.options, f.name)
+            for f in fields(sweep.options)
+            if f.name not in ("engine", "trace")
+        }
+        | {
+            name: getattr(sweep.options.engine, name)
+            for name in ("policy", "num_threads", "device", "kernel", "seed")
         },
     }
     with tempfile.TemporaryDirectory(dir=parent, prefix="tiered-embed-prefetch-") as scratch:
@@ -83,9 +88,11 @@ def run_sweep(sweep: Sweep, parent: Path) -> dict[str, Any]:
             ddr = max(record_bytes, int(rows * record_bytes * share / 100))
             options = replace(
                 sweep.options,
-                tiers=te.Tiers(ddr=ddr, ssd=scratch, direct_io=sweep.direct_io),
-                depth=depth,
-                lookahead=window,
+                engine=engine_options(
+                    te.Tiers(ddr=ddr, ssd=scratch, direct_io=sweep.direct_io),
+                    depth=depth,
+                    lookahead=window,
+                ),
                 materialise=True,
                 fill=True,
             )

@@ -8,7 +8,8 @@ import torch
 from typer.testing import CliRunner
 
 import tiered_embed as te
-from tiered_embed.bench.measuring import BenchOptions, run, simulated
+from tiered_embed.bench.measuring import run, simulated
+from tiered_embed.bench.options import BenchOptions, engine_options
 from tiered_embed.bench.report import shares
 from tiered_embed.cli import app
 from tiered_embed.traces import Trace
@@ -67,11 +68,17 @@ def test_a_trace_of_several_tables_is_replayed_and_simulated(data_file):
     assert out["measured"]["tiers"]["DDR"]["lookups"] == 25 * 4 * 32
     assert out["measured"]["tiers"]["DDR"]["evicted"] > 0
     with pytest.raises(te.ConfigError, match="dlrm needs"):
-        BenchOptions(te.Tiers(ddr="1MiB"), trace=Trace.from_ids(np.arange(9)), model="dlrm")
+        BenchOptions(
+            engine_options(te.Tiers(ddr="1MiB")), trace=Trace.from_ids(np.arange(9)), model="dlrm"
+        )
     with pytest.raises(te.ConfigError, match="no batch"):
-        run(BenchOptions(te.Tiers(ddr="1MiB"), trace=Trace.from_ids(np.empty(0, np.int64))))
+        run(
+            BenchOptions(
+                engine_options(te.Tiers(ddr="1MiB")), trace=Trace.from_ids(np.empty(0, np.int64))
+            )
+        )
     with pytest.raises(te.ConfigError, match="its stream has an end"):
-        simulated(BenchOptions(te.Tiers(ddr="1MiB")))
+        simulated(BenchOptions(engine_options(te.Tiers(ddr="1MiB"))))
 
 
 @pytest.mark.parametrize("policy", ["lru", "lookahead"])
@@ -99,21 +106,23 @@ def test_what_cannot_work_is_refused():
         {"compare": True, "depth": "auto"},
         {"compare": True, "fill": True},
     ):
+        engine = engine_options(te.Tiers(ddr="1MiB"), depth=bad.pop("depth", 2))
         with pytest.raises(te.ConfigError):
-            BenchOptions(te.Tiers(ddr="1MiB"), **bad)
+            BenchOptions(engine, **bad)
     with pytest.raises(te.ConfigError, match="less than one batch"):
-        run(BenchOptions(te.Tiers(ddr="1MiB"), trace=np.arange(3)))
+        run(BenchOptions(engine_options(te.Tiers(ddr="1MiB")), trace=np.arange(3)))
     result = CliRunner().invoke(app, ["bench", "--depth", "deep"])
     assert result.exit_code == 2
 
 
 def test_shares_are_of_the_timed_steps():
     options = BenchOptions(
-        te.Tiers(ddr="1MiB"), rows=100, dim=4, batch_size=8, steps=10, warm_steps=2
+        engine_options(te.Tiers(ddr="1MiB")), rows=100, dim=4, batch_size=8, steps=10, warm_steps=2
     )
     result = run(options)
     lookups = result.stats.tiers["DDR"].lookups
-    assert abs(lookups - 10 * options.ids_per_step) <= 3 * options.ids_per_step
+    one_step = options.tables * options.batch_size * options.pooling
+    assert abs(lookups - 10 * one_step) <= 3 * one_step
     assert all(0 <= share <= 1 for share in shares(result).values())
 
 

@@ -515,11 +515,11 @@ def test_the_command_line(stream, prepared, tmp_path):
 
     steps = json.loads(run("inspect", path, "--json"))
     assert [(s["step"], s["base"]) for s in steps] == [(10, None), (14, 10), (20, 14)]
-    assert "stands on" in run("inspect", path)
+    assert "based on" in run("inspect", path)
     assert run("verify", path).count("intact") == 3
     assert "rows added" in run("diff", path, "10", "14")
     assert json.loads(run("export", path, str(tmp_path / "out"), "--json"))[0]["rows"] > 0
-    assert "step 20 is whole" in run("compact", path)
+    assert "step 20 is a full step now" in run("compact", path)
     assert json.loads(run("prune", path, "--keep", "1", "--json")) == {"removed": [10, 14]}
     victim = next(Path(path).rglob("*.sst"))
     flipped = bytearray(victim.read_bytes())

@@ -2,13 +2,38 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import typer
 from typer.testing import CliRunner
 
 from tiered_embed.cli import app
 from tiered_embed.traces import CriteoGenerator
 
 runner = CliRunner()
+
+TESTS = next(folder for folder in Path(__file__).resolve().parents if folder.name == "tests")
+FROZEN = TESTS / "golden" / "command_line.json"
+
+
+def described(command: Any) -> dict[str, Any]:
+    """A command's options and arguments, or a group's commands, as plain data."""
+    commands = getattr(command, "commands", None)
+    if commands is not None:
+        return {name: described(each) for name, each in sorted(commands.items())}
+    return {
+        " ".join([*param.opts, *param.secondary_opts]): (
+            "required" if param.required else param.default
+        )
+        for param in command.params
+    }
+
+
+def test_the_command_line_is_frozen() -> None:
+    """Scripts depend on it. A change here is a change for users: edit the file by hand, and say so
+    in the changelog."""
+    found = json.loads(json.dumps(described(typer.main.get_command(app)), default=str))
+    assert found == json.loads(FROZEN.read_text())
 
 
 def test_help_names_every_command() -> None:

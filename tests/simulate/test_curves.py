@@ -239,7 +239,7 @@ def test_what_cannot_be_sampled_is_refused():
         ("must be in", lambda: sampled(trace, 1.5)),
         ("at least one row", lambda: shards(trace, max_rows=0)),
         ("choose one of access, batch", lambda: lru_curve(trace, "row")),  # type: ignore[arg-type]
-        ("no cache at all", lambda: mini_simulation(trace, [10], "lru", 0.01)),
+        ("leave less than one row", lambda: mini_simulation(trace, [10], "lru", 0.01)),
     ):
         with pytest.raises(ConfigError, match=message):
             call()

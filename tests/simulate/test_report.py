@@ -39,14 +39,14 @@ def page(tmp_path_factory) -> Path:
         sizes=(0.05, 0.2, 700),
         policies=("lru", "lookahead", "belady:batch", "access:sieve", "libcachesim:WTinyLFU"),
     )
-    told: list[tuple[str, int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     found = study(
         Trace.from_columns(columns, batch=50),
         options,
         name="three <tables>",
-        told=lambda *what: told.append(what),
+        progress=lambda *call: calls.append(call),
     )
-    assert [done for _, done, _ in told] == list(range(len(told)))
+    assert [done for _, done, _ in calls] == list(range(len(calls)))
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(html(found), encoding="utf-8")
     return path

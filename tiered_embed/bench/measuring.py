@@ -1,8 +1,9 @@
 """A training loop over a synthetic or recorded id stream, and where its time went.
 
 ``run`` trains an embedding alone (bound by I/O) or under DLRM's MLPs (bound by compute), through
-``te.prefetch``, and returns counts and times of the steps behind a warm-up. What a step waits for
-is told by ``Stats.phases``; see ``phases.py`` for their meaning.
+``te.prefetch``, and returns counts and times of the steps after a warm-up. ``Stats.phases`` says
+what a step waits for. What is trained is described by ``options``, how results look by ``report``.
+One thread; the engine's own threads work in the background.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..loop import prefetch
 from ..modules import TieredEmbeddingBagCollection
 from ..simulate import Difference, Records, ReplayResult, replay
 from ..spec import Stats, TableConfig
-from ..store import RocksDbRowStore
+from ..store import RocksDbRowStore, RowStore
 from .options import BenchOptions
 
 __all__ = ["BenchOptions", "BenchResult", "run", "simulated"]
@@ -36,12 +37,12 @@ CHUNK_ROWS = 1 << 16
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Of the timed steps: ``seconds`` for ``steps``, counts and times in ``stats``.
+    """What was measured: ``seconds`` for the timed ``steps``, their counts and times in ``stats``.
 
-    spans_s: seconds of every timed step. ``stats.steps`` counts the warm-up too. num_ids: looked
-    up in those steps. total: counts of the whole run. simulated: the same by simulation, which took
-    ``simulate_s``; None unless ``compare`` was set. new_store: the store was empty at the start;
-    otherwise what it has is not simulated.
+    spans_s: seconds of each timed step. stats: its ``steps`` includes the warm-up. num_ids: ids
+    looked up in the timed steps. total: counts of the whole run. simulated: what a simulation
+    counts for the whole run, computed in ``simulate_s`` seconds; None unless ``compare`` was set.
+    new_store: whether the store was empty at the start; a simulation knows no rows that it held.
     """
 
     options: BenchOptions
@@ -60,7 +61,7 @@ class BenchResult:
 
     @property
     def differences(self) -> list[Difference] | None:
-        """Counts of the whole run that the simulation does not share; None where none was made."""
+        """Counts of the whole run in which the simulation differs; None without a simulation."""
         if self.simulated is None:
             return None
         found = self.simulated.differences(self.total)
@@ -83,7 +84,7 @@ class BenchResult:
 
 
 def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
-    """Trains ``warm_steps`` and ``steps``; ``progress(done, left)`` follows each step.
+    """Trains ``warm_steps``, then ``steps``; calls ``progress(done, left)`` after each step.
 
     Raises:
         ConfigError, CapacityError, StoreError: as the module does.
@@ -91,7 +92,7 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
     names = [table.name for table in options.shapes]
     collection = _collection(options)
     step = _dlrm_step(options, collection, names) if options.model == "dlrm" else None
-    # Under a model's loss rows must stay where they are while the tier fills.
+    # While the tier fills before a model trains, gradients are zero: no row may change.
     grads: dict[int, torch.Tensor] = {}  # by number of bags
     loader = (
         {
@@ -100,7 +101,6 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
         }
         for batch in options.batches()
     )
-    phases = collection.engine.phases
     with collection:
         new_store = _is_empty(collection)
         if options.materialise and new_store:
@@ -130,17 +130,16 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
                 num_ids += sum(len(ids) for ids, _ in batch.values())
             if left == options.steps:
                 before = collection.stats()
-                phases.clear()
+                _clear_times(collection)
                 start = time.perf_counter()
             if progress is not None:
                 progress(options.warm_steps + options.steps - left, left)
             if left == 0:
-                break  # what is staged ahead now was staged in the warm-up too
+                break  # what is staged beyond the last step makes up for the warm-up's share
         seconds = time.perf_counter() - start
-        samples = {name: phases.newest(name) for name in ("step", "wait", "lookup", "update")}
+        spans, waits, lookups, updates = _newest_times(collection)
         stats = collection.stats().since(before)
-        for pool in collection.engine.pools:
-            pool.scheduler.quiesce()  # the last write-backs count too
+        _wait_for_writes(collection)  # they count too
         total = collection.stats()
     start = time.perf_counter()
     simulation = simulated(options) if options.compare else None
@@ -149,10 +148,10 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
         options.steps,
         seconds,
         stats,
-        samples["step"],
-        samples["wait"],
-        samples["lookup"],
-        samples["update"],
+        spans,
+        waits,
+        lookups,
+        updates,
         num_ids,
         total,
         simulation,
@@ -162,62 +161,74 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
 
 
 def simulated(options: BenchOptions) -> ReplayResult:
-    """What the whole run counts, told without it. The SSD tier's counts are those of a new store.
+    """What the whole run would count, without running it, on a store that is empty at the start.
 
     Raises:
         ConfigError: a run without ``compare``, whose stream has no end.
     """
-    if not options.compare or isinstance(options.depth, str):
-        raise ConfigError("only a run with compare=True can be simulated: its stream has an end")
+    engine = options.engine
+    if not options.compare or isinstance(engine.depth, str) or engine.optimizer is None:
+        raise ConfigError(
+            "only a run with compare=True and an optimizer can be simulated: its stream has an end"
+        )
     return replay(
         options.stream(),
-        options.tiers,
-        options.policy,
-        options.lookahead,
-        options.depth,
-        records=Records(options.dim, options.optimizer),
+        engine.tiers,
+        engine.policy,
+        engine.lookahead,
+        engine.depth,
+        records=Records(options.dim, engine.optimizer),
     )
 
 
 def _collection(options: BenchOptions) -> TieredEmbeddingBagCollection:
-    return TieredEmbeddingBagCollection(
-        [TableConfig(table.name, table.num_rows, options.dim) for table in options.shapes],
-        tiers=options.tiers,
-        optimizer=options.optimizer,
-        seed=options.seed,
-        policy=options.policy,
-        lookahead=options.lookahead,
-        depth=options.depth,
-        num_threads=options.num_threads,
-        device=options.device,
-        kernel=options.kernel,
-    )
+    tables = [TableConfig(table.name, table.num_rows, options.dim) for table in options.shapes]
+    return TieredEmbeddingBagCollection(tables, **options.keywords)
+
+
+def _clear_times(collection: TieredEmbeddingBagCollection) -> None:
+    collection.engine.phases.clear()
+
+
+def _newest_times(collection: TieredEmbeddingBagCollection) -> list[list[float]]:
+    """Seconds of each step since the times were cleared: whole, waiting, looking up, updating."""
+    phases = collection.engine.phases
+    return [phases.newest(name) for name in ("step", "wait", "lookup", "update")]
+
+
+def _wait_for_writes(collection: TieredEmbeddingBagCollection) -> None:
+    for pool in collection.engine.pools:
+        pool.scheduler.quiesce()
+
+
+def _stores(collection: TieredEmbeddingBagCollection) -> list[RowStore]:
+    return [pool.store for pool in collection.engine.pools if pool.store is not None]
 
 
 def _turned_over(collection: TieredEmbeddingBagCollection, first: Stats) -> bool:
-    """Whether the topmost tier has had time to hold what its policy wants."""
+    """Whether the topmost tier has had time to fill with the rows that its policy prefers."""
     slots = sum(pool.num_slots for pool in collection.engine.pools)
     return collection.stats().since(first).topmost.staged >= slots
 
 
 def _is_empty(collection: TieredEmbeddingBagCollection) -> bool:
-    stores = [pool.store for pool in collection.engine.pools]
-    return all(s is None or next(iter(s.scan(chunk_rows=1)), None) is None for s in stores)
+    scans = (store.scan(chunk_rows=1) for store in _stores(collection))
+    return all(next(iter(scan), None) is None for scan in scans)
 
 
 def _write_every_row(
     options: BenchOptions, collection: TieredEmbeddingBagCollection, names: Sequence[str]
 ) -> None:
-    draw = torch.Generator().manual_seed(options.seed)
+    draw = torch.Generator().manual_seed(options.engine.seed)
     for name in names:
         for start in range(0, options.rows_per_table, CHUNK_ROWS):
             count = min(CHUNK_ROWS, options.rows_per_table - start)
             weights = torch.rand(count, options.dim, generator=draw) * 0.02 - 0.01
             collection.load_rows(torch.arange(start, start + count), weights, table=name)
     collection.flush()
-    for pool in collection.engine.pools:
-        if isinstance(pool.store, RocksDbRowStore):
-            pool.store.compact()  # or its merges would run into what is timed
+    for store in _stores(collection):
+        if isinstance(store, RocksDbRowStore):
+            store.compact()  # otherwise its merges would run during the timed steps
 
 
 def _dlrm_step(
@@ -230,12 +241,12 @@ def _dlrm_step(
         num_dense=NUM_DENSE,
         bottom=options.bottom,
         top=options.top,
-        seed=options.seed,
+        seed=options.engine.seed,
     )
     model.to(collection.device)
     optimizer = torch.optim.SGD(model.dense_parameters(), lr=0.01)
     criterion = torch.nn.BCEWithLogitsLoss()
-    draw = torch.Generator().manual_seed(options.seed)
+    draw = torch.Generator().manual_seed(options.engine.seed)
     dense = torch.randn(options.batch_size, NUM_DENSE, generator=draw).to(collection.device)
     labels = torch.randint(0, 2, (options.batch_size,), generator=draw).to(dense)
 

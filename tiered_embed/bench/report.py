@@ -1,4 +1,7 @@
-"""How a benchmark's result is shown: tables, a stacked bar in the terminal, a stacked chart."""
+"""How a benchmark's result is shown: tables, a stacked bar in the terminal, a stacked chart.
+
+Nothing is measured here. Phases are named as in ``Stats.phases``.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +26,16 @@ __all__ = ["as_dict", "draw", "show"]
 TRAINER = ("wait", "lookup", "update")
 BACKGROUND = ("plan", "evict", "read", "fill", "write", "back_pressure")
 MEANING = {
-    "wait": "rows are not there yet",
+    "wait": "waiting for rows",
     "lookup": "pooling rows",
-    "update": "gradients into rows",
-    "rest": "model and loader",
-    "plan": "deciding what goes where",
-    "evict": "copying dirty victims out",
-    "read": "from the tier below",
-    "fill": "into slots, or computed",
-    "write": "to the tier below",
-    "back_pressure": "plans waiting for writes",
+    "update": "applying gradients to rows",
+    "rest": "the model and the loader",
+    "plan": "choosing rows to stage and to evict",
+    "evict": "copying changed rows out",
+    "read": "reading from the tier below",
+    "fill": "putting rows into their slots",
+    "write": "writing to the tier below",
+    "back_pressure": "plans that wait for writes",
 }
 COLOURS = {"wait": "red", "lookup": "green", "update": "blue", "rest": "bright_black"}
 CHART_COLOURS = {"wait": "#c1432e", "lookup": "#3f8f5f", "update": "#33658a", "rest": "#b9b9b9"}
@@ -46,7 +49,7 @@ CHART_BINS = 100
 
 def as_dict(result: BenchResult) -> dict[str, Any]:
     """The result as plain data."""
-    options = result.options
+    options, engine = result.options, result.options.engine
     return {
         "steps": result.steps,
         "seconds": result.seconds,
@@ -58,11 +61,12 @@ def as_dict(result: BenchResult) -> dict[str, Any]:
             name: getattr(options, name)
             for name in (
                 *("rows", "tables", "dim", "batch_size", "pooling", "distribution", "exponent"),
-                *("model", "policy", "lookahead", "depth", "warm_steps", "seed"),
+                *("model", "warm_steps"),
             )
         }
-        | {"hbm_bytes": options.tiers.hbm, "ddr_bytes": options.tiers.ddr}
-        | {"direct_io": options.tiers.direct_io, "kernel": options.kernel},
+        | {n: getattr(engine, n) for n in ("policy", "lookahead", "depth", "seed", "kernel")}
+        | {"hbm_bytes": engine.tiers.hbm, "ddr_bytes": engine.tiers.ddr}
+        | {"direct_io": engine.tiers.direct_io},
         "step_shares": shares(result),
         "stats": result.stats.as_dict(),
         **_comparison(result),
@@ -81,14 +85,14 @@ def _comparison(result: BenchResult) -> dict[str, Any]:
 
 
 def shares(result: BenchResult) -> dict[str, float]:
-    """What part of the trainer's time each of its phases took; ``rest`` is all that is not ours."""
+    """The share of the trainer's time that each of its phases took; ``rest`` is the model's."""
     phases = result.stats.phases
     out = {n: phases[n].total_s / result.seconds if n in phases else 0.0 for n in TRAINER}
     return {**out, "rest": max(0.0, 1.0 - sum(out.values()))}
 
 
 def show(console: Console, result: BenchResult) -> None:
-    """Prints rates, the trainer's step, the work behind it, and the tables."""
+    """Prints rates, the phases of a step, those in the background, and the tables."""
     topmost = result.stats.topmost
     console.print(
         f"{result.ids_per_s:,.0f} ids/s, {result.steps / result.seconds:,.1f} steps/s, "
@@ -104,17 +108,17 @@ def show(console: Console, result: BenchResult) -> None:
 
 
 def _simulation(result: BenchResult, simulated: ReplayResult) -> RenderableType:
-    """The whole run's counts beside the simulation's."""
+    """The counts of the whole run, measured and simulated."""
     name = next(iter(result.total.tiers))
-    table = Table(title=f"whole run, {name}: measured beside simulated", title_justify="left")
+    table = Table(title=f"whole run, {name}: measured and simulated", title_justify="left")
     for column in ("count", "measured", "simulated", "difference"):
         table.add_column(column, justify="left" if column == "count" else "right")
     measured = result.total.topmost
     for name in COUNTS:
-        ran, told = getattr(measured, name), getattr(simulated.total, name)
-        style = "red" if ran != told else ""
+        ran, counted = getattr(measured, name), getattr(simulated.total, name)
+        style = "red" if ran != counted else ""
         table.add_row(
-            name.replace("_", " "), f"{ran:,}", f"{told:,}", f"{ran - told:,}", style=style
+            name.replace("_", " "), f"{ran:,}", f"{counted:,}", f"{ran - counted:,}", style=style
         )
     differences = result.differences or []
     verdict = "all counts are equal, by tier and table"
@@ -128,8 +132,8 @@ def _simulation(result: BenchResult, simulated: ReplayResult) -> RenderableType:
 
 def _phases(result: BenchResult) -> Table:
     table = Table(title="where a step's time goes", title_justify="left")
-    for column in ("stage", "", "ms a step", "share", "p50 ms", "p95 ms", "p99 ms"):
-        table.add_column(column, justify="left" if column in ("stage", "") else "right")
+    for column in ("phase", "", "ms per step", "share", "p50 ms", "p95 ms", "p99 ms"):
+        table.add_column(column, justify="left" if column in ("phase", "") else "right")
     phases = result.stats.phases
     for name in TRAINER:
         _row(table, name, phases.get(name), result)
@@ -173,7 +177,7 @@ def _bar(parts: dict[str, float]) -> RenderableType:
 
 def _tables(result: BenchResult) -> Table:
     table = Table(title="tables", title_justify="left")
-    for column in ("table", "lookups", "hit rate", "staged", "written back", "waited s"):
+    for column in ("table", "lookups", "hit rate", "staged", "written back", "waited, s"):
         table.add_column(column, justify="left" if column == "table" else "right")
     for name, c in sorted(result.stats.tables.items(), key=lambda item: -item[1].stall_s):
         table.add_row(
@@ -184,7 +188,7 @@ def _tables(result: BenchResult) -> Table:
 
 
 def draw(result: BenchResult, path: Path) -> None:
-    """Draws the trainer's time of every step, stacked by stage (PNG)."""
+    """Draws the trainer's time of every step, stacked by phase (PNG)."""
     samples = {
         "wait": result.waits_s,
         "lookup": result.lookups_s,

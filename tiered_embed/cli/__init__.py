@@ -1,4 +1,7 @@
-"""The command line: one file a command, each a thin face of a library call."""
+"""The command line: one file per command, each a thin face of a library call.
+
+``options`` holds what several commands share. Nothing is computed here.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ app.add_typer(trace, name="trace")
 
 
 def main() -> None:
-    """Entry point: known errors end with their message and exit code 2."""
+    """The entry point. Errors of this package print their message and exit with code 2."""
     try:
         app()
     except (TieredEmbedError, FileNotFoundError) as error:

@@ -1,76 +1,106 @@
-"""``tiered-embed bench``."""
+"""``tiered-embed bench``: a thin face of ``tiered_embed.bench``."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from ..residency import POLICIES
-from ..spec import KERNELS, Tiers
+from ..spec import Tiers
+from ..traces import Distribution, find_format, open_trace, read_raw
+from .options import (
+    DEFAULTS,
+    AsJson,
+    AutoDepth,
+    Ddr,
+    Device,
+    DirectIo,
+    Hbm,
+    Kernel,
+    Lookahead,
+    Policy,
+    Seed,
+    Threads,
+    existing,
+)
+from .progress import LateBar
 
 __all__ = ["bench"]
 
 
 def bench(
     rows: Annotated[int, typer.Option(min=1, help="Rows of all tables together.")] = 1_000_000,
-    tables: Annotated[int, typer.Option(min=1)] = 1,
-    dim: Annotated[int, typer.Option(min=1)] = 64,
-    batch_size: Annotated[int, typer.Option(min=1)] = 2048,
+    tables: Annotated[int, typer.Option(min=1, help="Number of tables.")] = 1,
+    dim: Annotated[int, typer.Option(min=1, help="Columns of a row.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Bags per table in a batch.")] = 2048,
     pooling: Annotated[int, typer.Option(min=1, help="Ids in a bag.")] = 8,
-    distribution: Annotated[str, typer.Option(help="zipf, log_uniform, uniform")] = "zipf",
-    exponent: Annotated[float, typer.Option(min=0, help="Of zipf.")] = 1.05,
+    distribution: Annotated[
+        str, typer.Option(help=f"How popular rows are: {', '.join(get_args(Distribution))}.")
+    ] = "zipf",
+    exponent: Annotated[float, typer.Option(min=0, help="Exponent of the zipf law.")] = 1.05,
     trace: Annotated[
-        Path | None, typer.Option(help="Replay a trace: raw ids in batches of their own, or any.")
+        Path | None,
+        typer.Option(
+            help="Replay this trace instead of drawing ids. Raw ids are split into batches by "
+            "--batch-size and --pooling; other formats know their tables and bags."
+        ),
     ] = None,
-    model: Annotated[str, typer.Option(help="embedding, or dlrm with its MLPs")] = "embedding",
-    hbm: Annotated[str | None, typer.Option(help="HBM budget; no HBM tier by default.")] = None,
-    ddr: Annotated[str, typer.Option(help="DDR budget, such as 512MiB.")] = "64MiB",
+    model: Annotated[
+        str, typer.Option(help="embedding: the embeddings alone; dlrm: with the MLPs of a DLRM.")
+    ] = "embedding",
+    hbm: Hbm = None,
+    ddr: Ddr = "64MiB",
     ssd: Annotated[
         Path | None, typer.Option(help="Directory of the SSD tier; a temporary one by default.")
     ] = None,
-    direct_io: Annotated[bool, typer.Option(help="Past the page cache.")] = False,
-    policy: Annotated[str, typer.Option(help=", ".join(POLICIES))] = "lookahead",
-    lookahead: Annotated[int, typer.Option(min=0, help="Known future batches.")] = 32,
-    depth: Annotated[str, typer.Option(help="Batches staged ahead, or auto.")] = "2",
-    threads: Annotated[int | None, typer.Option(min=1)] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Of the HBM tier: cuda by default, or cpu.")
-    ] = None,
-    kernel: Annotated[str, typer.Option(help=", ".join(KERNELS))] = "auto",
-    warm_steps: Annotated[int, typer.Option(min=1, help="Not timed.")] = 50,
-    steps: Annotated[int, typer.Option(min=1, help="Timed.")] = 200,
+    direct_io: DirectIo = False,
+    policy: Policy = DEFAULTS["policy"],
+    lookahead: Lookahead = DEFAULTS["lookahead"],
+    depth: AutoDepth = str(DEFAULTS["depth"]),
+    threads: Threads = DEFAULTS["num_threads"],
+    device: Device = DEFAULTS["device"],
+    kernel: Kernel = DEFAULTS["kernel"],
+    warm_steps: Annotated[int, typer.Option(min=1, help="Steps before timing starts.")] = 50,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed.")] = 200,
     compare: Annotated[
-        bool, typer.Option(help="Simulate the same run and show what differs.")
+        bool,
+        typer.Option(help="Simulate the same run and show where counts differ; not with auto."),
     ] = True,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    picture: Annotated[Path | None, typer.Option(help="Draw every step, stacked (PNG).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    seed: Seed = DEFAULTS["seed"],
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the time of every step, by phase (PNG).")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Train on a stream of ids and tell where each step's time went."""
+    """Train on a stream of ids and show where the time of a step went."""
     try:
         from .. import bench as benchmark  # needs the extra `demo`
     except ImportError as error:
         raise typer.BadParameter(f"{error}; pip install 'tiered_embed[demo]'") from error
-    from ..traces import find_format, open_trace, read_raw
 
-    if trace is not None and not trace.exists():
-        raise typer.BadParameter(f"no file {trace}")
     if depth != "auto" and not depth.isdecimal():
         raise typer.BadParameter(f"depth is {depth!r}; pass a number or auto")
     ids: Any = None
     if trace is not None:
-        # Bare ids make bags of `pooling`; other formats know their bags and tables.
-        whole = find_format(trace) == "raw"
-        ids = read_raw(trace) if whole else open_trace(trace, batch=batch_size)
+        raw = find_format(existing(trace)) == "raw"
+        ids = read_raw(trace) if raw else open_trace(trace, batch=batch_size)
     with tempfile.TemporaryDirectory(prefix="tiered-embed-bench-") as scratch:
-        options = benchmark.BenchOptions(
+        engine = benchmark.engine_options(
             Tiers(hbm=hbm, ddr=ddr, ssd=ssd or Path(scratch), direct_io=direct_io),
+            policy=policy,
+            lookahead=lookahead,
+            depth=int(depth) if depth.isdecimal() else depth,
+            num_threads=threads,
+            device=device,
+            kernel=kernel,
+            seed=seed,
+        )
+        options = benchmark.BenchOptions(
+            engine,
             rows=rows,
             tables=tables,
             dim=dim,
@@ -80,28 +110,15 @@ def bench(
             exponent=exponent,
             trace=ids,
             model=cast(Any, model),
-            policy=policy,
-            lookahead=lookahead,
-            depth=int(depth) if depth.isdecimal() else depth,
-            num_threads=threads,
-            device=device,
-            kernel=kernel,
             warm_steps=warm_steps,
             steps=steps,
-            compare=compare and depth != "auto",  # which no simulation can tell
-            seed=seed,
+            compare=compare and depth != "auto",  # which depends on time
         )
-        console = Console(highlight=False, stderr=as_json)
-        with Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console
-        ) as bar:
-            task = bar.add_task(model)
-            result = benchmark.run(
-                options, lambda done, left: bar.update(task, completed=done, total=done + left)
-            )
+        with LateBar(model, warm_steps + steps) as bar:
+            result = benchmark.run(options, lambda done, left: bar.update(done, done + left))
     if picture is not None:
         benchmark.report.draw(result, picture)
     if as_json:
         typer.echo(json.dumps(benchmark.report.as_dict(result), indent=2))
     else:
-        benchmark.report.show(console, result)
+        benchmark.report.show(Console(highlight=False), result)

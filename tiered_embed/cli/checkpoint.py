@@ -1,4 +1,7 @@
-"""``tiered-embed checkpoint``: what a directory of checkpoints holds, and whether it is intact."""
+"""``tiered-embed checkpoint``: what a directory of checkpoints holds, and whether it is intact.
+
+A thin face of ``tiered_embed.checkpoint``.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,23 @@ from rich.table import Table
 
 from .. import checkpoint as checkpoints
 from ..errors import TieredEmbedError
+from .options import AsJson
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Inspect, verify, compare and compact checkpoints.")
+app = typer.Typer(
+    no_args_is_help=True, help="Inspect, verify, compare, compact, prune and export checkpoints."
+)
 
-Directory = Annotated[Path, typer.Argument(help="The directory given to te.checkpoint.save.")]
+Directory = Annotated[
+    Path, typer.Argument(help="The directory that was given to te.checkpoint.save.")
+]
 Step = Annotated[int | None, typer.Option(help="A committed step; the latest by default.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.command()
-def inspect(path: Directory, as_json: Json = False) -> None:
-    """Every committed step: what it stands on, its pools and bytes."""
+def inspect(path: Directory, as_json: AsJson = False) -> None:
+    """List the committed steps: the step that each is based on, its pools and its bytes."""
     steps: list[dict[str, Any]] = []
     for step in checkpoints.list(path):
         manifest = checkpoints.open_chain(path, step).manifest
@@ -50,7 +57,7 @@ def inspect(path: Directory, as_json: Json = False) -> None:
         typer.echo(json.dumps(steps, indent=2))
         return
     table = Table(title=escape(str(path)), title_justify="left")
-    for column in ("step", "stands on", "updates", "tables", "files", "bytes"):
+    for column in ("step", "based on", "updates", "tables", "files", "bytes"):
         table.add_column(column, justify="left" if column == "tables" else "right")
     for each in steps:
         pools = each["pools"]
@@ -64,8 +71,14 @@ def inspect(path: Directory, as_json: Json = False) -> None:
 
 
 @app.command()
-def verify(path: Directory, step: Step = None, as_json: Json = False) -> None:
-    """Read every byte of one step with what it stands on, or of all; exit 1 if one is damaged."""
+def verify(
+    path: Directory,
+    step: Annotated[
+        int | None, typer.Option(help="Only this step, with those it is based on; all by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every byte of the steps and check it; exit with code 1 if a step is damaged."""
     steps = checkpoints.list(path) if step is None else [step]
     results: list[dict[str, Any]] = []
     console = Console(highlight=False, stderr=True)
@@ -73,7 +86,7 @@ def verify(path: Directory, step: Step = None, as_json: Json = False) -> None:
         with console.status(f"step {each}"):
             try:
                 chain = checkpoints.open_chain(path, each)
-                # Without an option every step is read, so that none is read for another one.
+                # Where all steps are checked, each reads only its own files.
                 size = chain.check() if step is not None else chain.check_own()
                 results.append({"step": each, "bytes": size})
             except (TieredEmbedError, FileNotFoundError) as error:
@@ -82,17 +95,22 @@ def verify(path: Directory, step: Step = None, as_json: Json = False) -> None:
         typer.echo(json.dumps(results, indent=2))
     else:
         for result in results:
-            fate = result.get("error") or f"intact, {result['bytes']:,} bytes"
-            typer.echo(f"step {result['step']}: {fate}")
+            verdict = result.get("error") or f"intact, {result['bytes']:,} bytes"
+            typer.echo(f"step {result['step']}: {verdict}")
     if not results:
-        typer.echo(f"nothing is committed in '{path}'", err=True)
+        typer.echo(f"there is no committed step in '{path}'", err=True)
     if not results or any("error" in result for result in results):
         raise typer.Exit(1)
 
 
 @app.command()
-def diff(path: Directory, first: int, second: int, as_json: Json = False) -> None:
-    """Rows that were added, removed or changed between two steps."""
+def diff(
+    path: Directory,
+    first: Annotated[int, typer.Argument(help="The earlier step.")],
+    second: Annotated[int, typer.Argument(help="The later step.")],
+    as_json: AsJson = False,
+) -> None:
+    """Count the rows that were added, removed or changed between two steps."""
     console = Console(highlight=False, stderr=True)
     with console.status("comparing"):
         pools = checkpoints.diff(path, first, second)
@@ -102,25 +120,25 @@ def diff(path: Directory, first: int, second: int, as_json: Json = False) -> Non
     for pool in pools:
         typer.echo(
             f"{', '.join(pool.tables)}: {pool.added:,} rows added, {pool.removed:,} removed, "
-            f"{pool.changed:,} changed, {pool.same:,} the same"
+            f"{pool.changed:,} changed, {pool.same:,} unchanged"
         )
 
 
 @app.command()
-def compact(path: Directory, step: Step = None, as_json: Json = False) -> None:
-    """Make a delta whole, so that the steps it stands on may go."""
+def compact(path: Directory, step: Step = None, as_json: AsJson = False) -> None:
+    """Turn a delta into a full step, so that the steps it is based on can be removed."""
     with Console(highlight=False, stderr=True).status("writing"):
         done = checkpoints.compact(path, step)
-    typer.echo(json.dumps({"step": done}) if as_json else f"step {done} is whole")
+    typer.echo(json.dumps({"step": done}) if as_json else f"step {done} is a full step now")
 
 
 @app.command()
 def prune(
     path: Directory,
-    keep: Annotated[int, typer.Option(min=1, help="Newest steps that stay.")],
-    as_json: Json = False,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest steps to keep.")],
+    as_json: AsJson = False,
 ) -> None:
-    """Remove all but the newest steps, and those that they stand on."""
+    """Remove all steps except the newest ones and those that they are based on."""
     removed = checkpoints.prune(path, keep=keep)
     if as_json:
         typer.echo(json.dumps({"removed": removed}))
@@ -131,12 +149,12 @@ def prune(
 @app.command()
 def export(
     path: Directory,
-    out: Annotated[Path, typer.Argument(help="Directory for the safetensors files.")],
-    bits: Annotated[int, typer.Option(help="8 or 4.")] = 8,
+    out: Annotated[Path, typer.Argument(help="Directory to write the safetensors files to.")],
+    bits: Annotated[int, typer.Option(help="Bits per weight: 8 or 4.")] = 8,
     step: Step = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Write rows as int8 or int4 with a scale and bias each, and tell the error."""
+    """Write rows as int8 or int4, each with a scale and a bias, and print the error."""
     with Console(highlight=False, stderr=True).status("quantising"):
         tables = checkpoints.export(path, out, bits=bits, step=step)
     if as_json:
@@ -144,6 +162,6 @@ def export(
         return
     for t in tables:
         typer.echo(
-            f"{t.table}: {t.rows:,} rows, {t.bytes:,} bytes, error at most {t.max_error:.3g}, "
-            f"RMS {t.rms_error:.3g} of {t.rms_weight:.3g}"
+            f"{t.table}: {t.rows:,} rows, {t.bytes:,} bytes, largest error {t.max_error:.3g}, "
+            f"RMS error {t.rms_error:.3g}, RMS weight {t.rms_weight:.3g}"
         )

@@ -1,4 +1,4 @@
-"""A progress bar that shows itself only on work that takes longer than two seconds."""
+"""One progress bar for all commands: on stderr, and only for work of more than two seconds."""
 
 from __future__ import annotations
 
@@ -14,23 +14,31 @@ QUIET_S = 2.0
 
 
 class LateBar:
-    """Counts what is done, on stderr; ``total`` is None where nobody knows it beforehand."""
+    """Counts what is done; ``total`` is None where it is not known beforehand."""
 
     def __init__(self, what: str, total: int | None) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed:,}"),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             console=Console(stderr=True),
         )
-        self._task = self._bar.add_task(what, total=total)
+        self._task = self._bar.add_task(what, total=total, count="")
+        self._done = 0
+        self._total = total
         self._begun = time.monotonic()
         self._shown = False
 
     def advance(self, done: int) -> None:
-        """``done`` more."""
-        self._bar.advance(self._task, done)
+        """Counts ``done`` more."""
+        self.update(self._done + done, self._total)
+
+    def update(self, done: int, total: int | None, what: str | None = None) -> None:
+        """``done`` of ``total`` so far; ``what`` is being done now."""
+        self._done, self._total = done, total
+        count = f"{done:,}" if total is None else f"{done:,} of {total:,}"
+        self._bar.update(self._task, completed=done, total=total, description=what, count=count)
         if not self._shown and time.monotonic() - self._begun > QUIET_S:
             self._shown = True
             self._bar.start()

@@ -1,4 +1,4 @@
-"""``tiered-embed simulate``."""
+"""``tiered-embed simulate``: a thin face of ``tiered_embed.simulate``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from .. import optim
-from ..errors import ConfigError
 from ..residency import POLICIES
 from ..spec import Tiers, parse_bytes
 from ..traces import open_trace
+from .options import DEFAULTS, AsJson, Depth, existing
+from .progress import LateBar
+from .trace_source import ColumnNames, FormatName, column_names
 
 if TYPE_CHECKING:
     from ..simulate import ReplayResult, Study
@@ -29,48 +30,71 @@ DEFAULT_POLICIES = "lru,lfu,s3fifo,lookahead,belady:batch"
 
 
 def simulate(
-    trace: Annotated[Path, typer.Argument(help="An id stream; see `tiered-embed trace`.")],
+    trace: Annotated[
+        Path, typer.Argument(help="An id stream in any format that `tiered-embed trace` knows.")
+    ],
     sizes: Annotated[
-        str, typer.Option(help="Cache sizes: 1%,10% of the distinct rows, 5000 rows, or 64MiB.")
+        str,
+        typer.Option(
+            help="Cache sizes: shares of the distinct rows (10%), rows, or bytes (64MiB)."
+        ),
     ] = "1%,5%,10%,20%",
     policies: Annotated[
-        str, typer.Option(help="Also access:NAME, libcachesim:NAME and belady.")
+        str,
+        typer.Option(
+            help="The runtime's own policies, access:NAME, libcachesim:NAME, belady, belady:batch."
+        ),
     ] = DEFAULT_POLICIES,
-    format: Annotated[str, typer.Option(help="Of the trace; auto looks into it.")] = "auto",
-    columns: Annotated[
-        str | None, typer.Option(help="Id columns of csv, tsv, parquet: table=column,...")
-    ] = None,
+    format: FormatName = "auto",
+    columns: ColumnNames = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Cut the trace into so many samples a batch.")
+        int | None,
+        typer.Option(
+            min=1, help="Samples in a batch; by default the trace's own batches, or 1024."
+        ),
     ] = None,
-    lookahead: Annotated[int, typer.Option(min=0, help="Known future batches.")] = 32,
-    depth: Annotated[int, typer.Option(min=0, help="Batches staged ahead.")] = 2,
-    dim: Annotated[int, typer.Option(min=1, help="Columns of a row, for bytes.")] = 64,
-    optimizer: Annotated[str, typer.Option(help=", ".join(OPTIMIZERS))] = "RowWiseAdagrad",
-    dtype: Annotated[str, typer.Option(help="Of the weights.")] = "float32",
+    lookahead: Annotated[
+        int, typer.Option(min=0, help="How many future batches the policy knows.")
+    ] = DEFAULTS["lookahead"],
+    depth: Depth = DEFAULTS["depth"],
+    dim: Annotated[int, typer.Option(min=1, help="Columns of a row, to convert bytes.")] = 64,
+    optimizer: Annotated[
+        str, typer.Option(help=f"Its state is part of a row: {', '.join(OPTIMIZERS)}.")
+    ] = "RowWiseAdagrad",
+    dtype: Annotated[
+        str, typer.Option(help="Type of the weights: float32, float16 or bfloat16.")
+    ] = "float32",
     within: Annotated[
-        str, typer.Option(help="The curve counts per unique row of a batch, or per access.")
+        str,
+        typer.Option(
+            help="What the curve counts: batch (unique rows of a batch) or access (every id)."
+        ),
     ] = "batch",
-    estimates: Annotated[bool, typer.Option(help="Also the curve's estimates.")] = True,
+    estimates: Annotated[
+        bool, typer.Option(help="Also estimate the curve, and show how far off that is.")
+    ] = True,
     ddr: Annotated[
         str | None,
-        typer.Option(help="Count one run exactly instead: this DDR budget, the first policy."),
+        typer.Option(help="Instead: count one run with this DDR budget and the first policy."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves (PNG).")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a report, one page.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a report as one self-contained page.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Tell every hit of an id stream before a byte is bought: sizes, policies, bounds."""
+    """Count the hits that caches of any size would have on an id stream, without training."""
     try:
         from ..simulate import Records, charts, report, study
     except ImportError as error:
         raise typer.BadParameter(f"{error}; pip install 'tiered_embed[sim]'") from error
-    if not trace.exists():
-        raise typer.BadParameter(f"no file {trace}")
+    existing(trace)
     if optimizer not in OPTIMIZERS:
-        raise typer.BadParameter(f"optimizer is {optimizer!r}; choose {', '.join(OPTIMIZERS)}")
+        raise typer.BadParameter(
+            f"optimizer is {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}"
+        )
     records = Records(dim, getattr(optim, optimizer)(lr=0.01), dtype)
-    opened = _open(trace, format, batch, columns)
+    opened = open_trace(trace, cast(Any, format), batch=batch, columns=column_names(columns))
     names = [name.strip() for name in policies.split(",") if name.strip()]
     console = Console(highlight=False, stderr=as_json)
     if ddr is not None:
@@ -86,13 +110,13 @@ def simulate(
         estimates=estimates,
         records=records,
     )
-    with _bar() as bar:
-        task = bar.add_task("")
-
-        def told(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        found = study.study(opened, options, name=trace.name, told=told)
+    with LateBar("", None) as bar:
+        found = study.study(
+            opened,
+            options,
+            name=trace.name,
+            progress=lambda what, done, total: bar.update(done, total, what),
+        )
     if plot is not None:
         charts.draw(found, plot)
     if html is not None:
@@ -106,12 +130,6 @@ def simulate(
                 console.print(f"written: {path}")
 
 
-def _open(path: Path, format: str, batch: int | None, columns: str | None) -> Trace:
-    pairs = [each.partition("=") for each in columns.split(",")] if columns else []
-    names = {table: column or table for table, _, column in pairs} or None
-    return open_trace(path, cast(Any, format), batch=batch, columns=names)
-
-
 def _size(text: str, record_bytes: int) -> float:
     """Rows, or a share below 1."""
     text = text.strip()
@@ -119,24 +137,14 @@ def _size(text: str, record_bytes: int) -> float:
         if text.endswith("%"):
             share = float(text[:-1]) / 100
             if not 0 < share < 1:
-                raise ConfigError(f"size {text!r} must lie between 0 % and 100 %")
+                raise ValueError(text)
             return share
         return int(text) if text.isdecimal() else max(1, parse_bytes(text) // record_bytes)
     except ValueError as error:
         raise typer.BadParameter(
-            f"size {text!r} is none; pass 10%, a number of rows, or bytes such as 64MiB"
+            f"size {text!r} is not a cache size; pass 10% (above 0% and below 100%), a number of "
+            "rows, or bytes such as 64MiB"
         ) from error
-
-
-def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
 
 
 def _one(
@@ -152,8 +160,11 @@ def _one(
     from ..simulate import replay
 
     if policy not in POLICIES:
-        raise typer.BadParameter(f"--ddr counts a run: choose one of {', '.join(POLICIES)}")
-    tiers = Tiers(ddr=ddr, ssd=Path("ssd"))  # only that there is one matters
+        raise typer.BadParameter(
+            f"--ddr counts a run, which needs a policy of the runtime and not {policy!r}; choose "
+            f"one of {', '.join(POLICIES)}"
+        )
+    tiers = Tiers(ddr=ddr, ssd=Path("ssd"))  # no file is touched
     result = replay(trace, tiers, policy, lookahead, depth, records=records)
     if as_json:
         typer.echo(json.dumps(result.as_dict(), indent=2))
@@ -185,12 +196,12 @@ def _show(console: Console, found: Study) -> None:
         f"{found.name}: {found.curve.lookups:,.0f} lookups in {found.steps:,} batches, "
         f"{found.num_rows:,} distinct rows of {found.record_bytes} bytes "
         f"({size_text(found.num_rows * found.record_bytes)}); at most "
-        f"{1 - found.curve.cold / max(1.0, found.curve.lookups):.4f} of them can hit"
+        f"{1 - found.curve.cold / max(1.0, found.curve.lookups):.4f} of the lookups can hit"
     )
     heads = [f"{size:,}\n{size_text(size * found.record_bytes)}" for size in found.sizes]
     console.print(
         _rates(
-            "hit rate per lookup, by rows of cache",
+            "hit rate per lookup, by cache size",
             "policy",
             heads,
             {p.policy: p.hit_rates for p in found.policies}
@@ -200,7 +211,7 @@ def _show(console: Console, found: Study) -> None:
     )
     for method, error in found.errors.items():
         console.print(
-            f"{method}: off by {error.mean:.4f} in the mean, {error.most:.4f} at most "
+            f"{method}: off by {error.mean:.4f} on average and {error.most:.4f} at most "
             f"(at {error.at_size:,.0f} rows)"
         )
     if len(found.rows) > 1:
@@ -208,7 +219,9 @@ def _show(console: Console, found: Study) -> None:
             f"{r['table']} ({r['share']:.1%} of lookups, {r['rows']:,} rows)": r["hit_rates"]
             for r in table_rows(found)
         }
-        console.print(_rates("tables in one cache, LRU", "table", heads, rows))
+        console.print(
+            _rates("hit rate of each table when all share one LRU cache", "table", heads, rows)
+        )
 
 
 def _rates(title: str, what: str, heads: list[str], rows: dict[str, Any]) -> Table:

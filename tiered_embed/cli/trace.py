@@ -1,4 +1,4 @@
-"""``tiered-embed trace``: look at, convert and shorten id streams; record and generate them."""
+"""``tiered-embed trace``: record, generate, inspect, convert and shorten id streams."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rich.table import Table
 
 from .. import traces
 from ..traces import TableCounts
+from .options import AsJson, Seed
 from .progress import LateBar
 from .trace_generate import generate
 from .trace_record import record
 from .trace_source import (
-    AsJson,
     Batch,
     Codec,
     ColumnNames,
@@ -52,11 +52,11 @@ def info(
     layout: LayoutName = None,
     object_column: ObjectColumn = 2,
     count: Annotated[
-        bool, typer.Option(help="Read all of it and count distinct rows and their reuse.")
+        bool, typer.Option(help="Read the whole trace to count distinct rows and their reuse.")
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a trace holds: tables, batches, accesses, distinct rows, reuse."""
+    """Show what a trace holds: tables, batches, accesses, distinct rows, reuse."""
     opened = open_source(source, format, batch, columns, missing, layout, object_column)
     out: dict[str, Any] = {
         "format": traces.find_format(source) if format == "auto" else format,
@@ -99,8 +99,11 @@ def convert(
 @trace.command()
 def head(
     source: Source,
-    batches: Annotated[int, typer.Option(min=1, help="How many batches.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="Write them as .tet instead.")] = None,
+    batches: Annotated[int, typer.Option(min=1, help="Number of batches.")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the batches to this .tet file, instead of showing them."),
+    ] = None,
     format: FormatName = "auto",
     batch: Batch = None,
     columns: ColumnNames = None,
@@ -110,7 +113,7 @@ def head(
     codec: Codec = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Show or write the first batches; nothing behind them is read."""
+    """Show or write the first batches; nothing after them is read."""
     opened = open_source(source, format, batch, columns, missing, layout, object_column)
     first = traces.head(opened, batches)
     if out is not None:
@@ -135,8 +138,10 @@ def head(
 def sample(
     source: Source,
     out: Out,
-    rate: Annotated[float, typer.Option(help="The share of the rows to keep, in (0, 1].")] = 0.01,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    rate: Annotated[
+        float, typer.Option(help="The share of the rows to keep, above 0 and at most 1.")
+    ] = 0.01,
+    seed: Seed = 0,
     format: FormatName = "auto",
     batch: Batch = None,
     columns: ColumnNames = None,
@@ -146,7 +151,7 @@ def sample(
     codec: Codec = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Write the accesses to a sample of the rows: a small trace with the whole one's locality."""
+    """Write the accesses to a sample of the rows: a smaller trace with the same locality."""
     opened = open_source(source, format, batch, columns, missing, layout, object_column)
     write(traces.sample(opened, rate, seed), out, codec, as_json)
 
@@ -189,7 +194,7 @@ def _show(out: dict[str, Any]) -> None:
     numbers.append(f"{out['file_bytes']:,} bytes")
     console.print(f"{out['format']}: {', '.join(numbers)}")
     table = Table("table")
-    for column in ("rows", "accesses", "unique", "uses a row", "once", "ids"):
+    for column in ("rows", "accesses", "unique", "uses per row", "used once", "ids"):
         table.add_column(column, justify="right")
     for name, own in out["tables"].items():
         once = own.get("reuse", {}).get("(0, 1]", {}).get("rows")

@@ -14,7 +14,8 @@ import typer
 from .. import traces
 from ..errors import ConfigError
 from .bench import bench
-from .trace_source import AsJson, Codec, Out, tell
+from .options import AsJson
+from .trace_source import Codec, Out, report_written
 from .train import train
 
 __all__ = ["record"]
@@ -28,29 +29,31 @@ def record(
     out: Out,
     program: Annotated[
         list[str],
-        typer.Argument(help="A Python script with its arguments, or train or bench with theirs."),
+        typer.Argument(help="A Python script, or train or bench, followed by its arguments."),
     ],
     codec: Codec = "auto",
-    evaluation: Annotated[bool, typer.Option(help="Forwards without gradients, too.")] = False,
+    evaluation: Annotated[
+        bool, typer.Option(help="Also record forwards without gradients.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a program and record what its model looks up.
 
     The model is the first module with embeddings whose forward runs: nn.Embedding, nn.EmbeddingBag,
-    TorchRec's collections, tiered modules. A batch is one forward of it. In a program of your own,
-    tiered_embed.traces.record(model, path) records any model.
+    TorchRec's collections, or tiered modules. Each of its forwards is a batch. In a program of your
+    own, tiered_embed.traces.record(model, path) records any model.
     """
-    # A program's own output does not mix with the JSON.
+    # The program's own output must not mix with the JSON.
     aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
     recording = traces.record_first(out, codec=cast(Any, codec), evaluation=evaluation)
     with recording as recorders, aside:
         _run(program)
     if not recorders:
         raise ConfigError(
-            f"{' '.join(program)}: no module with embeddings ran its forward; nothing was recorded"
+            f"{' '.join(program)}: nothing was recorded, as no module with embeddings was called"
         )
     (recorder,) = recorders
-    tell(out, recorder.num_batches, recorder.num_accesses, as_json)
+    report_written(out, recorder.num_batches, recorder.num_accesses, as_json)
 
 
 def _run(program: Sequence[str]) -> None:
@@ -59,7 +62,9 @@ def _run(program: Sequence[str]) -> None:
         return
     script = Path(program[0])
     if not script.is_file():
-        raise typer.BadParameter(f"no script {script}, and it is not train or bench")
+        raise typer.BadParameter(
+            f"there is no script {script}; pass a Python script, train or bench"
+        )
     before, path = sys.argv, list(sys.path)
     sys.argv = list(program)
     sys.path.insert(0, str(script.parent))

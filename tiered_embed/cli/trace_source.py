@@ -1,4 +1,4 @@
-"""What the ``trace`` commands share: how a source is named, opened, and written as .tet."""
+"""What the ``trace`` commands share: how a source is described, opened, and written as .tet."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import typer
 
 from .. import traces
 from ..traces import Format, Layout
+from .options import existing
 from .progress import LateBar
 
 __all__ = [
-    "AsJson",
     "Batch",
     "Codec",
     "ColumnNames",
@@ -23,30 +23,55 @@ __all__ = [
     "ObjectColumn",
     "Out",
     "Source",
+    "column_names",
     "open_source",
-    "tell",
+    "report_written",
     "write",
 ]
 
 Source = Annotated[Path, typer.Argument(help="A trace in any format, plain or compressed.")]
 Out = Annotated[Path, typer.Argument(help="The .tet file to write.")]
 FormatName = Annotated[
-    str, typer.Option("--format", help=", ".join(get_args(Format)), show_default=True)
+    str,
+    typer.Option(
+        "--format",
+        help=f"Format of the trace; auto looks into the file. {', '.join(get_args(Format))}.",
+        show_default=True,
+    ),
 ]
 Batch = Annotated[
     int | None,
-    typer.Option(min=1, help="Samples to a batch: 1024, or the file's own where it has some."),
+    typer.Option(min=1, help="Samples in a batch; by default the file's own batches, or 1024."),
 ]
 ColumnNames = Annotated[
-    str | None, typer.Option("--columns", help="Id columns, as in user,item or u=userId,i=itemId.")
+    str | None,
+    typer.Option(
+        "--columns", help="Id columns of csv, tsv and parquet: user,item or table=column,..."
+    ),
 ]
-Missing = Annotated[int | None, typer.Option(help="The id of an empty field.")]
+Missing = Annotated[
+    int | None, typer.Option(help="The id that an empty field stands for; an error by default.")
+]
 LayoutName = Annotated[
-    str | None, typer.Option("--layout", help=f"Of raw integers: {', '.join(get_args(Layout))}")
+    str | None,
+    typer.Option(
+        "--layout",
+        help=f"Layout of raw integers, where the file's name does not say: "
+        f"{', '.join(get_args(Layout))}.",
+    ),
 ]
-ObjectColumn = Annotated[int, typer.Option(min=1, help="Of libcachesim_csv, from 1.")]
-Codec = Annotated[str, typer.Option(help="auto, none, zlib, zstd")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ObjectColumn = Annotated[
+    int, typer.Option(min=1, help="The column of libcachesim_csv that holds ids, counted from 1.")
+]
+Codec = Annotated[str, typer.Option(help="Compression of the .tet file: auto, none, zlib, zstd.")]
+
+
+def column_names(columns: str | None) -> dict[str, str] | None:
+    """``"user,i=itemId"`` as {table: column}."""
+    if not columns:
+        return None
+    pairs = [each.partition("=") for each in columns.split(",")]
+    return {table: column or table for table, _, column in pairs}
 
 
 def open_source(
@@ -58,32 +83,26 @@ def open_source(
     layout: str | None,
     object_column: int,
 ) -> traces.Trace:
-    """The trace that the options name; a missing file is a bad parameter."""
-    if not source.is_file():
-        raise typer.BadParameter(f"no file {source}")
-    names = None
-    if columns is not None:
-        pairs = [each.partition("=") for each in columns.split(",")]
-        names = {table: column or table for table, _, column in pairs}
+    """The trace that the options describe; a missing file is a usage error."""
     options = traces.TraceOptions(
         batch=batch,
-        columns=names,
+        columns=column_names(columns),
         missing=missing,
         layout=cast(Any, layout),
         object_column=object_column,
     )
-    return traces.open_trace(source, cast(Any, format), options)
+    return traces.open_trace(existing(source), cast(Any, format), options)
 
 
 def write(opened: traces.Trace, out: Path, codec: str, as_json: bool) -> None:
-    """Write a trace as .tet and tell its size."""
+    """Write a trace as .tet and print its size."""
     with LateBar(f"writing {out.name}", opened.num_accesses) as bar:
         traces.write_tet(opened, out, cast(Any, codec), bar.advance)
     written = traces.read_tet(out)
-    tell(out, written.num_batches or 0, written.num_accesses or 0, as_json)
+    report_written(out, written.num_batches or 0, written.num_accesses or 0, as_json)
 
 
-def tell(out: Path, num_batches: int, num_accesses: int, as_json: bool) -> None:
+def report_written(out: Path, num_batches: int, num_accesses: int, as_json: bool) -> None:
     """Print what was written."""
     size = out.stat().st_size
     if as_json:
@@ -97,5 +116,5 @@ def tell(out: Path, num_batches: int, num_accesses: int, as_json: bool) -> None:
         return
     typer.echo(
         f"{out}: {num_batches:,} batches, {num_accesses:,} accesses, {size:,} bytes"
-        f" ({size / max(1, num_accesses):.2f} bytes an id)"
+        f" ({size / max(1, num_accesses):.2f} bytes per id)"
     )

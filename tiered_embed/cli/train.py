@@ -1,4 +1,4 @@
-"""``tiered-embed train``."""
+"""``tiered-embed train``: a thin face of ``examples.demo``."""
 
 from __future__ import annotations
 
@@ -8,36 +8,38 @@ from typing import Annotated
 
 import typer
 
-from ..residency import POLICIES
 from ..spec import Tiers
+from ..traces import CriteoOptions, CriteoReader
+from .options import DEFAULTS, AsJson, Ddr, Depth, Lookahead, Policy, Seed, Ssd, existing
 
 __all__ = ["train"]
 
 
 def train(
-    log: Annotated[Path, typer.Argument(help="Criteo log: Kaggle or day file, plain, .gz or .xz.")],
+    log: Annotated[
+        Path, typer.Argument(help="Criteo log: the Kaggle file or a day, plain, .gz or .xz.")
+    ],
     hbm: Annotated[
-        str | None, typer.Option(help="Budget of an HBM tier, here in host memory.")
+        str | None,
+        typer.Option(help="Budget of an HBM tier, kept in host memory here; none by default."),
     ] = None,
-    ddr: Annotated[str, typer.Option(help="DDR budget, such as 512MiB.")] = "512MiB",
-    ssd: Annotated[Path | None, typer.Option(help="Directory of the SSD tier.")] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 1,
-    batch_size: Annotated[int, typer.Option(min=1)] = 128,
-    policy: Annotated[str, typer.Option(help=", ".join(POLICIES))] = "lookahead",
-    lookahead: Annotated[int, typer.Option(min=0, help="Known future batches.")] = 32,
-    depth: Annotated[int, typer.Option(min=0, help="Batches staged ahead.")] = 2,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    ddr: Ddr = "512MiB",
+    ssd: Ssd = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the log.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a batch.")] = 128,
+    policy: Policy = DEFAULTS["policy"],
+    lookahead: Lookahead = DEFAULTS["lookahead"],
+    depth: Depth = DEFAULTS["depth"],
+    seed: Seed = DEFAULTS["seed"],
+    as_json: AsJson = False,
 ) -> None:
-    """Train a DLRM on a Criteo log and print held-out scores, counts and the digest."""
+    """Train a DLRM on a Criteo log; print held-out scores, counts and the digest of its rows."""
     try:
         from ..examples import demo  # needs the extra `demo`
     except ImportError as error:
         raise typer.BadParameter(f"{error}; pip install 'tiered_embed[demo]'") from error
-    from ..traces import CriteoOptions, CriteoReader
 
-    if not log.exists():
-        raise typer.BadParameter(f"no file {log}")
+    existing(log)
     settings = demo.Settings(epochs, lookahead, depth, policy, seed)
     train_log = CriteoReader(log, CriteoOptions(batch_size=batch_size, part="train"))
     heldout_log = CriteoReader(log, CriteoOptions(batch_size=512, part="heldout"))

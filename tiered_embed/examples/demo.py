@@ -1,9 +1,9 @@
 """Train a DLRM on Criteo through HBM, DDR and SSD, with a tenth of the memory; compare the bytes.
 
-``python -m tiered_embed.examples.demo --out demo_out``. HBM and DDR together hold a share (10 % or
-less) of the bytes that the training stream touches; everything else lives on the SSD tier. No GPU
-is needed: HBM lies in host memory here, and its rows move as they would to a device. The demo then
-trains again with all rows in one memory: the two digests must be equal.
+``python -m tiered_embed.examples.demo --out demo_out``. HBM and DDR together hold at most a tenth
+of the bytes that training touches; the rest is on the SSD tier. No GPU is needed: the HBM tier is
+in host memory here, and its rows move as they would to a device. The demo then trains again with
+all rows in memory. The two digests must be equal.
 """
 
 import sys
@@ -35,7 +35,8 @@ EMBEDDING_DIM = 16
 RECORD_BYTES = EMBEDDING_DIM * 4 + 4  # float32 weights and row-wise Adagrad's one float32
 SAMPLE_PATTERN = "criteo_kaggle*.tsv*"
 GENERATED_LINES = 10_000
-# Small: Criteo models overfit from the second epoch on, and a row seen once moves by this much.
+# Small, because Criteo models overfit from the second epoch on, and a first update moves a row by
+# this much.
 EMBEDDING_LR = 1e-4
 DENSE_LR = 1e-3
 
@@ -55,7 +56,7 @@ class Settings:
 
 @dataclass
 class Trace:
-    """Counters after each step, for the picture: ``S`` steps."""
+    """Hit rate and stall of each step, for the picture."""
 
     hit_rates: list[float] = field(default_factory=list)
     stalls_ms: list[float] = field(default_factory=list)
@@ -63,7 +64,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Result:
-    """One training: its scores, final counters, digest and speed."""
+    """One training: its scores, final counts, digest and duration."""
 
     scores: dlrm.Scores
     stats: dict[str, Any]
@@ -83,12 +84,12 @@ class Meter:
         self._stall_s = 0.0
 
     def step(self) -> dict[str, Any]:
-        """Record one step; returns the totals of each tier."""
+        """Record one step; return the totals of each tier."""
         tiers: dict[str, Any] = self.embeddings.stats().as_dict()["tiers"]
         top = _top(tiers)
         unique = top["unique"] - self._unique
         misses = top["misses"] - self._misses
-        # Plans run ahead of training: near the end a step may add none.
+        # Plans run ahead of training, so that the last steps may add no counts.
         if unique > 0:
             self.trace.hit_rates.append(1.0 - misses / unique)
         elif self.trace.hit_rates:
@@ -111,8 +112,8 @@ def find_log(out: Path, seed: int) -> Path:
     path = out / "generated_criteo.tsv"
     CriteoGenerator(GENERATED_LINES, seed).write(path)
     console.print(
-        f"data: no Criteo log found (TIERED_EMBED_DATA names its folder); generated"
-        f" {GENERATED_LINES} lines of the same format instead: {path}"
+        f"data: no Criteo log found, so {GENERATED_LINES} lines of the same format were generated:"
+        f" {path} (set TIERED_EMBED_DATA to the folder of a real log)"
     )
     return path
 
@@ -134,7 +135,7 @@ def run(
     heldout_log: CriteoReader,
     num_steps: int,
 ) -> Result:
-    """Train and score once. The trained bytes depend on ``settings`` and the logs alone."""
+    """Train and score once. The trained bytes depend only on ``settings`` and the logs."""
     with te.TieredEmbeddingBagCollection(
         tables=dlrm.criteo_tables(EMBEDDING_DIM),
         tiers=tiers,
@@ -150,7 +151,7 @@ def run(
         optimizer = torch.optim.Adam(model.dense_parameters(), lr=DENSE_LR)
 
         def epochs() -> Iterator[CriteoBatch]:
-            # One stream, so that the window looks across the end of an epoch.
+            # One stream, so that the window reaches past the end of an epoch.
             for _ in range(settings.epochs):
                 yield from train_log
 
@@ -191,7 +192,7 @@ def run(
 
 
 def _top(tiers: dict[str, Any]) -> dict[str, Any]:
-    """The tier that computes."""
+    """The topmost tier."""
     first: dict[str, Any] = next(iter(tiers.values()))
     return first
 
@@ -201,7 +202,7 @@ def _hit_rate(tier: dict[str, Any]) -> float:
 
 
 def summary(tiered: Result, in_memory: Result) -> Table:
-    """Return the two trainings side by side."""
+    """Return a table that compares the two trainings."""
     table = Table(title="summary", title_justify="left")
     table.add_column("")
     table.add_column(" + ".join(tiered.stats["tiers"]), justify="right")
@@ -229,7 +230,7 @@ def summary(tiered: Result, in_memory: Result) -> Table:
 
 
 def draw(trace: Trace, title: str, path: Path) -> None:
-    """Draw hit rate and stall over the steps, as measured and as a running mean."""
+    """Draw hit rate and stall of each step, with a running mean."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
@@ -264,19 +265,22 @@ def main(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training lines.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in a batch.")] = 32,
     hbm_percent: Annotated[
-        float, typer.Option(min=0.0, max=5.0, help="HBM budget, % of the touched bytes; 0: none.")
+        float,
+        typer.Option(min=0.0, max=5.0, help="HBM budget, in % of the bytes touched; 0 for no HBM."),
     ] = 4.0,
     ddr_percent: Annotated[
-        float, typer.Option(min=0.1, max=10.0, help="DDR budget, % of the touched bytes.")
+        float, typer.Option(min=0.1, max=10.0, help="DDR budget, in % of the bytes touched.")
     ] = 6.0,
-    policy: Annotated[str, typer.Option(help="Eviction policy.")] = "lookahead",
-    lookahead: Annotated[int, typer.Option(min=1, help="Known future batches.")] = 32,
-    depth: Annotated[int, typer.Option(min=0, help="Batches staged ahead.")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and generated data.")] = 0,
+    policy: Annotated[str, typer.Option(help="Which row leaves a full tier.")] = "lookahead",
+    lookahead: Annotated[
+        int, typer.Option(min=1, help="How many future batches the policy knows.")
+    ] = 32,
+    depth: Annotated[int, typer.Option(min=0, help="How many batches are staged ahead.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and of generated data.")] = 0,
 ) -> None:
     """Train with a tenth of the memory, then with all of it, and compare the trained bytes."""
-    # The digests compare embeddings fed by the dense gradients: one thread fixes their sums' order
-    # on any machine, and leaves the other core to staging.
+    # The embeddings depend on the gradients of the dense part. One torch thread fixes the order of
+    # its sums on any machine, and leaves the other cores to staging.
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     settings = Settings(epochs, lookahead, depth, policy, seed)
@@ -290,15 +294,15 @@ def main(
     hbm_bytes, ddr_bytes = (int(touched_bytes * p / 100.0) for p in (hbm_percent, ddr_percent))
     console.print(f"store: {default_backend()}")
     console.print(
-        f"rows: the training lines touch {num_rows:,} rows x {RECORD_BYTES} B ="
-        f" {touched_bytes / 1e6:.2f} MB; HBM budget {hbm_bytes / 1e6:.3f} MB, DDR"
-        f" {ddr_bytes / 1e6:.3f} MB = {(hbm_bytes + ddr_bytes) / touched_bytes:.1%}"
+        f"rows: training touches {num_rows:,} rows of {RECORD_BYTES} B ="
+        f" {touched_bytes / 1e6:.2f} MB; HBM holds {hbm_bytes / 1e6:.3f} MB and DDR"
+        f" {ddr_bytes / 1e6:.3f} MB, {(hbm_bytes + ddr_bytes) / touched_bytes:.1%} of them"
     )
     with tempfile.TemporaryDirectory(prefix="store-", dir=out) as store:
         folder = str(Path(store) / "embeddings")
         tiers = te.Tiers(hbm=hbm_bytes or None, ddr=ddr_bytes, ssd=folder)
         tiered = run("in tiers  ", tiers, settings, train_log, heldout_log, num_steps)
-    # Room to spare for index and plans: this run must not need anything below DDR.
+    # More than enough: this run must not need a tier below DDR.
     all_ddr = te.Tiers(ddr=max(8 * touched_bytes, 256 << 20))
     in_memory = run("all in DDR", all_ddr, settings, train_log, heldout_log, num_steps)
 

@@ -1,12 +1,13 @@
 """DLRM on the Criteo log: the model, its training loop and its held-out scores.
 
 Source: Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation
-Systems", arXiv:1906.00091. The dense features pass a bottom MLP; its output and the 26 embeddings
-interact by their dot products; a top MLP turns dense features and products into one logit.
+Systems", arXiv:1906.00091. A bottom MLP takes the dense features. Its output and the embeddings of
+the 26 categories interact by dot products. A top MLP turns that output and the products into one
+logit.
 
-Everything but the embedding collection is ordinary torch: the dense part has a ``torch.optim``
-optimizer, the embeddings update during ``backward``. Shapes: ``B`` examples, ``T`` tables,
-``D`` embedding dim.
+Everything except the embedding collection is ordinary torch: a ``torch.optim`` optimizer trains the
+dense part, and embeddings update during ``backward``. Shapes: ``B`` examples, ``T`` tables, ``D``
+embedding dim.
 """
 
 import itertools
@@ -44,14 +45,14 @@ class DLRM(nn.Module):
     """The model over an embedding collection.
 
     Args:
-        embeddings: called with {feature: (ids, offsets)}, gives an object whose ``[feature]`` is
+        embeddings: takes {feature: (ids, offsets)} and returns an object whose ``[feature]`` is
             float32 (B, D); a ``te.TieredEmbeddingBagCollection``.
         embedding_dim: D.
         feature_names: the T features, in the order of the interaction.
-        num_dense: dense features of an example.
-        bottom, top: hidden widths; the bottom MLP ends in D, the top one in 1.
-        seed: of the dense weights, drawn as in Naumov et al.'s code without touching torch's
-            global generator.
+        num_dense: number of dense features.
+        bottom, top: hidden widths; the bottom MLP ends with D outputs, the top one with 1.
+        seed: seed of the dense weights, which are drawn as in Naumov et al.'s code, without use of
+            torch's global generator.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class DLRM(nn.Module):
         return logits.squeeze(1)
 
     def dense_parameters(self) -> list[nn.Parameter]:
-        """Return what a torch optimizer should train: all but the embeddings."""
+        """Return what a torch optimizer should train: everything except the embeddings."""
         return [*self.bottom.parameters(), *self.top.parameters()]
 
 
@@ -97,7 +98,7 @@ def interact(vectors: torch.Tensor) -> torch.Tensor:
 def _mlp(widths: Sequence[int], generator: torch.Generator, last_relu: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     for fan_in, fan_out in itertools.pairwise(widths):
-        # By way of "meta": made on the CPU, nn.Linear would draw from the global generator.
+        # Made on "meta" first: on the CPU, nn.Linear would draw from the global generator.
         linear = nn.Linear(fan_in, fan_out, device="meta").to_empty(device="cpu")
         weight_std = math.sqrt(2.0 / (fan_in + fan_out))
         nn.init.normal_(linear.weight, 0.0, weight_std, generator=generator)
@@ -107,7 +108,7 @@ def _mlp(widths: Sequence[int], generator: torch.Generator, last_relu: bool) -> 
 
 
 def criteo_tables(embedding_dim: int, num_embeddings: int = NUM_RAW_IDS) -> list[te.TableConfig]:
-    """Return one table per category; by default wide enough for the log's raw 32-bit ids."""
+    """Return one table per category; by default large enough for the raw 32-bit ids of the log."""
     return [
         te.TableConfig(
             name=name,
@@ -135,10 +136,10 @@ def train(
     optimizer: torch.optim.Optimizer,
     on_step: Callable[[int, float], Any] | None = None,
 ) -> int:
-    """Train on each batch once and return their number.
+    """Train on each batch once and return the number of batches.
 
-    ``optimizer`` steps what it was given (the dense part); tiered embeddings update in
-    ``backward``. ``batches`` is usually a ``te.prefetch``. ``on_step(step, loss)`` follows each.
+    ``optimizer`` updates the dense part; tiered embeddings update in ``backward``. ``batches`` is
+    usually a ``te.prefetch``. ``on_step(step, loss)`` is called after each step.
     """
     criterion = nn.BCEWithLogitsLoss()
     num_steps = 0
@@ -157,7 +158,7 @@ def train(
 
 @dataclass(frozen=True)
 class Scores:
-    """Held-out scores: mean log loss in nats, area under the ROC curve, examples scored."""
+    """Held-out scores: mean log loss in nats, area under the ROC curve, number of examples."""
 
     log_loss: float
     auc: float
@@ -168,7 +169,7 @@ def evaluate(model: DLRM, batches: Iterable[CriteoBatch]) -> Scores:
     """Score the model without training it; the model's mode is restored.
 
     Raises:
-        ValueError: no batch, or only one of the two labels (AUC is not defined then).
+        ValueError: no batch, or only one of the two labels, for which AUC is not defined.
     """
     was_training = model.training
     model.eval()
@@ -181,7 +182,9 @@ def evaluate(model: DLRM, batches: Iterable[CriteoBatch]) -> Scores:
     model.train(was_training)
     truth = np.concatenate(labels) if labels else np.empty(0, dtype=np.float32)
     if len(np.unique(truth)) < 2:
-        raise ValueError(f"scores need examples of both labels, got {len(truth)} of one or none")
+        raise ValueError(
+            f"scores need examples of both labels; {len(truth)} examples have one label or none"
+        )
     predicted = np.concatenate(chances)
     return Scores(
         float(log_loss(truth, predicted)), float(roc_auc_score(truth, predicted)), len(truth)

@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from ..engine import Feature, Presented, feature_of
 from ..errors import ConfigError
-from ..spec import EngineKeywords, Mode, TableConfig, engine_options
+from ..spec import EngineKeywords, Mode, TableConfig, options_from_keywords
 from .base import TieredModule, filled, pretrained_shape
 from .eager import eager
 
@@ -43,7 +43,7 @@ class TieredEmbeddingBag(TieredModule):
         padding_idx: int | None = None,
         **options: Unpack[EngineKeywords],
     ) -> None:
-        checked = engine_options(type(self).__name__, options)
+        checked = options_from_keywords(type(self).__name__, options)
         table = TableConfig(name, num_embeddings, embedding_dim, mode=mode, padding_idx=padding_idx)
         if checked.scale_grad_by_freq and mode == "max":
             raise ConfigError("scale_grad_by_freq has no meaning with mode='max'")

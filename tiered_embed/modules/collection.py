@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from ..engine import Feature, Presented, feature_of
 from ..errors import ConfigError
-from ..spec import EngineKeywords, TableConfig, engine_options
+from ..spec import EngineKeywords, TableConfig, options_from_keywords
 from .base import TieredModule
 from .eager import eager
 
@@ -57,7 +57,7 @@ class TieredEmbeddingBagCollection(TieredModule):
         for table in tables:
             if not isinstance(table, TableConfig):
                 raise ConfigError(f"tables has a {type(table).__name__}; pass te.TableConfig")
-        checked = engine_options(type(self).__name__, options)
+        checked = options_from_keywords(type(self).__name__, options)
         if checked.scale_grad_by_freq and any(table.mode == "max" for table in tables):
             raise ConfigError("scale_grad_by_freq has no meaning with mode='max'")
         names = [table.name for table in tables]

@@ -8,7 +8,7 @@ import torch
 from typing_extensions import Unpack
 
 from ..engine import Feature, Presented, feature_of
-from ..spec import EngineKeywords, TableConfig, engine_options
+from ..spec import EngineKeywords, TableConfig, options_from_keywords
 from .base import TieredModule, filled, pretrained_shape
 from .eager import eager
 
@@ -42,7 +42,7 @@ class TieredEmbedding(TieredModule):
         padding_idx: int | None = None,
         **options: Unpack[EngineKeywords],
     ) -> None:
-        checked = engine_options(type(self).__name__, options)
+        checked = options_from_keywords(type(self).__name__, options)
         table = TableConfig(name, num_embeddings, embedding_dim, padding_idx=padding_idx)
         super().__init__([table], [(name, 0)], checked, pooled=False)
         self.num_embeddings = num_embeddings

@@ -1,10 +1,10 @@
-"""What a training run would count, and what any cache size would, told from its id stream alone.
+"""What a training run would count, and what caches of any size would hit, from an id stream alone.
 
 ``replay`` drives the runtime's own planner over a trace and moves no row: its counts are the run's.
-``belady`` and ``belady_batches`` are the bounds; ``classic`` and ``peer`` the literature's
-policies. ``lru_curve`` has LRU's misses of every size; ``shards``, ``aet``, ``che`` and
-``mini_simulation`` have them for less. ``replay`` needs nothing more than the package; what loops
-over single accesses needs the extra ``sim``, which brings numba.
+``belady`` and ``belady_batches`` are bounds; ``classic`` and ``peer`` are policies from the
+literature. ``lru_curve`` gives LRU's misses for every size; ``shards``, ``aet``, ``che`` and
+``mini_simulation`` estimate them for less work. ``replay`` needs only the package itself; loops
+over single accesses need numba, which the extra ``sim`` installs.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ __all__ = [
     "table_rows",
 ]
 
-# numba takes seconds to import: only who asks for its loops waits.
+# numba takes seconds to import, so that only those who use its loops should wait for it.
 _PLACES = {
     "bounds": ("belady", "belady_batches"),
     "classics": ("CLASSICS", "classic"),

@@ -1,8 +1,9 @@
-"""The fewest misses that any policy can have, for one that knows the future, or some of it.
+"""The fewest misses that any policy can have, if it knows the whole future or part of it.
 
 Source: Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems
-Journal 1966: evict what is used farthest ahead. What was just accessed must be kept, as a row that
-is looked up must be in memory. The whole trace is in memory: 12 bytes per access, and heaps.
+Journal 1966: evict the row whose next use is farthest away. The row just accessed must stay, since
+a row that is looked up must be in memory. The whole trace is kept in memory: 12 bytes per access,
+and heaps.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def belady(trace: Trace, size: int, window: int | None = None) -> SimulatedCount
 
     Args:
         size: rows of the cache.
-        window: how many accesses ahead are known; all by default. Rows that none of them uses go
-            first, least recently used first.
+        window: how many accesses ahead are known; all by default. Rows without a known use are
+            evicted first, in order of their last use.
 
     Raises:
         ConfigError: a size or window below 1.
@@ -44,12 +45,12 @@ def belady(trace: Trace, size: int, window: int | None = None) -> SimulatedCount
 
 
 def belady_batches(trace: Trace, size: int, depth: int = 0) -> SimulatedCounts:
-    """Belady's misses for whoever evicts between batches and holds the rows of a batch and of the
-    ``depth`` before it, as the planner does: the bound of ``lookahead``.
+    """Belady's misses when rows are evicted between batches, and the rows of a batch and of the
+    ``depth`` batches before it are held, as in the planner: the bound of ``lookahead``.
 
     Raises:
         ConfigError: a size below 1 or a negative depth.
-        CapacityError: those rows are more than ``size``.
+        CapacityError: more rows than ``size`` must be held.
     """
     _check_size(size)
     if depth < 0:
@@ -60,7 +61,8 @@ def belady_batches(trace: Trace, size: int, depth: int = 0) -> SimulatedCounts:
     misses, stopped = _belady_batches(rows, offsets, next_use, numbering.num_rows, size, depth)
     if stopped >= 0:
         raise CapacityError(
-            f"batch {stopped} and the {depth} before it need more than {size} rows; raise the size"
+            f"batch {stopped} and the {depth} before it need more than {size} rows; raise the size "
+            "or lower the depth"
         )
     return _counts(len(found.rows), len(rows), misses, numbering.num_rows, size)
 
@@ -109,7 +111,7 @@ def _next_batches(rows: I32, offsets: I64, num_rows: int) -> I64:
 def _unique_by_batch(rows: I32, offsets: I64, num_rows: int) -> tuple[I32, I64]:
     newest = np.full(num_rows, -1, np.int64)
     out = np.empty(len(rows), np.int32)
-    cuts = np.zeros_like(offsets)
+    out_offsets = np.zeros_like(offsets)
     count = 0
     for b in range(len(offsets) - 1):
         for i in range(offsets[b], offsets[b + 1]):
@@ -117,13 +119,13 @@ def _unique_by_batch(rows: I32, offsets: I64, num_rows: int) -> tuple[I32, I64]:
                 newest[rows[i]] = b
                 out[count] = rows[i]
                 count += 1
-        cuts[b + 1] = count
-    return out[:count].copy(), cuts
+        out_offsets[b + 1] = count
+    return out[:count].copy(), out_offsets
 
 
 @compiled
 def _sift_up(keys: I64, values: I32, count: int, key: int, value: int) -> None:
-    """Adds to a heap of `count`, greatest key first."""
+    """Adds an entry to a heap of `count` entries, greatest key first."""
     i = count
     while i > 0:
         parent = (i - 1) >> 1
@@ -138,7 +140,7 @@ def _sift_up(keys: I64, values: I32, count: int, key: int, value: int) -> None:
 
 @compiled
 def _drop_top(keys: I64, values: I32, count: int) -> None:
-    """Takes the first of a heap of `count`."""
+    """Removes the first entry of a heap of `count` entries."""
     last = count - 1
     key, value = keys[last], values[last]
     i = 0
@@ -159,10 +161,10 @@ def _drop_top(keys: I64, values: I32, count: int) -> None:
 
 @compiled
 def _belady(rows: I32, next_use: I64, num_rows: int, size: int, ahead: int) -> int:
-    """Rows with a known next use are in a heap by it; the others in a log by last use.
+    """Rows with a known next use are in a heap, ordered by it; the others in a log, by last use.
 
-    An entry of the heap whose use has come is stale, and lies below every live one. An entry of
-    the log is stale when its row was used again, evicted, or became known.
+    An entry of the heap whose use has passed is stale, and below every live one. An entry of the
+    log is stale when its row was used again, was evicted, or has a known use now.
     """
     uses = np.full(num_rows, -1, np.int64)  # of resident rows
     unknown = np.zeros(num_rows, np.bool_)
@@ -217,7 +219,7 @@ def _belady(rows: I32, next_use: I64, num_rows: int, size: int, ahead: int) -> i
 def _belady_batches(
     rows: I32, offsets: I64, next_use: I64, num_rows: int, size: int, depth: int
 ) -> tuple[int, int]:
-    """Returns (misses, -1), or where it stopped for want of room."""
+    """Returns (misses, -1), or the batch at which there was no room left."""
     uses = np.full(num_rows, -1, np.int64)  # next batch of resident rows
     newest = np.full(num_rows, -1, np.int64)
     keys = np.empty(len(rows) + 1, np.int64)

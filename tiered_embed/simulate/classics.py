@@ -38,10 +38,10 @@ T1, T2, B1, B2 = 1, 2, 3, 4
 
 
 def classic(trace: Trace, slots: int, policy: str) -> SimulatedCounts:
-    """A policy's counts at each access, over all tables together.
+    """What a policy counts at each access, over all tables together.
 
     Raises:
-        ConfigError: no slots, or a policy that is not in ``CLASSICS``.
+        ConfigError: fewer than one slot, or a policy that is not in ``CLASSICS``.
     """
     if policy not in CLASSICS:
         raise ConfigError(f"policy is {policy!r}; choose one of {', '.join(CLASSICS)}")
@@ -109,7 +109,7 @@ def _sieve(rows: I32, num_rows: int, slots: int) -> int:
     resident = np.zeros(num_rows, np.bool_)
     visited = np.zeros(num_rows, np.bool_)
     head, misses = num_rows, 0
-    hand = head  # none: it starts at the oldest
+    hand = head  # the head stands for no row: the hand starts at the oldest
     for i in range(len(rows)):
         row = rows[i]
         if resident[row]:
@@ -134,7 +134,7 @@ def _sieve(rows: I32, num_rows: int, slots: int) -> int:
 
 @compiled
 def _s3fifo(rows: I32, num_rows: int, slots: int) -> int:
-    """A tenth for the small queue; a ghost queue of nine tenths; two uses to move on."""
+    """The small queue has a tenth of the slots, the ghost queue nine tenths; two uses promote."""
     small_slots = slots // 10
     main_slots = slots - small_slots
     ghost_slots = int(slots * 0.9)

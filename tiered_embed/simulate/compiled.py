@@ -1,6 +1,7 @@
-"""Loops compiled by numba, which the extra ``sim`` brings; typed, so that mypy sees through it.
+"""Loops compiled by numba, which the extra ``sim`` installs; typed for mypy.
 
-Compiled code is kept beside the source, or in the user's cache where that cannot be written.
+Compiled code is cached next to the source file, or in the user's cache directory where that is not
+writable.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(function: F) -> F:
-    """Compiles on first use; the loop runs without the GIL."""
+    """The function, compiled on first use; it runs without the GIL."""
     return cast(F, numba.njit(cache=True, nogil=True, boundscheck=False)(function))
 
 
@@ -34,5 +35,5 @@ def _popcount(typing_context: Any, value: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
-# The number of set bits of a uint64, in one instruction: numba has no name for it.
+# The number of set bits of a uint64, in one instruction; numba does not offer it by name.
 popcount = cast(Callable[[Any], int], _popcount)

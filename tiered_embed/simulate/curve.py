@@ -1,4 +1,7 @@
-"""A miss-ratio curve: how many misses each cache size would have, and how far two curves differ."""
+"""A miss-ratio curve: how many misses each cache size would have, and how far two curves differ.
+
+Plain data; ``curves`` and ``sampling`` make it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ F64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CurveError:
-    """How far a curve is from another, in miss ratio: ``mean`` and ``most``, absolute, and the
-    size in rows where it is most."""
+    """How far a curve is from another: mean and largest absolute difference of the miss ratio, and
+    the size in rows of the largest one."""
 
     mean: float
     most: float
@@ -28,11 +31,11 @@ class CurveError:
 class MissRatioCurve:
     """Misses by cache size in rows.
 
-    method: who says so. sizes: (n,) rising; below the first, every lookup misses that any size
-    misses. misses: (n,), falling. lookups, unique: ids, and unique rows summed over batches.
-    stepped: between two sizes the smaller one's misses hold; otherwise they are interpolated.
-    by_table: the share of each table in the same cache. bins: (last distance, uses), for the
-    histogram of reuse distances; None where no distance was measured.
+    method: how it was computed. sizes: (n,), rising; a cache smaller than the first one hits only
+    repeats inside a batch. misses: (n,), falling. lookups, unique: ids, and unique rows summed over
+    batches. stepped: between two sizes, the misses are those of the smaller one; otherwise they are
+    interpolated. by_table: each table's part in the same, shared cache. bins: (last distance, uses)
+    for the histogram of reuse distances; None where no distance was measured.
     """
 
     method: str
@@ -66,7 +69,8 @@ class MissRatioCurve:
         return 1.0 - self.misses_at(sizes) / max(self.unique, 1.0)
 
     def error_to(self, exact: MissRatioCurve, sizes: npt.ArrayLike | None = None) -> CurveError:
-        """The distance to another curve, at 200 even sizes of that one unless told."""
+        """How far it is from ``exact``, at ``sizes``; by default at 200 even sizes of that
+        curve."""
         at = even_sizes(exact.sizes[-1]) if sizes is None else np.asarray(sizes, np.float64)
         apart = np.abs(self.miss_ratio(at) - exact.miss_ratio(at))
         worst = int(apart.argmax())
@@ -87,5 +91,5 @@ class MissRatioCurve:
 
 
 def even_sizes(most: float, points: int = 200) -> F64:
-    """``points`` sizes up to ``most`` rows, evenly apart."""
+    """``points`` evenly spaced sizes up to ``most`` rows."""
     return np.asarray(np.maximum(1.0, np.linspace(most / points, most, points)), np.float64)

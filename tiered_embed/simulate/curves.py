@@ -1,15 +1,15 @@
-"""Miss-ratio curves of a trace: the exact one of LRU, and four ways to have one for less.
+"""Miss-ratio curves of a trace: the exact one of LRU, and four cheaper estimates.
 
 =================== =========================================== ==============================
 ``lru_curve``        exact, all sizes                            one pass over every access
 ``shards``           samples rows by hash                        a hundredth of the work
-``aet``              a model of eviction times                   reuse times alone
-``che``              a model of independent accesses             popularities alone
+``aet``              a model of eviction times                   needs reuse times only
+``che``              a model of independent accesses             needs popularities only
 ``mini_simulation``  samples rows, for any policy                a hundredth per size
 =================== =========================================== ==============================
 
-``within`` says what a lookup is: ``"access"``, every id by itself; ``"batch"``, every unique row of
-a batch, all of them before any counts as used, which is what the planner's ``lru`` does.
+``within`` says what a lookup is. ``"access"``: every id by itself. ``"batch"``: every unique row of
+a batch, and all rows of a batch are looked up before any counts as used, as in the planner.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ Progress = Callable[[int], None]
 def lru_curve(
     trace: Trace, within: Within = "access", *, progress: Progress | None = None
 ) -> MissRatioCurve:
-    """LRU's misses of every size, exactly; ``by_table`` to 0.4 % of the size.
+    """LRU's misses for every size, exactly; those of each table to 0.4 % of the size.
 
-    ``progress`` is told the number of accesses so far.
+    ``progress`` is called with the number of accesses so far. With ``"batch"``, misses are those of
+    the planner's ``lru`` for every size that holds the rows of a batch and its ``depth``
+    predecessors.
 
-    Source: Mattson et al. 1970; see ``distances``. Under ``"batch"`` it gives the planner's counts
-    of every size that holds the rows of a batch and its ``depth`` predecessors.
+    Source: Mattson et al. 1970; see ``distances``.
     """
     numbering = Numbering(len(trace.tables))
     stack = StackDistances(len(trace.tables))
@@ -91,16 +92,16 @@ def _exact(trace: Trace, stack: StackDistances) -> MissRatioCurve:
 
 
 def _misses(uses: I64, cold: int) -> F64:
-    """Of each size in rows: what lies farther away, and first uses."""
+    """Misses for each size in rows: uses at a greater distance, and first uses."""
     return np.asarray(cold + uses.sum() - np.cumsum(uses), np.float64)
 
 
 def aet(trace: Trace) -> MissRatioCurve:
     """LRU's misses per access, from reuse times alone.
 
-    A row is evicted when it has moved down the stack by its size; it moves whenever an access has a
-    longer reuse time than the row has waited. So a cache that keeps rows for a time t has the size
-    of the sum of P(reuse time > x) over x < t, and misses P(reuse time > t).
+    A row is evicted once it has moved down the LRU stack by the cache's size. It moves whenever an
+    access has a longer reuse time than the row has waited. So a cache that keeps rows for a time t
+    has as many rows as the sum of P(reuse time > x) over x < t, and misses with P(reuse time > t).
 
     Source: Hu, Wang, Zhou, Luo, Ding, Jiang, Wang, "Kinetic modeling of data eviction in cache",
     USENIX ATC 2016.
@@ -130,9 +131,9 @@ def aet(trace: Trace) -> MissRatioCurve:
 
 
 def che(trace: Trace, points: int = 512) -> MissRatioCurve:
-    """LRU's misses per access, were accesses independent draws by popularity.
+    """LRU's misses per access, if accesses were drawn independently by popularity.
 
-    Every row stays for one characteristic time T behind its last use: the size is the sum of
+    Every row stays for one characteristic time T after its last use. The size is the sum of
     1 - exp(-p T) over rows, the hit rate the sum of p (1 - exp(-p T)).
 
     Source: Che, Tung, Wang, "Hierarchical web caching systems: modeling, design and experimental
@@ -170,10 +171,11 @@ def mini_simulation(
     seed: int = 0,
     **options: Any,
 ) -> MissRatioCurve:
-    """Any policy's misses at a few sizes, from caches ``rate`` as large over ``rate`` of the rows.
+    """Any policy's misses at a few sizes, from small caches over a sample of the rows.
 
-    ``options`` go to :func:`~tiered_embed.simulate.misses_of`: window and depth in batches are not
-    scaled, for batches are.
+    Both the cache and the rows are scaled by ``rate``. ``options`` go to
+    :func:`~tiered_embed.simulate.misses_of`. Window and depth, which count batches, stay as they
+    are, because the batches themselves shrink.
 
     Source: Waldspurger, Saemundson, Ahmad, Park, "Cache modeling and optimization using miniature
     simulations", USENIX ATC 2017.
@@ -187,7 +189,7 @@ def mini_simulation(
         slots = round(size * rate)
         if slots < 1:
             raise ConfigError(
-                f"{size} rows at rate {rate:g} are no cache at all; raise the rate or the size"
+                f"{size} rows at rate {rate:g} leave less than one row; raise the rate or the size"
             )
         counts = misses_of(small, slots, policy, **options)
         found.append(counts.misses / rate)

@@ -1,16 +1,16 @@
-"""Exact LRU stack distances: of one pass, the misses of every cache size.
+"""Exact LRU stack distances: one pass gives the misses of every cache size.
 
 Source: Mattson, Gecsei, Slutz, Traiger, "Evaluation techniques for storage hierarchies", IBM
-Systems Journal 1970. A row's distance is its rank among all rows by newest use; LRU of so many
-rows, or more, would have hit. Ranks come from a bitmap with one bit per use that is still the
-newest of its row, a Fenwick tree over blocks of 512 bits, and population counts inside a block. The
-block being filled enters the tree when it is full, so that a use costs one walk down and one up.
+Systems Journal 1970. A row's distance is its rank among all rows, ordered by newest use; LRU with
+at least that many rows would have hit. Ranks come from a bitmap with one bit for each use that is
+still the newest of its row, a Fenwick tree over blocks of 512 bits, and population counts inside a
+block. A block enters the tree once it is full, so that a use costs one walk down and one walk up.
 
-Positions are compacted when they run out: memory is 4 bytes per position, at most four per distinct
-row and one piece, and 24 per distinct row in the numbering.
+Positions are compacted when they run out. Memory: 4 bytes per position (at most four positions per
+distinct row, and one piece), and 24 bytes per distinct row in the numbering.
 
-Distances are those of batches: all rows of a batch are looked up before any of it counts as used,
-as the planner does. With one id a batch they are the classical ones.
+Distances count by batch: all rows of a batch are looked up before any counts as used, as in the
+planner. With one id per batch they are the classical distances.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class Bins:
 
 
 class StackDistances:
-    """Fed with numbered rows.
+    """Counts the distances of numbered rows.
 
-    counts: [d] int64, uses of rows at distance d, all tables together. cold: (tables,) int64, first
-    uses. lookups: (tables,) int64, ids.
+    counts: [d] int64, uses at distance d, all tables together. cold: (tables,) int64, first uses.
+    lookups: (tables,) int64, ids.
     """
 
     def __init__(self, num_tables: int = 1) -> None:
@@ -96,7 +96,7 @@ class StackDistances:
         )
 
     def by_table(self) -> I64:
-        """(tables, Bins.NUM): uses by table and bin of their distance."""
+        """Uses by table and by bin of their distance: (tables, Bins.NUM)."""
         if len(self._by_table):
             return self._by_table
         out = np.zeros((1, Bins.NUM), np.int64)
@@ -105,7 +105,7 @@ class StackDistances:
         return out
 
     def remove(self, rows: I32) -> None:
-        """Takes rows off the stack; a later use of one is a first use again."""
+        """Takes rows off the stack; their next use is a first use again."""
         _remove(rows, self._last, self._bits, self._tree, self._state)
 
     def _resize(self, positions: int) -> None:
@@ -143,7 +143,7 @@ def _bins_of(distances: I64) -> I64:
 
 @compiled
 def _below(bits: U64, tree: I32, position: int, filling: int) -> int:
-    """Set bits before `position`. REQUIRES: its block is full, or the one being filled."""
+    """Set bits before `position`. REQUIRES: its block is full, or is the one being filled."""
     block = position >> 9
     total = 0
     i = min(block, filling)
@@ -170,7 +170,7 @@ def _clear(bits: U64, tree: I32, position: int, filling: int) -> None:
 
 @compiled
 def _fill(bits: U64, tree: I32, block: int) -> None:
-    """The block is full: it enters the tree."""
+    """Adds a full block to the tree."""
     count = 0
     for w in range(block * 8, block * 8 + 8):
         count += popcount(bits[w])

@@ -32,12 +32,12 @@ HEAD, TAIL, RESIDENT = range(3)
 
 
 class LruReplay:
-    """LRU over ``slots`` rows, fed with numbered rows.
+    """LRU over ``slots`` rows; counts the accesses to numbered rows.
 
     counts: (tables, 5) int64: lookups, unique, misses, evicted, cold.
 
     Raises:
-        ConfigError: no slots.
+        ConfigError: fewer than one slot.
     """
 
     def __init__(self, slots: int, num_tables: int = 1, depth: int = 0) -> None:
@@ -48,7 +48,7 @@ class LruReplay:
         self._last = np.full(1024, -1, np.int64)  # by row: position of its newest use
         self._log = np.empty(1 << 12, np.int32)  # by position mod size
         self._state = np.zeros(3, np.int64)
-        self._starts = np.zeros(depth + 1, np.int64)  # where the newest batches begin, a ring
+        self._starts = np.zeros(depth + 1, np.int64)  # a ring: where the newest batches begin
         self._batches = 0
 
     def push(self, piece: Accesses, tables: npt.NDArray[np.uint16]) -> None:
@@ -109,7 +109,10 @@ def lru(
     """
     pools = (records or Records()).pools(trace.tables)
     if len(pools) != 1:
-        raise ConfigError("the tables have several record layouts, which share no slots")
+        raise ConfigError(
+            f"the tables have {len(pools)} record layouts, which cannot share slots; simulate "
+            "tables of one dim at a time"
+        )
     numbering = Numbering(len(trace.tables))
     run = LruReplay(slots, len(trace.tables), depth)
     for piece in accesses(trace, numbering):
@@ -149,7 +152,7 @@ def _all_single(piece: Accesses) -> bool:
 
 @compiled
 def _single(rows: I32, last: I64, log: I32, state: I64, slots: int, counts: I64) -> int:
-    """Batches of one id each, of one table. Positions below `tail` are out."""
+    """Batches of one id each, of one table. Rows whose newest use is before `tail` are evicted."""
     head, tail, resident = state[0], state[1], state[2]
     mask = len(log) - 1
     misses, evicted, cold = 0, 0, 0
@@ -192,7 +195,7 @@ def _run(
     slots: int,
     counts: I64,
 ) -> int:
-    """Returns the batch that finds no room, or -1."""
+    """Returns the batch that does not fit, or -1."""
     head, tail, resident = state[0], state[1], state[2]
     mask = len(log) - 1
     for b in range(len(offsets) - 1):
@@ -230,7 +233,7 @@ def _run(
 
 @compiled
 def _compact(log: I32, larger: I32, last: I64, starts: I64, tail: int, head: int) -> int:
-    """Keeps the newest use of every resident row; rows that are out get -2."""
+    """Keeps the newest use of every resident row, and marks evicted rows with -2."""
     mask = len(log) - 1
     for row in range(len(last)):
         if last[row] >= 0 and last[row] < tail:

@@ -1,7 +1,7 @@
-"""Numbers a trace's rows from 0 on without gaps, so that loops index plain arrays.
+"""Numbers a trace's rows 0, 1, 2, ... in order of first use, so that loops index plain arrays.
 
-An open-addressing index per table: key and number lie side by side, at most two thirds full. A
-block of keys is touched before it is looked up, so that its cache misses overlap.
+Each table has an open-addressing index, at most two thirds full, with key and number next to each
+other. A block of keys is touched before it is looked up, so that its cache misses overlap.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class Numbering:
     def _note(self, table: int, num_rows: int) -> None:
         if num_rows > MOST_ROWS:
             raise CapacityError(
-                f"the trace has more than {MOST_ROWS} distinct rows; sample it (simulate.shards)"
+                f"the trace has more than {MOST_ROWS} distinct rows; use a sample of it, as "
+                "simulate.shards does"
             )
         if num_rows > len(self._tables):
             self._tables = np.resize(self._tables, max(num_rows, 2 * len(self._tables)))
@@ -95,7 +96,7 @@ class Numbering:
 
 
 def accesses(trace: Trace, numbering: Numbering | None = None) -> Iterator[Accesses]:
-    """The trace by numbered rows, in pieces of about ``PIECE_IDS`` ids and whole batches."""
+    """The trace as numbered rows, in pieces of whole batches and about ``PIECE_IDS`` ids."""
     numbering = numbering or Numbering(len(trace.tables))
     for chunk in trace.chunks():
         if chunk.num_ids <= 2 * PIECE_IDS:
@@ -140,7 +141,7 @@ def _empty(bits: int) -> I64:
 def _number(
     entries: I64, ids: I64, out: I32, done: int, num_rows: int, size: int
 ) -> tuple[int, int]:
-    """Stops before an insertion for which the index is too full; returns (done, num_rows)."""
+    """Stops when the index is too full for another row; returns (done, num_rows)."""
     mask = len(entries) - 1
     shift = np.uint64(64)
     width = len(entries)
@@ -174,7 +175,7 @@ def _number(
                 size += 1
             out[i] = number
         begin = end
-    if touched == np.int64(-(2**62)):  # never: or the touching would be compiled away
+    if touched == np.int64(-(2**62)):  # never true; keeps the compiler from removing the touches
         return -1, num_rows
     return len(ids), num_rows
 

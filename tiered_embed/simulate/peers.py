@@ -1,7 +1,7 @@
-"""libCacheSim's policies through one adapter (its wheel is in the extra ``sim``).
+"""libCacheSim's policies through one adapter; the extra ``sim`` installs its wheel.
 
-Every row has size 1, and a policy its own defaults. The rows go through a temporary file in
-libCacheSim's oracleGeneral format, which its C++ reads: Python sees no access.
+Every row has size 1, and policies keep their own defaults. The rows are written to a temporary file
+in libCacheSim's oracleGeneral format, which its C++ code reads.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from .planner_replay import SimulatedCounts
 
 __all__ = ["PEERS", "PeerTrace", "least_slots", "peer"]
 
-# Without LFUDA, which never ends on the check-ins (0.3.5), and what learns or needs the future.
+# Left out: LFUDA, which never ends on the check-ins (0.3.5), and policies that learn or need to
+# know the future.
 PEERS = (
     *("LRU", "FIFO", "Clock", "LFU", "SLRU", "TwoQ", "ARC", "LIRS", "GDSF", "Hyperbolic"),
     *("LeCaR", "Cacheus", "Sieve", "S3FIFO", "WTinyLFU"),
 )
 
-# Below it a policy's smallest queue is empty: it never hits, or aborts the process.
+# With fewer rows a policy's smallest queue is empty: it never hits, or aborts the process.
 _LEAST_SLOTS = {"WTinyLFU": 100, "S3FIFO": 20}
 
 
 class PeerTrace:
-    """A trace as libCacheSim reads it, to be replayed under several policies."""
+    """A trace in a file that libCacheSim reads, to be replayed under several policies."""
 
     def __init__(self, path: Path, num_accesses: int, num_rows: int) -> None:
         self._path = path
@@ -42,7 +43,7 @@ class PeerTrace:
     @classmethod
     @contextmanager
     def of(cls, trace: Trace) -> Iterator[PeerTrace]:
-        """Writes 24 bytes per access, removed at the end."""
+        """Writes 24 bytes per access to a temporary file, which is removed at the end."""
         numbering = Numbering(len(trace.tables))
         with tempfile.TemporaryDirectory(prefix="tiered-embed-peer-") as folder:
             path = Path(folder) / "trace.oracleGeneral"
@@ -59,7 +60,7 @@ class PeerTrace:
             yield cls(path, written, numbering.num_rows)
 
     def counts(self, policy: str, slots: int) -> SimulatedCounts:
-        """One policy's counts.
+        """What one policy counts.
 
         Raises:
             ConfigError: an unknown policy, too few slots, or libCacheSim is not installed.
@@ -68,8 +69,8 @@ class PeerTrace:
             raise ConfigError(f"policy is {policy!r}; choose one of {', '.join(PEERS)}")
         if slots < least_slots(policy):
             raise ConfigError(
-                f"slots is {slots}; libCacheSim's {policy} needs {least_slots(policy)}, or its "
-                "smallest queue is empty"
+                f"slots is {slots}; libCacheSim's {policy} needs at least {least_slots(policy)}: "
+                "with fewer, its smallest queue is empty"
             )
         cache: Any = getattr(_library(), policy)(slots, hashpower=20)
         ratio, _ = cache.process_trace(self.reader())
@@ -97,7 +98,7 @@ def least_slots(policy: str) -> int:
 
 
 def peer(trace: Trace, slots: int, policy: str) -> SimulatedCounts:
-    """The counts of libCacheSim's policy of that name at each access, over all tables together."""
+    """What libCacheSim's policy of that name counts at each access, over all tables together."""
     with PeerTrace.of(trace) as written:
         return written.counts(policy, slots)
 

@@ -1,11 +1,11 @@
 """Replays a trace through the runtime's own planner, without moving a row.
 
-The planner never looks at a clock, so what it decides for a trace is what it decides in a training
-run that reads the same batches through ``te.prefetch``: the counts are equal to the last one. Only
-``depth="auto"`` depends on time, and is refused.
+The planner never looks at a clock. What it decides for a trace is what it decides in a training run
+that reads the same batches through ``te.prefetch``, so all counts are equal. Only ``depth="auto"``
+depends on time, and is refused.
 
-Threads: those of the planners of large pools. Memory: one chunk of the trace, the window, and 38
-bytes per distinct row (which misses are cold).
+Threads: planners of large pools start their own. Memory: one chunk of the trace, the window, and 38
+bytes per distinct row, to know which misses are cold.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ STEP_COLUMNS = Replay.COLUMNS
 
 @dataclass
 class SimulatedCounts(Counts):
-    """As a run counts, and which misses no size would have spared.
+    """What a run counts, and how many misses no cache size could avoid.
 
-    cold: misses of rows that had never been resident; the others are for want of room.
+    cold: misses of rows that were never resident before; all other misses are for lack of room.
     """
 
     cold: int = 0
@@ -67,7 +67,7 @@ class SimulatedCounts(Counts):
 
 @dataclass(frozen=True)
 class Difference:
-    """A count that a run and a simulation do not share."""
+    """A count in which a run and a simulation differ."""
 
     where: str
     count: str
@@ -79,10 +79,10 @@ class Difference:
 class ReplayResult:
     """What a run over the trace would have counted.
 
-    tiers, tables: as ``stats()`` has them when every batch has been trained and every write has
-    arrived; the SSD tier as one that was empty at the start. flushed_tiers, flushed: the same
-    behind a ``flush()``. per_step: None, or (steps, tables, ``STEP_COLUMNS``) int64 of the topmost
-    tier, in the trace's order of tables.
+    tiers, tables: as ``stats()`` has them once every batch has been trained and every write has
+    finished, with an SSD tier that was empty at the start. flushed_tiers, flushed: the same after a
+    ``flush()``. per_step: None, or (steps, tables, ``STEP_COLUMNS``) int64 of the topmost tier, in
+    the trace's order of tables.
     """
 
     steps: int
@@ -102,10 +102,10 @@ class ReplayResult:
         return next(iter(self.tiers.values()))
 
     def differences(self, stats: Stats, *, flushed: bool = False) -> list[Difference]:
-        """Where a run's ``stats()`` counted otherwise; empty when all are equal.
+        """The counts in which a run's ``stats()`` differ; empty when all are equal.
 
-        ``flushed``: the run has flushed since its last batch. Stall seconds and memory are no
-        counts, and the SSD tier is compared where the run has one.
+        ``flushed``: whether the run has flushed since its last batch. Stall seconds and memory are
+        not compared, and the SSD tier only where the run has one.
         """
         tables = self.flushed if flushed else self.tables
         pairs: list[tuple[str, SimulatedCounts, Counts]] = []
@@ -149,20 +149,20 @@ def replay(
     """Counts what training over ``trace`` would count, exactly.
 
     Args:
-        trace: its batches are the run's.
-        tiers: budgets, as a module takes them, or a number of rows that all tables share in the
-            topmost tier, with an SSD below.
+        trace: the batches of the run.
+        tiers: budgets, as a module takes them; or a number of rows that all tables share in the
+            topmost tier, with an SSD tier below.
         policy, lookahead, depth: as a module takes them.
-        batch: cuts the trace anew, into so many samples a batch; see ``Trace.rebatch``.
-        records: bytes of a row and which tables share slots; 64 float32 columns under row-wise
-            Adagrad by default.
-        per_step: keep every step's counts: 56 bytes per step and table.
-        progress: told the number of steps so far, after every chunk.
+        batch: samples in a batch, instead of the trace's own batches; see ``Trace.rebatch``.
+        records: how large a row is, and so which tables share slots; by default 64 float32 columns
+            with row-wise Adagrad.
+        per_step: whether to keep the counts of every step: 56 bytes per step and table.
+        progress: called after every chunk with the number of steps so far.
         num_threads: for large pools, which are planned in parallel; no count depends on it.
 
     Raises:
-        ConfigError: options that a module refuses too.
-        CapacityError: as the run would: no tier below, and no room.
+        ConfigError: options that a module would refuse as well.
+        CapacityError: the rows do not fit, and there is no tier below; the run would raise it too.
         IdRangeError: an id outside its table.
     """
     records = records or Records()
@@ -174,14 +174,14 @@ def replay(
     planners = [
         Planner(
             pool.tables,
-            cut,
+            slots,
             policy=policy,
             backed=shape.backed,
             tier=shape.upper_name,
             lower_slots=lower,
             num_threads=num_threads,
         )
-        for pool, cut, lower in zip(pools, shape.slots, shape.lower_slots, strict=True)
+        for pool, slots, lower in zip(pools, shape.slots, shape.lower_slots, strict=True)
     ]
     replays = [
         Replay(planner, lookahead=lookahead, depth=depth, per_step=per_step) for planner in planners
@@ -201,7 +201,7 @@ def replay(
     after = before
     if shape.backed:
         for planner in planners:
-            planner.dirty_rows()  # settles what was released last
+            planner.dirty_rows()  # also handles the batches released last
             planner.mark_clean()
         after = _Tables.of(pools, planners, replays)
     return ReplayResult(
@@ -209,7 +209,7 @@ def replay(
         policy=policy,
         lookahead=lookahead,
         depth=depth,
-        slots=sum(cut.whole + cut.cached for cut in shape.slots),
+        slots=sum(slots.whole + slots.cached for slots in shape.slots),
         tiers=before.tiers(shape, before),
         tables={table.name: before.upper[table.name] for table in trace.tables},
         flushed={table.name: after.upper[table.name] for table in trace.tables},
@@ -221,9 +221,9 @@ def replay(
 def _check_window(lookahead: object, depth: object) -> None:
     for name, value in (("lookahead", lookahead), ("depth", depth)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            clock = ": 'auto' follows the clock" if value == "auto" else ""
+            clock = ", as 'auto' depends on time" if value == "auto" else ""
             raise ConfigError(
-                f"{name} is {value!r}; a simulation needs an integer, 0 or more{clock}"
+                f"{name} is {value!r}; a simulation needs an integer of at least 0{clock}"
             )
     assert isinstance(lookahead, int)
     assert isinstance(depth, int)
@@ -236,7 +236,7 @@ def _check_window(lookahead: object, depth: object) -> None:
 
 @dataclass(frozen=True)
 class _Shape:
-    """How the memory tiers are cut, per pool, and whether there is a store below."""
+    """How the memory tiers are divided among the pools, and whether there is a store below."""
 
     upper_name: str
     slots: list[PoolSlots]
@@ -248,10 +248,12 @@ class _Shape:
     def of(cls, pools: list[RecordPool], tiers: Tiers | int) -> _Shape:
         if isinstance(tiers, int):
             if isinstance(tiers, bool) or tiers < 1:
-                raise ConfigError(f"tiers is {tiers!r}; a number of rows must be positive")
+                raise ConfigError(
+                    f"tiers is {tiers!r}; pass a positive number of rows, or te.Tiers"
+                )
             if len(pools) != 1:
                 raise ConfigError(
-                    f"the tables have {len(pools)} record layouts, which share no slots; pass "
+                    f"the tables have {len(pools)} record layouts, which cannot share slots; pass "
                     "te.Tiers with a number of bytes, or one dim for all tables"
                 )
             first = (-1,) * len(pools[0].members)
@@ -267,7 +269,7 @@ class _Shape:
 
 @dataclass(frozen=True)
 class _Tables:
-    """Counts of every table, in the topmost tier and (where its pool has slots there) below it."""
+    """Counts of every table in the topmost tier, and in the lower one where its pool has slots."""
 
     upper: dict[str, SimulatedCounts]
     lower: dict[str, SimulatedCounts]
@@ -298,8 +300,8 @@ class _Tables:
         return out
 
     def _stored(self, name: str, unflushed: _Tables) -> SimulatedCounts:
-        """What the store has seen of a table: asked for every row that the memory tiers miss, it
-        has those that were written before, for every row that leaves them was changed."""
+        """What the store sees of a table. It is asked for every row that the memory tiers miss. It
+        has the rows that left them before, since training has changed each of those."""
         above = self.lower.get(name, self.upper[name])
         written = above.written_back
         if name in self.lower:  # only a flush writes past it

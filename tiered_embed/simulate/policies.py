@@ -1,11 +1,11 @@
-"""One call for whatever can be simulated: the planner's policies, the literature's, the bounds.
+"""One call for everything that can be simulated: the planner's policies, others, and bounds.
 
 ======================= =========================================================
 ``lru``, ``lookahead``   the planner's, over batches; all of ``residency.POLICIES``
-``access:NAME``          ``classics``, one access after the other
-``libcachesim:NAME``     libCacheSim's, likewise
-``belady``               the best at each access
-``belady:batch``         the best between batches, with the planner's pins
+``access:NAME``          those of ``classics``, at each access
+``libcachesim:NAME``     libCacheSim's, at each access
+``belady``               the bound at each access
+``belady:batch``         the bound between batches, with the planner's pins
 ======================= =========================================================
 """
 
@@ -23,7 +23,7 @@ __all__ = ["misses_of", "policy_names"]
 
 
 def policy_names() -> list[str]:
-    """Everything that :func:`misses_of` knows."""
+    """All policies that :func:`misses_of` takes."""
     return [
         *POLICIES,
         *(f"access:{name}" for name in CLASSICS),
@@ -36,12 +36,12 @@ def policy_names() -> list[str]:
 def misses_of(
     trace: Trace, slots: int, policy: str, *, lookahead: int = 32, depth: int = 2
 ) -> SimulatedCounts:
-    """The topmost tier's counts with ``slots`` rows that all tables share.
+    """The counts of a topmost tier of ``slots`` rows that all tables share.
 
-    lookahead, depth: of the planner's policies.
+    lookahead, depth: used by the planner's policies, and depth by ``belady:batch``.
 
     Raises:
-        ConfigError: a policy that nobody knows, or options that it refuses.
+        ConfigError: an unknown policy, or options that it refuses.
     """
     kind, _, name = policy.partition(":")
     if policy in POLICIES:

@@ -1,4 +1,4 @@
-"""What a simulation must know of rows beside their ids: how many bytes a record takes."""
+"""What a simulation must know of rows other than their ids: how many bytes a record takes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["RecordPool", "Records"]
 
 @dataclass(frozen=True)
 class RecordPool:
-    """Tables of one record layout: ``members`` are their places in the trace."""
+    """Tables of one record layout. members: their positions in the trace."""
 
     members: tuple[int, ...]
     tables: tuple[tuple[str, int | None], ...]
@@ -28,12 +28,12 @@ class Records:
     """What a module would store for each row of a trace's tables.
 
     Args:
-        dim: columns, of all tables or by table name.
-        optimizer: its state lies in the record, behind the weights.
-        dtype: of the weights: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+        dim: columns, one number for all tables or by table name.
+        optimizer: its state is part of the record, after the weights.
+        dtype: type of the weights: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
 
     Raises:
-        ConfigError: a dim below 1, an unknown dtype, something that is no optimizer.
+        ConfigError: a dim below 1, an unknown dtype, or something that is not an optimizer.
     """
 
     dim: int | Mapping[str, int] = 64
@@ -52,17 +52,17 @@ class Records:
                 raise ConfigError(f"dim is {dim!r}; it must be a positive integer")
 
     def dim_of(self, table: str) -> int:
-        """Raises ConfigError for a table whose dim was not given."""
+        """Columns of a table; raises ConfigError where its dim was not given."""
         if not isinstance(self.dim, Mapping):
             return self.dim
         if table not in self.dim:
             raise ConfigError(
-                f"dim gives {sorted(self.dim)} but the trace has table {table!r}; add its dim"
+                f"the trace has table {table!r}, but dim names only {sorted(self.dim)}; add its dim"
             )
         return self.dim[table]
 
     def pools(self, tables: Sequence[TraceTable]) -> list[RecordPool]:
-        """The pools that a module over these tables makes, in its order."""
+        """The pools that a module would make of these tables, in the same order."""
         groups: dict[int, list[int]] = {}
         for t, table in enumerate(tables):
             groups.setdefault(self.dim_of(table.name), []).append(t)

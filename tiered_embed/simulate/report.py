@@ -26,7 +26,7 @@ MOST_HISTOGRAMS = 12
 
 
 def html(found: Study) -> str:
-    """The page."""
+    """The page, as HTML."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -59,7 +59,7 @@ def html(found: Study) -> str:
 
 
 def size_text(num_bytes: float) -> str:
-    """1.5 GiB."""
+    """A number of bytes as ``"1.5 GiB"``."""
     for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
         if num_bytes >= 1024**power:
             return f"{num_bytes / 1024**power:.3g} {unit}"
@@ -112,7 +112,7 @@ def _histograms(found: Study) -> list[dict[str, Any]]:
     if len(found.curve.by_table) > 1:
         ordered = sorted(found.curve.by_table.items(), key=lambda item: -item[1].lookups)
         curves += ordered[:MOST_HISTOGRAMS]
-    width = 760 if len(curves) == 1 else 470  # one a line, or two
+    width = 760 if len(curves) == 1 else 470  # one or two in a line
     out = []
     for i, (name, curve) in enumerate(curves):
         repeats = 1 - curve.unique / max(1.0, curve.lookups)

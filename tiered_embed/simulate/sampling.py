@@ -1,12 +1,12 @@
 """SHARDS: miss-ratio curves from a fraction of the rows, chosen by a hash of their ids.
 
-A row is in the sample or is not, wherever it is used, so reuse inside the sample is the trace's; a
-distance counts fewer rows by the rate and is divided by it.
+A row is either in the sample or not, in all its uses, so that reuse in the sample is as in the
+trace. A distance in the sample counts fewer rows, by the rate, and is divided by it.
 
 Source: Waldspurger, Park, Garthwaite, Ahmad, "Efficient MRC construction with SHARDS", USENIX FAST
-2015; the correction for what the sample holds too much or too little of (SHARDS-adj) is theirs too.
-It comes to dividing the sample's misses by the rate: only misses are scaled, never the hot rows'
-hits, so that it hardly matters whether the hottest row is sampled.
+2015; theirs is also the correction for a sample with too many or too few accesses (SHARDS-adj). It
+amounts to dividing the sample's misses by the rate: only misses are scaled, never the hits of hot
+rows, so that it hardly matters whether the hottest row is sampled.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ U64 = npt.NDArray[np.uint64]
 
 BITS = 24  # of a hash
 PIECE_IDS = 1 << 16
-KEPT = 0.9  # of the rows, when they are too many
+KEPT = 0.9  # share of ``max_rows`` that stays when there are too many
 
 
 def sampled(trace: Trace, rate: float, *, seed: int = 0) -> Trace:
@@ -55,14 +55,14 @@ def shards(
     batched: bool = False,
     seed: int = 0,
 ) -> MissRatioCurve:
-    """LRU's misses of every size, estimated from a fraction of the rows.
+    """LRU's misses for every size, estimated from a fraction of the rows.
 
     Args:
-        rate: of rows in the sample. With ``max_rows`` it is where the rate starts.
-        max_rows: the sample never holds more rows: the rate falls as the trace brings more
-            (fixed-size SHARDS). About a piece of 65,536 ids may come on top before it does.
+        rate: share of the rows in the sample. With ``max_rows`` it is the rate at the start.
+        max_rows: bounds the sample; the rate falls as the trace brings more rows (fixed-size
+            SHARDS). It may be exceeded by one piece of 65,536 ids before the rate falls.
         batched: whether all rows of a batch are looked up before any counts as used.
-        seed: of the hash.
+        seed: seed of the hash.
 
     Raises:
         ConfigError: a rate outside (0, 1], or ``max_rows`` below 1.
@@ -76,7 +76,7 @@ def shards(
 
 
 class _Sample:
-    """The rows whose hash lies under a falling threshold, and the uses counted so far."""
+    """The rows whose hash is below a falling threshold, and the uses counted so far."""
 
     def __init__(
         self, trace: Trace, threshold: int, max_rows: int | None, batched: bool, seed: int
@@ -91,7 +91,7 @@ class _Sample:
         self._hashes = np.zeros(0, np.int64)  # by row; -1: no longer in the sample
         self._uses = np.zeros(Bins.NUM)  # by bin of the scaled distance
         self._cold = 0.0
-        self._lookups = 0  # of the whole trace
+        self._lookups = 0  # in the whole trace
 
     @property
     def _rate(self) -> float:
@@ -124,15 +124,15 @@ class _Sample:
             self._lower(max(1, int(self._max_rows * KEPT)))
 
     def _lower(self, keep: int) -> None:
-        self._settle()
+        self._count_uses()
         inside = np.flatnonzero(self._hashes >= 0)
         self._threshold = int(np.partition(self._hashes[inside], keep)[keep])
         out = inside[self._hashes[inside] >= self._threshold]
         self._stack.remove(out.astype(np.int32))
         self._hashes[out] = -1
 
-    def _settle(self) -> None:
-        """Counts what was used under the present rate."""
+    def _count_uses(self) -> None:
+        """Scales the uses since the rate last changed, and adds them up."""
         stack, rate = self._stack, self._rate
         found = np.flatnonzero(stack.counts)
         bins = Bins.of(np.maximum(1, np.rint(found / rate)).astype(np.int64))
@@ -142,7 +142,7 @@ class _Sample:
         stack.cold[:] = 0
 
     def curve(self) -> MissRatioCurve:
-        self._settle()
+        self._count_uses()
         top = int(np.flatnonzero(self._uses)[-1]) if self._uses.any() else 1
         uses: F64 = self._uses[: top + 1]
         misses = self._cold + uses.sum() - np.cumsum(uses)
@@ -173,14 +173,13 @@ def _salt(table: int, seed: int) -> np.uint64:
 def _filtered(chunk: TraceChunk, threshold: int, seed: int) -> TraceChunk:
     parts = []
     for t, (offsets, ids) in enumerate(chunk.table_ids):
-        kept, cuts = _filter(ids, offsets, _salt(t, seed), threshold)
-        parts.append((cuts, kept))
+        parts.append(_filter(ids, offsets, _salt(t, seed), threshold))
     return TraceChunk(tuple(parts))
 
 
 @compiled
 def _hash(id_: int, salt: np.uint64) -> int:
-    """splitmix64's finish over the salted id, its upper 24 bits."""
+    """The upper 24 bits of splitmix64's finalizer over the salted id."""
     x = np.uint64(id_) ^ salt
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -198,12 +197,13 @@ def _hashes(ids: I64, salt: np.uint64) -> I64:
 
 @compiled
 def _filter(ids: I64, offsets: I64, salt: np.uint64, threshold: int) -> tuple[I64, I64]:
+    """Returns the offsets of the batches, and the ids that are kept."""
     kept = np.empty(len(ids), np.int64)
-    cuts = np.zeros_like(offsets)
+    kept_offsets = np.zeros_like(offsets)
     count = 0
     for b in range(len(offsets) - 1):
         for i in range(offsets[b], offsets[b + 1]):
             kept[count] = ids[i]
             count += _hash(ids[i], salt) < threshold
-        cuts[b + 1] = count
-    return kept[:count].copy(), cuts
+        kept_offsets[b + 1] = count
+    return kept_offsets, kept[:count].copy()

@@ -1,6 +1,6 @@
-"""A whole study of one trace: curves, policies at some sizes, bounds, tables. What a report shows.
+"""A whole study of one trace: curves, policies at some sizes, bounds, tables.
 
-``study`` runs it; it is plain data, ``as_dict`` makes it JSON.
+``study`` runs it; ``Study`` is plain data, which ``report`` and ``charts`` show. One thread.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ from .sampling import shards
 __all__ = ["PolicyResult", "Study", "StudyOptions", "study", "table_rows"]
 
 PEER = "libcachesim:"
-Told = Callable[[str, int, int], None]  # what is done now, steps done, of all
+Progress = Callable[[str, int, int], None]
+"""Called with what is done now, the number of steps done, and of all steps."""
 
 
 @dataclass(frozen=True)
 class StudyOptions:
     """What to simulate.
 
-    sizes: in rows, or shares of the distinct rows below 1. policies: names of ``policies``.
-    estimates: also the curve's approximations, with their errors. lookahead, depth: of the
-    planner's policies. records: bytes of a row.
+    sizes: numbers of rows, or shares of the distinct rows where below 1. policies: names that
+    ``policies`` knows. lookahead, depth: used by the planner's policies. within: see ``curves``.
+    estimates: whether to estimate the curve too, and measure the errors. records: how large a row
+    is.
     """
 
     sizes: Sequence[float] = (0.01, 0.05, 0.1, 0.2)
@@ -48,14 +50,17 @@ class StudyOptions:
 
     def __post_init__(self) -> None:
         if not self.sizes or any(not size > 0 for size in self.sizes):
-            raise ConfigError(f"sizes are {list(self.sizes)}; pass rows, or shares below 1")
+            raise ConfigError(
+                f"sizes are {list(self.sizes)}; pass rows, or shares of the distinct rows below 1"
+            )
 
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """One policy at the study's sizes; None where it has too little room to work.
+    """One policy at the study's sizes.
 
-    counts: the topmost tier by size. tables: likewise, by table, where it is known.
+    counts: of the topmost tier, for each size; None where the policy does not fit. tables: the same
+    by table, for policies that count by table.
     """
 
     policy: str
@@ -77,7 +82,7 @@ class PolicyResult:
 
 @dataclass(frozen=True)
 class Study:
-    """What was found. steps: batches. rows: distinct, by table. sizes: in rows."""
+    """What was found. steps: batches. rows: distinct rows by table. sizes: in rows."""
 
     name: str
     options: StudyOptions
@@ -95,7 +100,7 @@ class Study:
 
     @property
     def errors(self) -> dict[str, CurveError]:
-        """Of each estimate to the exact curve."""
+        """How far each estimate is from the exact curve, by method."""
         return {curve.method: curve.error_to(self.curve) for curve in self.estimates}
 
     def as_dict(self) -> dict[str, Any]:
@@ -124,9 +129,9 @@ def study(
     options: StudyOptions | None = None,
     *,
     name: str = "trace",
-    told: Told = lambda what, done, total: None,
+    progress: Progress = lambda what, done, total: None,
 ) -> Study:
-    """Simulates everything that the options ask for; ``told(what, done, total)`` follows.
+    """Simulates everything that the options ask for; ``progress`` is called before each step.
 
     Raises:
         ConfigError: an unknown policy, tables of several record layouts, a trace without accesses.
@@ -136,31 +141,31 @@ def study(
     pools = options.records.pools(trace.tables)
     if len(pools) != 1:
         raise ConfigError(
-            f"the tables have {len(pools)} record layouts, which share no slots; study those of "
-            "one dim at a time"
+            f"the tables have {len(pools)} record layouts, which cannot share slots; study tables "
+            "of one dim at a time"
         )
     methods = ["shards"] if options.estimates else []
     if options.estimates and options.within == "access":
-        methods += ["aet", "che"]  # they know no batches
+        methods += ["aet", "che"]  # which do not model batches
     total = 1 + len(methods) + len(options.policies)
-    told("exact curve", 0, total)
+    progress("exact curve", 0, total)
     curve = lru_curve(trace, options.within)
     if curve.lookups == 0:
-        raise ConfigError("the trace has no access; there is nothing to simulate")
+        raise ConfigError("the trace is empty: it has no access to simulate")
     rows = {table: round(c.cold) for table, c in curve.by_table.items()}
     sizes = sorted({_rows_of(size, sum(rows.values())) for size in options.sizes})
     estimates = []
     for done, method in enumerate(methods, 1):
-        told(method, done, total)
+        progress(method, done, total)
         estimates.append(_estimate(trace, method, options, sum(rows.values())))
     found = []
     peers = any(policy.startswith(PEER) for policy in options.policies)
     with PeerTrace.of(trace) if peers else nullcontext() as written:
         for done, policy in enumerate(options.policies, 1 + len(methods)):
-            told(policy, done, total)
+            progress(policy, done, total)
             found.append(_policy(trace, policy, sizes, options, written))
     steps = sum(chunk.num_batches for chunk in trace.chunks())
-    told("done", total, total)
+    progress("done", total, total)
     return Study(name, options, steps, rows, pools[0].record_bytes, sizes, curve, estimates, found)
 
 
@@ -176,7 +181,7 @@ def _rows_of(size: float, num_rows: int) -> int:
 
 def _estimate(trace: Trace, method: str, options: StudyOptions, num_rows: int) -> MissRatioCurve:
     if method == "shards":
-        # At least some thousand rows, or the sample says little of a small trace.
+        # A small trace needs a sample of at least some thousand rows to say anything.
         rate = min(1.0, max(0.01, 8000 / max(1, num_rows)))
         return shards(trace, rate, batched=options.within == "batch")
     return aet(trace) if method == "aet" else che(trace)
@@ -210,7 +215,7 @@ def _policy(
 
 
 def table_rows(found: Study) -> list[dict[str, Any]]:
-    """Per table, most lookups first: what it asks for, and what each size gives it under LRU."""
+    """Per table, most lookups first: its share of lookups, and its LRU hit rate at each size."""
     out = []
     for table, curve in found.curve.by_table.items():
         out.append(

@@ -17,7 +17,8 @@ from .options import (
     ON_NONFINITE,
     EngineKeywords,
     EngineOptions,
-    engine_options,
+    option_help,
+    options_from_keywords,
 )
 from .row_formats import ITEM_BYTES, TYPE_NUMBERS, renormalised, rounding_key
 from .sizes import parse_bytes
@@ -45,8 +46,9 @@ __all__ = [
     "TierStats",
     "Tiers",
     "Uniform",
-    "engine_options",
     "init",
+    "option_help",
+    "options_from_keywords",
     "parse_bytes",
     "philox4x32",
     "renormalised",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -23,7 +25,8 @@ __all__ = [
     "ON_NONFINITE",
     "EngineKeywords",
     "EngineOptions",
-    "engine_options",
+    "option_help",
+    "options_from_keywords",
 ]
 
 BOUNDS_CHECKS = ("raise", "clamp", "ignore")
@@ -253,7 +256,7 @@ class EngineKeywords(TypedDict, total=False):
     kernel: str
 
 
-def engine_options(owner: str, keywords: EngineKeywords) -> EngineOptions:
+def options_from_keywords(owner: str, keywords: EngineKeywords) -> EngineOptions:
     """The options that ``owner``'s constructor was given.
 
     Raises:
@@ -279,3 +282,18 @@ def _is_count(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def option_help(name: str) -> str:
+    """What ``EngineOptions`` documents of one of its fields, as one line for a command's help.
+
+    Raises:
+        KeyError: the field is not documented.
+    """
+    text = inspect.getdoc(EngineOptions) or ""
+    entries = re.findall(r"^    ([a-z_, ]+): (.+(?:\n {5,}.+)*)", text, re.MULTILINE)
+    if not entries:  # python -OO drops docstrings
+        return ""
+    found = {key: body for keys, body in entries for key in keys.split(", ")}
+    line = " ".join(found[name].replace("``", "").replace('"', "").split())
+    return line[0].upper() + line[1:]
