@@ -505,11 +505,11 @@ class Engine:
             for pool in self.pools:
                 pool.scheduler.check()
             for pool in self.pools:
-                pool.unsettle()
+                pool.mark_training()
         for pool in self.pools:
             pool.flush()
         for pool in self.pools:
-            pool.settle(self.steps)
+            pool.mark_finished(self.steps)
 
     def check_idle(self, what: str) -> None:
         """Raises unless rows may be replaced or saved now: by this process, between two steps.
@@ -576,11 +576,11 @@ class Engine:
 
         if len(self.pools) > 1 and all(pool.scheduler.usable for pool in self.pools):
             for pool in self.pools:
-                attempt(pool.unsettle)
+                attempt(pool.mark_training)
         finished = [attempt(pool.finish) for pool in self.pools]
         if all(finished) and not errors:
             for pool in self.pools:
-                attempt(lambda pool=pool: pool.settle(self.steps))  # type: ignore[misc]
+                attempt(lambda pool=pool: pool.mark_finished(self.steps))  # type: ignore[misc]
         for pool in self.pools:
             attempt(pool.close)
         if errors:
