@@ -19,6 +19,7 @@ from .errors import (
 from .loop import SwapEntry, SwapReport, accumulate, lr_optimizer, prefetch, swap
 from .modules import TieredEmbedding, TieredEmbeddingBag, TieredEmbeddingBagCollection
 from .spec import Stats, TableConfig, Tiers, init
+from .store import drop_table
 
 __version__ = "0.1.0.dev0"
 
@@ -42,6 +43,7 @@ __all__ = [
     "Tiers",
     "accumulate",
     "checkpoint",
+    "drop_table",
     "errors",
     "init",
     "lr_optimizer",

@@ -39,13 +39,14 @@ from benchmarks.support.reports import (
     spread,
     write_json,
 )
+from tiered_embed.spec import table_hash
 from tiered_embed.store import open_store
 from tiered_embed.store.base import Chunk, RowStore
-from tiered_embed.store.keys import encode_keys, table_key
+from tiered_embed.store.keys import encode_keys
 
 TUNINGS = ("rows", "rocksdb_default")
 NAMES = {"rows": "tiered_embed", "rocksdb_default": "RocksDB's defaults"}
-TABLE = table_key("table")
+TABLE = table_hash("table")
 CHUNK_ROWS = 100_000
 READ_BACK_ROWS = 1000  # checked after each batch of updates
 CHECK_BYTES = 16  # the head of a record: its row and its version

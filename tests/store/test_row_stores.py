@@ -1,5 +1,6 @@
 """The ``RowStore`` contract, held against every backend, and the directory around it."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,14 +17,16 @@ from hypothesis import strategies as st
 
 from tiered_embed import store as te_store
 from tiered_embed.errors import ClosedError, ConfigError, CorruptionError, StoreError
+from tiered_embed.spec import table_hash
 from tiered_embed.store import open_store
 from tiered_embed.store import rocksdb as rocksdb_backend
 from tiered_embed.store.base import RowStore
-from tiered_embed.store.keys import decode_rows, encode_keys, table_key
+from tiered_embed.store.directory import read_description, write_description
+from tiered_embed.store.keys import decode_rows, encode_keys
 
 RECORD_BYTES = 24
 LAYOUT = {"dim": 4, "dtype": "float32", "optimizer": "rowwise_adagrad"}
-TABLE = table_key("user")
+TABLE = table_hash("user")
 
 
 @pytest.fixture(params=["rocksdb", "rocksdb_py", "memory"])
@@ -95,9 +98,9 @@ def test_keys_round_trip_and_sort_unsigned():
 
 
 def test_keys_take_a_table_per_row():
-    tables = np.frombuffer(table_key("a") + table_key("b"), np.uint8).reshape(2, 4)
+    tables = np.frombuffer(table_hash("a") + table_hash("b"), np.uint8).reshape(2, 4)
     keys = encode_keys(tables, np.array([7, 7], np.int64))
-    assert [bytes(k[:4]) for k in keys] == [table_key("a"), table_key("b")]
+    assert [bytes(k[:4]) for k in keys] == [table_hash("a"), table_hash("b")]
 
 
 @pytest.mark.parametrize(
@@ -114,9 +117,9 @@ def test_keys_refuse_wrong_shapes(table, rows):
         encode_keys(table, rows)
 
 
-def test_table_key_is_sha256():
-    assert len(table_key("table")) == 4
-    assert table_key("").hex() == "e3b0c442"
+def test_the_key_of_a_table_is_sha256():
+    assert len(table_hash("table")) == 4
+    assert table_hash("").hex() == "e3b0c442"
 
 
 # Reading and writing
@@ -171,7 +174,7 @@ def test_large_batches_cross_every_internal_chunk(open_it):
 
 
 def test_tables_do_not_mix(store):
-    other = table_key("item")
+    other = table_hash("item")
     store.put(keys_of(1), records_of(1))
     store.put(keys_of(1, table=other), records_of(2))
     assert read(store, keys_of(1)) == [records_of(1)[0].tobytes()]
@@ -388,10 +391,11 @@ def test_damaged_layout_is_corruption(store, open_it, damage):
         open_it()
 
 
-def test_layout_of_a_newer_format_is_refused(store, open_it, monkeypatch):
+def test_layout_of_a_newer_format_is_refused(store, open_it):
     store.close()
-    monkeypatch.setattr("tiered_embed.store.directory.FORMAT_VERSION", 2)
-    with pytest.raises(StoreError, match="has format 1"):
+    newer = dataclasses.replace(read_description(store.path), version=3)
+    write_description(store.path, newer)
+    with pytest.raises(StoreError, match=r"has format 3, this version .* reads 1 to 2"):
         open_it()
 
 

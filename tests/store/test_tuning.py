@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from tiered_embed.errors import ConfigError, CorruptionError
+from tiered_embed.spec import table_hash
 from tiered_embed.store import open_store
 from tiered_embed.store import rocksdb as rocksdb_backend
 from tiered_embed.store.base import RowStore
-from tiered_embed.store.keys import encode_keys, table_key
+from tiered_embed.store.keys import encode_keys
 
 RECORD_BYTES = 516
-TABLE = table_key("table")
+TABLE = table_hash("table")
 NUM_ROWS = 6000
 
 

@@ -257,7 +257,9 @@ def test_rows_that_a_failed_exchange_leaves_nowhere_are_told_of(tmp_path, monkey
         module.close()
     layout = module.engine.pools[0].layout
     (folder,) = tmp_path.glob("pool-*")
-    store = open_store("memory", folder, layout.record_bytes, layout.describe())
+    store = open_store(
+        "memory", folder, layout.record_bytes, layout.store_layout().record, tables={}
+    )
     records = np.empty((12, layout.record_bytes), np.uint8)
     found = store.get(encode_keys(layout.table_hashes[0].tobytes(), np.arange(12)), records)
     store.close()

@@ -8,11 +8,12 @@ comes back. No pickle anywhere.
 Threading: calls belong to the thread that trains the model; a background save owns no rows.
 """
 
+from .chain import open_chain, verify
 from .compact import PoolDifference, compact, diff
 from .dcp import RowsState
 from .export import TableExport, export
 from .extra import restore_rng, rng_state
-from .load import load, open_chain, verify
+from .load import load
 from .save import Saved, save, save_delta
 from .steps import list, prune
 

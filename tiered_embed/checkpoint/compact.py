@@ -10,11 +10,12 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
-from ..store import os_errors, sync_path, write_meta
+from ..store import copy_tree, mark_finished, os_errors, remove_tree, sync_path, sync_tree
 from ..tiers import KEY
 from . import folders
-from .load import apply_deltas, as_keys, open_chain, scan_pool
+from .chain import as_keys, open_chain, scan_pool
 from .manifest import hashed, identity
+from .restored import apply_deltas
 
 __all__ = ["PoolDifference", "compact", "diff"]
 
@@ -95,9 +96,9 @@ def compact(path: str | os.PathLike[str], step: int | None = None) -> int:
         for index, entry in enumerate(chain.manifest.pools):
             name = f"store/{index}"
             (base, _), *deltas = chain.pool_links(index)
-            folders.copy_tree(base, folder / name)
+            copy_tree(base, folder / name)
             apply_deltas(folder / name, deltas)
-            write_meta(folder / name, {"step": entry.steps, "settled": True})
+            mark_finished(folder / name, entry.layout.tables, entry.steps)
             folders.drop_runtime_files(folder / name)
             pools.append(entry.model_copy(update={"folder": name}))
         known = {
@@ -116,11 +117,11 @@ def compact(path: str | os.PathLike[str], step: int | None = None) -> int:
         whole.write(folder)
         aside = chain.folder.with_name(f"step-{number}.replaced")
         with os_errors(f"cannot replace '{chain.folder}'"):
-            folders.sync_tree(folder)
+            sync_tree(folder)
             os.rename(chain.folder, aside)
             os.rename(folder, directory / f"step-{number}")
             sync_path(directory)
-            folders.remove_tree(aside)
+            remove_tree(aside)
     return number
 
 

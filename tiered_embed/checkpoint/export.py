@@ -21,8 +21,8 @@ import safetensors.numpy
 from ..errors import ConfigError
 from ..spec import ITEM_BYTES, table_hash
 from ..store import decode_rows, make_directory, os_errors, sync_path
+from .chain import open_chain, scan_pool
 from .folders import directory
-from .load import open_chain, scan_pool
 
 __all__ = ["TableExport", "export"]
 

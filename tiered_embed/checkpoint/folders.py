@@ -17,29 +17,25 @@ import contextlib
 import fcntl
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ConfigError, StoreError
-from ..store import make_directory, os_errors, sync_path
+from ..store import make_directory, os_errors, remove_tree, sync_path, sync_tree
 
 __all__ = [
     "check_step",
     "commit",
     "committed_steps",
-    "copy_tree",
     "current_folder",
     "directory",
     "drop_runtime_files",
     "lock",
     "prepare",
     "remove",
-    "remove_tree",
     "step_folder",
     "sweep",
-    "sync_tree",
 ]
 
 SCRATCH = "reading-"  # copies that a reader opens; their names begin so
@@ -180,31 +176,6 @@ def remove(path: Path, step: int) -> None:
         remove_tree(aside)
 
 
-def sync_tree(folder: Path) -> None:
-    """fsyncs every file below ``folder``, then every folder, the deepest first."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for below, _, names in os.walk(folder, topdown=False, onerror=fail):
-        for name in names:
-            sync_path(Path(below) / name)
-        sync_path(Path(below))
-
-
-def copy_tree(source: Path, target: Path) -> None:
-    """Makes ``target`` a copy of a store's folder. Immutable files are shared by hard links where
-    the file system allows; what a store rewrites in place is copied."""
-    with os_errors(f"cannot copy '{source}' to '{target}'"):
-        target.mkdir(mode=0o700, parents=True)
-        for entry in sorted(os.scandir(source), key=lambda e: e.name):
-            here = target / entry.name
-            if entry.is_dir(follow_symlinks=False):
-                copy_tree(Path(entry.path), here)
-            elif not (entry.name.endswith(".sst") and _linked(entry.path, here)):
-                shutil.copyfile(entry.path, here, follow_symlinks=False)
-
-
 def drop_runtime_files(store: Path) -> None:
     """Removes what an open store leaves in its folder and a copy has no use for."""
     with os_errors(f"cannot write into '{store}'"):
@@ -218,19 +189,3 @@ def stat_is_directory(path: Path) -> bool:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
-
-
-def _linked(source: str, target: Path) -> bool:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:  # another file system, or one without hard links
-        return False
-    return True
-
-
-def remove_tree(folder: Path) -> None:
-    """A folder with all that is in it, or whatever else has that name."""
-    if folder.is_dir() and not folder.is_symlink():
-        shutil.rmtree(folder)
-    else:
-        folder.unlink()

@@ -1,6 +1,7 @@
 """``manifest.json``: what a committed step consists of, to the byte.
 
-Format 1. The file is ``{"content": ..., "sha256": ...}``, where the digest is of the content as
+Format 2; format 1, which had neither ``ranks`` nor ``shards``, is read as one rank's whole tables.
+The file is ``{"content": ..., "sha256": ...}``, where the digest is of the content as
 canonical JSON; the content is a :class:`Manifest`. Every other file of the step is listed with size
 and SHA-256; nothing may be missing, and nothing else may be there. A manifest is treated as
 hostile: sizes, counts and names are capped, names are relative and plain, and no link is followed.
@@ -19,7 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ConfigError, CorruptionError, StoreError
-from ..store import os_errors
+from ..store import WHOLE, StoreLayout, os_errors
 
 __all__ = [
     "FORMAT_VERSION",
@@ -34,7 +35,7 @@ __all__ = [
     "sha256_of",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 MOST_BYTES = 64 << 20  # of a manifest
 MOST_FILES = 1 << 20
@@ -79,7 +80,8 @@ class PoolEntry(_Strict):
     """One pool's rows: a store, or for a delta the rows that changed.
 
     module: its name inside the model, for people and where layouts are equal. rows, padding: per
-    table of the layout, its size (None: unbounded) and its padding row.
+    table of the layout, its size (None: unbounded) and its padding row. shards: per table, the
+    part of it that this entry holds.
     """
 
     folder: Annotated[str, Field(pattern=FOLDER_PATTERN)]
@@ -87,28 +89,54 @@ class PoolEntry(_Strict):
     layout: Layout
     rows: Annotated[list[Count | None], Field(max_length=65536)]
     padding: Annotated[list[Count | None], Field(max_length=65536)]
+    shards: Annotated[list[Text], Field(max_length=65536)]
     record_bytes: Annotated[int, Field(ge=1, lt=2**31)]
     steps: Annotated[int, Field(ge=0, lt=2**62)]  # updates of its module so far
 
     @model_validator(mode="after")
     def _one_per_table(self) -> PoolEntry:
         num = len(self.layout.tables)
-        if len(self.rows) != num or len(self.padding) != num:
-            raise ValueError(f"{num} tables have {len(self.rows)} sizes, {len(self.padding)} rows")
+        if not num == len(self.rows) == len(self.padding) == len(self.shards):
+            raise ValueError(
+                f"{num} tables have {len(self.rows)} sizes, {len(self.padding)} padding rows and "
+                f"{len(self.shards)} shards"
+            )
         return self
+
+    def store_layout(self) -> StoreLayout:
+        """What a store must agree with to hold these rows."""
+        layout = self.layout
+        record = layout.model_dump(include={"dim", "dtype", "optimizer", "state"})
+        facts = zip(self.rows, self.padding, self.shards, strict=True)
+        return StoreLayout(
+            record,
+            self.record_bytes,
+            {
+                name: {
+                    "rows": rows,
+                    "padding": padding,
+                    "seed": layout.seed,
+                    "init": layout.init,
+                    "shard": shard,
+                }
+                for name, (rows, padding, shard) in zip(layout.tables, facts, strict=True)
+            },
+        )
 
 
 class Manifest(_Strict):
     """A committed step. base, base_id: of the step that a delta stands on, None for a whole one.
 
     id: of this step's content, at random: another run's step of the same number is another one.
+    ranks: how many processes wrote it.
     """
 
-    version: Literal[1]
+    version: Literal[2]
     id: Id
     step: Count
     base: Count | None
     base_id: Id | None
+    ranks: Annotated[int, Field(ge=1, lt=2**31)]
     pools: Annotated[list[PoolEntry], Field(max_length=100_000)]
     files: Annotated[
         dict[Annotated[str, Field(pattern=FILE_PATTERN)], FileEntry], Field(max_length=MOST_FILES)
@@ -144,13 +172,13 @@ class Manifest(_Strict):
         if not intact:
             raise CorruptionError(f"'{path}' does not match its SHA-256; {remedy}")
         version = content.get("version")
-        if isinstance(version, int) and version != FORMAT_VERSION:
+        if isinstance(version, int) and version not in (1, FORMAT_VERSION):
             raise StoreError(
-                f"'{path}' has format {version}, this version of tiered_embed reads "
+                f"'{path}' has format {version}, this version of tiered_embed reads 1 to "
                 f"{FORMAT_VERSION}; use the version that wrote it"
             )
         try:
-            manifest = Manifest.model_validate(content)
+            manifest = Manifest.model_validate(_as_format_2(content))
         except (ValidationError, RecursionError) as error:
             first = str(error).splitlines()[:3]
             raise CorruptionError(f"'{path}': {' '.join(first)}; {remedy}") from error
@@ -200,6 +228,26 @@ class Manifest(_Strict):
                 )
             total += entry.size
         return total
+
+
+def _as_format_2(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of format 1 with what format 2 added; anything else as it is, for validation."""
+    if content.get("version") != 1 or isinstance(content["version"], bool) or "ranks" in content:
+        return content
+    pools = content.get("pools")
+    if not isinstance(pools, list):
+        return content
+    return {**content, "version": 2, "ranks": 1, "pools": [_with_shards(pool) for pool in pools]}
+
+
+def _with_shards(pool: Any) -> Any:
+    layout = pool.get("layout") if isinstance(pool, dict) else None
+    tables = layout.get("tables") if isinstance(layout, dict) else None
+    if not isinstance(tables, list):
+        return pool
+    if "shards" in pool:
+        return None  # format 1 has none: refused by the validation
+    return {**pool, "shards": [WHOLE] * len(tables)}
 
 
 def hashed(folder: Path, known: Mapping[tuple[int, int, int], str]) -> dict[str, FileEntry]:

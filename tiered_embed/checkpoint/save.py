@@ -29,7 +29,7 @@ from torch import nn
 from ..engine import Pool
 from ..errors import ClosedError, ConfigError, StoreError
 from ..modules import TieredModule
-from ..store import encode_keys, open_store, os_errors, write_meta
+from ..store import WHOLE, encode_keys, mark_finished, open_store, os_errors, remove_tree
 from ..tiers import ChangedKeys
 from . import extra as extras
 from .delta import write_delta
@@ -42,7 +42,6 @@ from .folders import (
     drop_runtime_files,
     lock,
     prepare,
-    remove_tree,
     step_folder,
 )
 from .manifest import Layout, Manifest, PoolEntry, hashed, identity
@@ -54,8 +53,8 @@ __all__ = [
     "pools_of",
     "save",
     "save_delta",
-    "settle",
     "tiered_modules",
+    "wait_for_newest",
 ]
 
 KNOWN_STEPS = 8
@@ -63,7 +62,7 @@ _log = logging.getLogger("tiered_embed")
 
 
 class Saved:
-    """A save that was cut; :meth:`wait` tells that it is committed."""
+    """A save whose snapshot is taken; :meth:`wait` returns once it is committed."""
 
     def __init__(self, path: Path, step: int) -> None:
         self._pid = os.getpid()
@@ -149,8 +148,9 @@ def save(
         step: names the step; any number that is not committed there yet.
         extra: dense weights, optimizer and RNG states, a reader's cursor (``Prefetch.state_dict``):
             nested dicts, lists and tuples of tensors, arrays, strings and numbers.
-        background: return after the cut. Training may go on at once; the write buffer may take the
-            dirty bytes, at most 1 GiB at a time, and 256 MiB until the step's rows are stored.
+        background: return once the snapshot is taken. Training may go on at once; the write buffer
+            may take the dirty bytes, at most 1 GiB at a time, and 256 MiB until the step's rows are
+            stored.
 
     Returns:
         The save; without ``background`` it is committed.
@@ -181,7 +181,7 @@ def save_delta(
             :func:`save`.
     """
     where = directory(path)
-    settle(model, "save")
+    wait_for_newest(model, "save")
     basis = _bases.get(model)
     if basis is None or basis.path != where:
         raise _no_basis(where)
@@ -202,7 +202,7 @@ def note_restored(model: nn.Module, path: Path, manifest: Manifest) -> None:
     _bases[model] = _Basis(path, manifest.step, manifest.id, _track(model))
 
 
-def settle(model: nn.Module, what: str) -> None:
+def wait_for_newest(model: nn.Module, what: str) -> None:
     """Waits for the model's newest save.
 
     Raises:
@@ -223,13 +223,13 @@ def _track(model: nn.Module) -> list[ChangedKeys]:
 def _save(
     model: nn.Module, path: Path, step: int, extra: Any, background: bool, basis: _Basis | None
 ) -> Saved:
-    settle(model, "save")
+    wait_for_newest(model, "save")
     pools = pools_of(model)
     _check(pools, basis is not None)
     encoded = {} if extra is None else extras.encode(extra)
     held = contextlib.ExitStack()
     held.enter_context(lock(path))
-    cuts: list[Future[None]] = []
+    snapshots: list[Future[None]] = []
     try:
         if basis is not None:
             _check_basis(basis, path, pools)
@@ -245,20 +245,21 @@ def _save(
             entries.append(pool_entry(name, pool, f"{kind}/{i}", runtime.steps))
             target = folder / kind / str(i)
             since = None if basis is None else basis.changed[i]
-            cuts.append(_cut(pool, target, runtime.steps, since, changed))
+            snapshots.append(_snapshot(pool, target, runtime.steps, since, changed))
         this = secrets.token_hex(16)
 
         def finish() -> None:
             with held:
-                for cut in futures.wait(cuts).done:
-                    cut.result()
+                for snapshot in futures.wait(snapshots).done:
+                    snapshot.result()
                 _write(folder, encoded)
                 manifest = Manifest(
-                    version=1,
+                    version=2,
                     id=this,
                     step=step,
                     base=None if basis is None else basis.step,
                     base_id=None if basis is None else basis.id,
+                    ranks=1,
                     pools=entries,
                     files=hashed(folder, _known(path)),
                 )
@@ -269,8 +270,8 @@ def _save(
         if background:
             saved._future = pools[0][2].scheduler.in_saving_thread(_logged(finish, saved))
     except BaseException:
-        # What was cut still runs, and must not meet the folder of a later save.
-        futures.wait(cuts)
+        # Snapshots under way must not write into the folder of a later save.
+        futures.wait(snapshots)
         held.close()
         raise
     _newest[model] = saved
@@ -298,6 +299,7 @@ def pool_entry(module: str, pool: Pool, folder: str, steps: int) -> PoolEntry:
             layout=Layout.model_validate(described),
             rows=[sizes[name] for name in described["tables"]],
             padding=[padding[name] for name in described["tables"]],
+            shards=[WHOLE] * len(sizes),
             record_bytes=layout.record_bytes,
             steps=steps,
         )
@@ -326,7 +328,7 @@ def _check(pools: list[tuple[str, TieredModule, Pool]], delta: bool) -> None:
             )
 
 
-def _cut(
+def _snapshot(
     pool: Pool, target: Path, steps: int, since: ChangedKeys | None, changed: list[ChangedKeys]
 ) -> Future[None]:
     """Fixes a pool's rows; the future tells that they are in ``target``."""
@@ -342,7 +344,7 @@ def _cut(
             write_delta(store, since.keys(), target)
             return
         store.checkpoint(target)
-        write_meta(target, {"step": steps, "settled": True})
+        mark_finished(target, [name for name, _ in pool.layout.tables], steps)
 
     place = len(changed)
     changed.append(ChangedKeys())
@@ -360,9 +362,12 @@ def _copied(pool: Pool, target: Path, steps: int) -> Future[None]:
             for rows, records in pool.materialised(i):
                 yield encode_keys(key, rows), np.ascontiguousarray(records)
 
-    with open_store("auto", target, layout.record_bytes, layout.describe(), "create") as store:
+    wanted = layout.store_layout()
+    with open_store(
+        "auto", target, wanted.record_bytes, wanted.record, "create", tables=wanted.tables
+    ) as store:
         store.import_sorted(chunks())
-    write_meta(target, {"step": steps, "settled": True})
+    mark_finished(target, [name for name, _ in pool.layout.tables], steps)
     drop_runtime_files(target)
     done: Future[None] = Future()
     done.set_result(None)

@@ -7,7 +7,7 @@ import os
 
 from ..errors import ConfigError
 from . import folders
-from .load import open_chain
+from .chain import open_chain
 
 __all__ = ["list", "prune"]
 

@@ -152,11 +152,11 @@ class PoolGroup:
             # Ended halfway, some stores would be of this step and others of an earlier one.
             self.check()
             for pool in self.pools:
-                pool.unsettle()
+                pool.mark_training()
         for pool in self.pools:
             pool.flush()
         for pool in self.pools:
-            pool.settle(step)
+            pool.mark_finished(step)
 
     def discard(self, why: TieredEmbedError) -> None:
         """Gives up every row, file and thread; every later call raises ``why``."""
@@ -185,11 +185,11 @@ class PoolGroup:
 
         if len(self.pools) > 1 and all(pool.scheduler.usable for pool in self.pools):
             for pool in self.pools:
-                attempt(pool.unsettle)
+                attempt(pool.mark_training)
         finished = [attempt(pool.finish) for pool in self.pools]
         if all(finished) and not errors:
             for pool in self.pools:
-                attempt(lambda pool=pool: pool.settle(step))  # type: ignore[misc]
+                attempt(lambda pool=pool: pool.mark_finished(step))  # type: ignore[misc]
         for pool in self.pools:
             attempt(pool.close)
         if errors:

@@ -176,7 +176,7 @@ class Mover:
                 self._post_write(ssd)
                 self._await_writes(CUT_BYTES // 2)
             ssd.hand_down(tables[part], rows[part], self._memory.gather(slots[part]))
-        ssd.cut()
+        ssd.hold()
         self._cut_bytes = ssd.in_flight_bytes + CUT_SLACK_BYTES
         out: Future[T] = Future()
 
@@ -192,7 +192,7 @@ class Mover:
             except BaseException as error:
                 out.set_exception(error)
             finally:
-                ssd.lift_cut()
+                ssd.resume()
 
         self._writes.append(self._submit(self._executors.writing, write))
         self._cut = self._submit(self._executors.writing, follow)

@@ -139,15 +139,15 @@ class Pool:
         """Writes dirty rows back."""
         self.scheduler.flush()
 
-    def settle(self, step: int) -> None:
-        """Records that the store holds every row as of ``step``. REQUIRES: flushed or finished."""
+    def mark_finished(self, step: int) -> None:
+        """Notes that the store holds every row as of ``step``. REQUIRES: flushed or finished."""
         if self.scheduler.ssd is not None:
-            self.scheduler.ssd.settle(step)
+            self.scheduler.ssd.mark_finished(step)
 
-    def unsettle(self) -> None:
-        """Records that the store's rows are of no one step."""
+    def mark_training(self) -> None:
+        """Notes that the store's rows may come from different training steps."""
         if self.scheduler.ssd is not None:
-            self.scheduler.ssd.unsettle()
+            self.scheduler.ssd.mark_training()
 
     def materialised(self, table: int) -> Iterator[tuple[I64, U8]]:
         """(row ids, records) of a table's materialised rows in key order, in chunks.

@@ -1,154 +1,59 @@
 """Where rows live below memory: one ``RowStore`` contract, three backends, one way to open them.
 
-``keys.py`` encodes keys, ``directory.py`` locks and describes a store's directory, ``base.py``
-holds the contract; ``rocksdb.py``, ``rocksdb_py.py`` and ``memory.py`` implement it. Which rows are
-stored when is the planner's and the pipeline's business.
+``keys.py`` encodes keys; ``directory.py`` locks a store's directory, ``description.py`` and
+``marks.py`` say what lies there; ``base.py`` holds the contract, which ``rocksdb.py``,
+``rocksdb_py.py`` and ``memory.py`` implement; ``opening.py`` opens one store, ``working.py`` finds
+those of a working directory, ``replacing.py`` replaces one. Which rows are stored when is the
+planner's and the engine's business.
 """
 
-import dataclasses
-import functools
-import json
-import logging
-import os
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
-
-from ..errors import ConfigError, StoreError
-from . import memory, rocksdb, rocksdb_py
-from .base import Chunk, RowStore, StoreOptions, close_at_exit
+from .base import Chunk, RowStore, StoreOptions
+from .description import WHOLE, StoreLayout
 from .directory import (
-    Mode,
     StoreDirectory,
     make_directory,
     os_errors,
+    read_description,
     read_meta,
     sync_path,
     write_meta,
 )
-from .keys import KEY_BYTES, decode_rows, encode_keys, table_key
-from .replacing import beside, recover
+from .keys import KEY_BYTES, decode_rows, encode_keys, table_range
+from .marks import Mark, mark_finished, mark_training, read_marks
+from .opening import default_backend, open_store
+from .replacing import Replacement
 from .rocksdb import RocksDbRowStore
+from .trees import copy_tree, remove_tree, sync_tree
+from .working import drop_table, open_pool_store
 
 __all__ = [
     "KEY_BYTES",
+    "WHOLE",
     "Chunk",
+    "Mark",
+    "Replacement",
     "RocksDbRowStore",
     "RowStore",
     "StoreDirectory",
+    "StoreLayout",
     "StoreOptions",
-    "beside",
+    "copy_tree",
     "decode_rows",
     "default_backend",
+    "drop_table",
     "encode_keys",
     "make_directory",
+    "mark_finished",
+    "mark_training",
+    "open_pool_store",
     "open_store",
     "os_errors",
+    "read_description",
+    "read_marks",
     "read_meta",
-    "recover",
+    "remove_tree",
     "sync_path",
-    "table_key",
+    "sync_tree",
+    "table_range",
     "write_meta",
 ]
-
-Backend = Literal["auto", "rocksdb", "rocksdb_py", "memory"]
-
-_BACKENDS: dict[str, Callable[[StoreDirectory, int, StoreOptions], RowStore]] = {
-    "rocksdb": rocksdb.RocksDbRowStore,
-    "rocksdb_py": rocksdb_py.RocksDbPyRowStore,
-    "memory": memory.MemoryRowStore,
-}
-
-
-@functools.cache
-def _notice_fallback() -> None:
-    logging.getLogger("tiered_embed").warning(
-        "built without RocksDB: the SSD tier uses the rocksdb-py wheel, which reads on one thread; "
-        "install librocksdb-dev and rebuild for the native store"
-    )
-
-
-def default_backend() -> str:
-    """The backend that ``"auto"`` gives a new store here.
-
-    Raises:
-        StoreError: this installation has none.
-    """
-    if rocksdb.available():
-        return "rocksdb"
-    if not rocksdb_py.available():
-        raise StoreError(
-            "no store backend: build with librocksdb-dev installed, or pip install rocksdb-py"
-        )
-    return "rocksdb_py"
-
-
-def _choose_backend(path: str | os.PathLike[str]) -> str:
-    if StoreDirectory.exists(path):
-        return StoreDirectory.recorded_backend(path)
-    return default_backend()
-
-
-def _parse_options(options: Mapping[str, Any]) -> StoreOptions:
-    known = [field.name for field in dataclasses.fields(StoreOptions)]
-    for name in options:
-        if name not in known:
-            raise ConfigError(f"unknown store option {name!r}; there are {', '.join(known)}")
-    return StoreOptions(**options)
-
-
-def open_store(
-    backend: Backend,
-    path: str | os.PathLike[str],
-    record_bytes: int,
-    layout: Mapping[str, Any],
-    mode: Literal["create", "read_write", "read_only", "auto"] = "auto",
-    **options: Any,
-) -> RowStore:
-    """Open or create the store in directory ``path``.
-
-    ``layout`` is what the caller must find unchanged (dim, dtype, optimizer, ...): JSON values that
-    are stored on creation and compared on every opening. ``mode="auto"`` creates a store where
-    there is none. ``options`` are the fields of ``StoreOptions``.
-
-    Raises:
-        ConfigError: another layout, record size or backend than the stored; a bad argument.
-        StoreError: open elsewhere, not writable, absent, or present with ``mode="create"``.
-        CorruptionError: its description is damaged.
-    """
-    if backend not in get_args(Backend):
-        raise ConfigError(f"backend {backend!r} is none of {', '.join(get_args(Backend))}")
-    if mode not in {*get_args(Mode), "auto"}:
-        raise ConfigError(f"mode {mode!r} is none of auto, {', '.join(get_args(Mode))}")
-    if isinstance(record_bytes, bool) or not isinstance(record_bytes, int) or record_bytes < 1:
-        raise ConfigError(f"record_bytes={record_bytes!r} must be a positive integer")
-    try:
-        json.dumps(dict(layout))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"layout must hold JSON values only: {error}") from error
-    parsed = _parse_options(options)
-    name = _choose_backend(path) if backend == "auto" else backend
-    if name not in _BACKENDS:
-        raise ConfigError(f"the store in '{path}' was written by the unknown backend {name!r}")
-    if backend == "auto" and name == "rocksdb_py":
-        _notice_fallback()
-    if mode == "auto":
-        mode = "read_write" if StoreDirectory.exists(path) else "create"
-
-    directory = StoreDirectory(path, mode)
-    try:
-        if mode != "create":
-            directory.check_layout(name, record_bytes, layout)
-        store = _BACKENDS[name](directory, record_bytes, parsed)
-    except BaseException:
-        if mode == "create":
-            directory.abandon_creation()
-        directory.release()
-        raise
-    if mode == "create":
-        try:
-            directory.commit_layout(name, record_bytes, layout)
-        except BaseException:
-            store.close()
-            raise
-    close_at_exit(store)
-    return store

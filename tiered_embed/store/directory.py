@@ -3,7 +3,8 @@
 ::
 
     path/LOCK          flock held for the life of a store; contains the holder's pid
-    path/layout.json   the record layout, written once; its presence commits the creation
+    path/layout.json   the record layout and the tables (description.py); its presence commits the
+                       creation
     path/meta.json     small facts of the caller's, replaced as a whole (optional)
     path/db/           the backend's files
     path/import.tmp/   scratch of a bulk import, swept on open
@@ -24,20 +25,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ConfigError, CorruptionError, StoreError
+from .description import Description, Tables, merged
 
 __all__ = [
     "Mode",
     "StoreDirectory",
     "make_directory",
     "os_errors",
+    "read_description",
     "read_meta",
     "sync_path",
+    "write_description",
     "write_meta",
 ]
 
 Mode = Literal["create", "read_write", "read_only"]
 
-FORMAT_VERSION = 1
 _LAYOUT = "layout.json"
 _META = "meta.json"
 
@@ -120,13 +123,20 @@ def write_meta(path: str | os.PathLike[str], meta: Mapping[str, Any]) -> None:
     _write_json(Path(path) / _META, meta)
 
 
-def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    absent = "(absent)"
-    return [
-        f"{field}: stored {stored.get(field, absent)!r}, wanted {wanted.get(field, absent)!r}"
-        for field in sorted({*stored, *wanted})
-        if stored.get(field, absent) != wanted.get(field, absent)
-    ]
+def read_description(path: str | os.PathLike[str]) -> Description | None:
+    """What ``path/layout.json`` says; None where there is no store.
+
+    Raises:
+        CorruptionError: it is damaged. StoreError: of a format that this version does not read.
+    """
+    if not StoreDirectory.exists(path):
+        return None
+    return Description.parse(_read_json(Path(path) / _LAYOUT), str(path))
+
+
+def write_description(path: str | os.PathLike[str], description: Description) -> None:
+    """Replaces ``path/layout.json`` atomically and durably."""
+    _write_json(Path(path) / _LAYOUT, description.content())
 
 
 class StoreDirectory:
@@ -158,18 +168,6 @@ class StoreDirectory:
             return (Path(path) / _LAYOUT).exists()
         except OSError:  # below a file, or no permission: creating it will say which
             return False
-
-    @staticmethod
-    def recorded_backend(path: str | os.PathLike[str]) -> str:
-        """The backend that created the store."""
-        return str(_read_json(Path(path) / _LAYOUT).get("backend"))
-
-    @staticmethod
-    def recorded_layout(path: str | os.PathLike[str]) -> dict[str, Any]:
-        """The layout that the store was created with; empty where there is no store."""
-        if not StoreDirectory.exists(path):
-            return {}
-        return dict(_read_json(Path(path) / _LAYOUT).get("layout") or {})
 
     @property
     def db_path(self) -> Path:
@@ -221,42 +219,43 @@ class StoreDirectory:
             self.db_path.mkdir(mode=0o700, exist_ok=True)
             sync_path(self.path)
 
-    def commit_layout(self, backend: str, record_bytes: int, layout: Mapping[str, Any]) -> None:
-        """Write the layout of a new store: from here on it exists."""
-        content = {
-            "format_version": FORMAT_VERSION,
-            "backend": backend,
-            "record_bytes": record_bytes,
-            "layout": dict(layout),
-        }
-        _write_json(self.path / _LAYOUT, content)
+    @property
+    def description(self) -> Description:
+        """Of the store that is there. REQUIRES: it was created."""
+        found = read_description(self.path)
+        if found is None:
+            raise StoreError(f"'{self.path / _LAYOUT}' is gone; restore the store")
+        return found
+
+    def commit_layout(
+        self, backend: str, record_bytes: int, layout: Mapping[str, Any], tables: Tables | None
+    ) -> None:
+        """Describes a new store: from here on it exists."""
+        new = Description(backend, record_bytes, layout)
+        if tables is not None:
+            new = new.with_tables(merged({}, tables, str(self.path)))
+        write_description(self.path, new)
         with os_errors(f"cannot finish the creation of '{self.path}'"):
             (self.path / "CREATING").unlink(missing_ok=True)
             sync_path(self.path.parent)
 
-    def check_layout(self, backend: str, record_bytes: int, layout: Mapping[str, Any]) -> None:
-        """Raise ConfigError unless an existing store was created with these."""
-        stored = _read_json(self.path / _LAYOUT)
-        version = stored.get("format_version")
-        if version != FORMAT_VERSION:
-            raise StoreError(
-                f"store '{self.path}' has format {version}, this version of tiered_embed reads "
-                f"{FORMAT_VERSION}; use the version that wrote it"
-            )
-        stored_layout = stored.get("layout")
-        if not isinstance(stored_layout, dict):
-            raise CorruptionError(f"'{self.path / _LAYOUT}' has no layout")
-        # Through JSON, as the stored one: a tuple equals the list that it became.
-        wanted_layout = json.loads(json.dumps(dict(layout)))
-        fields = ("backend", "record_bytes")
-        wanted = {"backend": backend, "record_bytes": record_bytes}
-        differences = _differences({f: stored.get(f) for f in fields}, wanted)
-        differences += _differences(stored_layout, wanted_layout)
-        if differences:
+    def register(self, tables: Tables) -> None:
+        """Adds ``tables`` to those that the store holds; without ``read_write`` all must be there.
+
+        Raises:
+            ConfigError: see :func:`tiered_embed.store.description.merged`; a table is not there.
+        """
+        stored = self.description
+        after = merged(stored.tables, tables, str(self.path))
+        new = sorted(after.keys() - stored.tables.keys())
+        if new and self.mode == "read_only":
             raise ConfigError(
-                f"store '{self.path}' has another record layout ({'; '.join(differences)}); "
-                "open it with the stored values, or choose another directory"
+                f"store '{self.path}' holds the tables {sorted(stored.tables)}, not {new}"
             )
+        # A store of format 1 keeps it while nothing is added: the version that wrote it reads it.
+        changed = new or (stored.version > 1 and after != stored.tables)
+        if changed and self.mode != "read_only":
+            write_description(self.path, stored.with_tables(after))
 
     def copy_description(self, target: Path) -> None:
         """Describe a copy of the store in ``target``; its layout, written last, commits it."""

@@ -4,14 +4,13 @@ Bytes in key order are therefore tables together, and within one the ids in unsi
 ids come after all others. Pure functions; safe from any thread. Shapes: ``(n, 12)`` uint8.
 """
 
-import hashlib
-
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
+from ..spec import table_hash
 
-__all__ = ["KEY_BYTES", "decode_rows", "encode_keys", "first_out_of_order", "table_key"]
+__all__ = ["KEY_BYTES", "decode_rows", "encode_keys", "first_out_of_order", "table_range"]
 
 KEY_BYTES = 12
 _TABLE_BYTES = 4
@@ -19,9 +18,14 @@ _TABLE_BYTES = 4
 UInt8Array = npt.NDArray[np.uint8]
 
 
-def table_key(name: str) -> bytes:
-    """The 4 bytes that stand for a table; the caller refuses two names that share them."""
-    return hashlib.sha256(name.encode()).digest()[:_TABLE_BYTES]
+def table_range(name: str) -> tuple[bytes, bytes | None]:
+    """The keys of a table's rows: the first that there can be, and the first after all of them;
+    None where no other table can follow."""
+    prefix = table_hash(name)
+    following = int.from_bytes(prefix, "big") + 1
+    if following >> 32:
+        return prefix + bytes(8), None
+    return prefix + bytes(8), following.to_bytes(_TABLE_BYTES, "big") + bytes(8)
 
 
 def encode_keys(table: bytes | UInt8Array, rows: npt.NDArray[np.int64]) -> UInt8Array:

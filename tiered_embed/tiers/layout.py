@@ -13,6 +13,7 @@ import numpy.typing as npt
 from .. import _native
 from ..optim import Optimizer
 from ..spec import ITEM_BYTES, TYPE_NUMBERS, Init, table_hash
+from ..store import WHOLE, StoreLayout
 
 __all__ = ["PoolLayout"]
 
@@ -107,14 +108,36 @@ class PoolLayout:
         part = records[:, self.row_bytes :].copy()
         return part.view(np.float32).reshape(len(records), self.state_floats)
 
+    def store_layout(self) -> StoreLayout:
+        """What a store must agree with to hold these tables."""
+        init = [float(np.float32(self.init.lo)), float(np.float32(self.init.hi))]
+        padding = self.padding or (None,) * len(self.tables)
+        return StoreLayout(
+            {
+                "dim": self.dim,
+                "dtype": self.dtype,
+                "optimizer": None if self.optimizer is None else type(self.optimizer).__name__,
+                "state": dict(self.state_layout),
+            },
+            self.record_bytes,
+            {
+                name: {
+                    "rows": rows,
+                    "padding": row,
+                    "seed": self.seed,
+                    "init": init,
+                    "shard": WHOLE,
+                }
+                for (name, rows), row in zip(self.tables, padding, strict=True)
+            },
+        )
+
     def describe(self) -> dict[str, Any]:
-        """What a store must agree with to be opened again."""
+        """The records and the tables that share them, as a checkpoint's manifest lists them."""
+        layout = self.store_layout()
         return {
-            "tables": sorted(name for name, _ in self.tables),
-            "dim": self.dim,
-            "dtype": self.dtype,
-            "optimizer": None if self.optimizer is None else type(self.optimizer).__name__,
-            "state": dict(self.state_layout),
+            "tables": sorted(layout.tables),
+            **layout.record,
             "seed": self.seed,
-            "init": [float(np.float32(self.init.lo)), float(np.float32(self.init.hi))],
+            "init": next(iter(layout.tables.values()))["init"],
         }

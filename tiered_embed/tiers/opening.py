@@ -1,19 +1,15 @@
-"""Opens the SSD tier of a pool: finds the store's folder and reads what it was left with.
+"""Opens the SSD tier of a pool: its store, and what the process before left there.
 
-Threading: pure functions of a directory; one thread at a time.
+Threading: any thread; the store's directory is locked meanwhile.
 """
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, StoreError
+from ..errors import StoreError
 from ..spec import Tiers
-from ..store import RowStore, StoreDirectory, beside, open_store, read_meta, recover
+from ..store import open_pool_store, read_marks
 from .layout import PoolLayout
 from .ssd import SsdTier
 
@@ -23,51 +19,30 @@ __all__ = ["open_ssd"]
 def open_ssd(layout: PoolLayout, tiers: Tiers) -> SsdTier:
     """Opens or creates the store of a pool below ``tiers.ssd``.
 
-    ``SsdTier.stored_step`` and ``SsdTier.unfinished`` say what the last process left.
+    ``SsdTier.stored_step`` is the step that the rows there are of, and ``SsdTier.unfinished`` an
+    error to raise on every use where they are not all of one step.
 
     Raises:
-        ConfigError: the directory holds these tables with another layout or in another grouping.
-        StoreError: open elsewhere, or not writable. CorruptionError: its description is damaged.
+        ConfigError: a table was stored otherwise, or the tables lie in several stores.
+        StoreError: open elsewhere, or not writable. CorruptionError: a description is damaged.
     """
     assert tiers.ssd is not None
-    store = _open(layout, tiers, tiers.ssd)
+    options: dict[str, Any] = {"direct_io": True} if tiers.direct_io else {}
+    store = open_pool_store(tiers.ssd, layout.store_layout(), tiers.store, options)
     try:
-        meta = read_meta(store.path)
-        step = int(meta.get("step", 0))
-        unfinished = None
-        if not meta.get("settled", True):
-            unfinished = StoreError(
-                f"the process that trained in '{store.path}' ended without close() or flush(): "
-                "its rows are of no one step. Restore them with te.checkpoint.load(model, path), "
-                "or remove the directory to start anew"
+        marks = read_marks(store.path)
+        mine = {name: marks[name] for name, _ in layout.tables}
+        unfinished = sorted(name for name, mark in mine.items() if not mark.finished)
+        error = None
+        if unfinished:
+            error = StoreError(
+                f"a process trained {unfinished} in '{store.path}' and ended without close() or "
+                "flush(), so these rows come from different training steps. Restore them with "
+                "te.checkpoint.load(model, path), or start anew: remove them with "
+                "te.drop_table(directory, name)"
             )
-        return SsdTier(layout, store, stored_step=step, unfinished=unfinished)
+        step = max(mark.step for mark in mine.values())
+        return SsdTier(layout, store, stored_step=step, unfinished=error)
     except BaseException:
         store.close()
         raise
-
-
-def _open(layout: PoolLayout, tiers: Tiers, root: Path) -> RowStore:
-    names = sorted(name for name, _ in layout.tables)
-    folder = root / f"pool-{hashlib.sha256(chr(0).join(names).encode()).hexdigest()[:16]}"
-    recover(folder)
-    _refuse_other_pools(root, names)
-    options: dict[str, Any] = {"direct_io": True} if tiers.direct_io else {}
-    store = open_store(tiers.store, folder, layout.record_bytes, layout.describe(), **options)
-    for leftover in beside(folder):
-        shutil.rmtree(leftover, ignore_errors=True)
-    return store
-
-
-def _refuse_other_pools(root: Path, names: Sequence[str]) -> None:
-    """A table's rows live in one pool; a changed set of tables must not leave them behind."""
-    if not root.is_dir():
-        return
-    for path in sorted(root.glob("pool-*")):
-        stored = StoreDirectory.recorded_layout(path).get("tables", [])
-        shared = sorted(set(stored) & set(names))
-        if shared and sorted(stored) != list(names):
-            raise ConfigError(
-                f"table {shared[0]!r} is stored in '{path}' together with {sorted(stored)}, but "
-                f"the configuration groups it with {list(names)}; use another ssd directory"
-            )

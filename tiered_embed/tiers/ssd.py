@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .. import _native
 from ..errors import StoreError
 from ..spec import TierStats
-from ..store import Chunk, RowStore, encode_keys, read_meta, write_meta
+from ..store import Chunk, RowStore, encode_keys, mark_finished, mark_training
 from .layout import PoolLayout
 
 __all__ = ["ChangedKeys", "SsdTier"]
@@ -70,15 +70,17 @@ class SsdTier:
         stored_step: int = 0,
         unfinished: StoreError | None = None,
     ) -> None:
-        """``stored_step``: of which the store's rows are; ``unfinished``: why they are of none."""
+        """``stored_step``: the training step that the store's rows are of; ``unfinished``: why they
+        are of more than one, as an error to raise."""
         self.layout = layout
         self.store = store
         self.stored_step = stored_step
         self.unfinished = unfinished
+        self._names = [name for name, _ in layout.tables]
         self._buffer = _native.WriteBuffer(layout.record_bytes)
         self._writing = threading.Lock()  # held while records go from the buffer to the store
         # Guarded by _writing.
-        self._settled: bool | None = None  # as noted in the store's directory; None: not read
+        self._training = False  # marked so, by this object
         self._changed: ChangedKeys | None = None  # nobody asked
         self._lock = threading.Lock()
         self._stats = TierStats()  # guarded by _lock
@@ -126,51 +128,51 @@ class SsdTier:
             self._stats.staged += len(rows)
             self._stats.bytes_in += len(rows) * self.layout.record_bytes
 
-    def cut(self) -> None:
-        """Until it is lifted, nothing that is handed down from now on is stored."""
+    def hold(self) -> None:
+        """Nothing that is handed down from now on is stored, until :meth:`resume`."""
         self._buffer.cut()
 
-    def lift_cut(self) -> None:
-        """Lets what waits behind the oldest cut go down."""
+    def resume(self) -> None:
+        """Lets what the oldest :meth:`hold` kept in the buffer go down to the store."""
         self._buffer.lift_cut()
 
     def write_back(self) -> None:
-        """Stores what was handed down, up to the oldest cut; of a row only its newest record."""
+        """Stores what was handed down before the oldest hold; of a row only its newest record."""
         with self._writing:
             tables, rows, records = self._buffer.take()
             if len(rows):
                 keys = self._keys(tables, rows)
-                self._mark(settled=False)
+                self._mark_training()
                 self.store.put(keys, records.reshape(len(rows), -1))
                 if self._changed is not None:
                     self._changed.add(keys)
             self._buffer.arrived()
 
-    def settle(self, step: int) -> None:
-        """The store holds every row as of ``step``, durably; until the next write it stays so."""
-        with self._writing:
-            self._mark(settled=True, step=step)
+    def mark_finished(self, step: int) -> None:
+        """Notes that the store holds every row as of ``step``, durably; the next write ends that.
 
-    def unsettle(self) -> None:
-        """From here on the store's rows are of no one step."""
+        REQUIRES: flushed.
+        """
         with self._writing:
-            self._mark(settled=False)
+            mark_finished(self.store.path, self._names, step)
+            self._training = False
+
+    def mark_training(self) -> None:
+        """Notes that from here on the store's rows may come from different training steps."""
+        with self._writing:
+            self._mark_training()
+
+    def _mark_training(self) -> None:
+        """REQUIRES: ``_writing`` is held."""
+        if not self._training:
+            mark_training(self.store.path, self._names)
+            self._training = True
 
     def import_sorted(self, chunks: Iterable[Chunk]) -> int:
         """As :meth:`RowStore.import_sorted`, past the buffer; nobody tracks its keys."""
         with self._writing:
             self._changed = None
             return self.store.import_sorted(chunks)
-
-    def _mark(self, *, settled: bool, step: int | None = None) -> None:
-        """Notes in the store's directory whether its rows belong to one step. Guarded: _writing."""
-        if settled or self._settled is not settled:
-            meta = read_meta(self.store.path)
-            write_meta(
-                self.store.path,
-                {"step": meta.get("step", 0) if step is None else step, "settled": settled},
-            )
-            self._settled = settled
 
     def track(self) -> ChangedKeys:
         """Keys that are written from here on; the earlier object hears of no more."""

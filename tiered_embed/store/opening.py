@@ -1,0 +1,129 @@
+"""Opens a store: chooses the backend, checks the arguments, creates the directory or compares it.
+
+Threading: any thread may open stores; two openings of one directory do not both succeed.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+from ..errors import ConfigError, StoreError
+from . import memory, rocksdb, rocksdb_py
+from .base import RowStore, StoreOptions, close_at_exit
+from .description import Tables
+from .directory import Mode, StoreDirectory, read_description
+
+__all__ = ["Backend", "default_backend", "open_store"]
+
+Backend = Literal["auto", "rocksdb", "rocksdb_py", "memory"]
+
+_BACKENDS: dict[str, Callable[[StoreDirectory, int, StoreOptions], RowStore]] = {
+    "rocksdb": rocksdb.RocksDbRowStore,
+    "rocksdb_py": rocksdb_py.RocksDbPyRowStore,
+    "memory": memory.MemoryRowStore,
+}
+
+
+@functools.cache
+def _notice_fallback() -> None:
+    logging.getLogger("tiered_embed").warning(
+        "built without RocksDB: the SSD tier uses the rocksdb-py wheel, which reads on one thread; "
+        "install librocksdb-dev and rebuild for the native store"
+    )
+
+
+def default_backend() -> str:
+    """The backend that ``"auto"`` gives a new store here.
+
+    Raises:
+        StoreError: this installation has none.
+    """
+    if rocksdb.available():
+        return "rocksdb"
+    if not rocksdb_py.available():
+        raise StoreError(
+            "no store backend: build with librocksdb-dev installed, or pip install rocksdb-py"
+        )
+    return "rocksdb_py"
+
+
+def _choose_backend(path: str | os.PathLike[str]) -> str:
+    description = read_description(path)
+    return default_backend() if description is None else description.backend
+
+
+def _parse_options(options: Mapping[str, Any]) -> StoreOptions:
+    known = [field.name for field in dataclasses.fields(StoreOptions)]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"unknown store option {name!r}; there are {', '.join(known)}")
+    return StoreOptions(**options)
+
+
+def open_store(
+    backend: Backend,
+    path: str | os.PathLike[str],
+    record_bytes: int,
+    layout: Mapping[str, Any],
+    mode: Literal["create", "read_write", "read_only", "auto"] = "auto",
+    *,
+    tables: Tables | None = None,
+    **options: Any,
+) -> RowStore:
+    """Open or create the store in directory ``path``.
+
+    ``layout`` is what the caller must find unchanged (dim, dtype, optimizer, ...): JSON values that
+    are stored on creation and compared on every opening. ``tables`` are those that the caller will
+    use: a store lists all that it has ever been opened with, and compares what it knows of each
+    (see ``description.py``); None leaves the list alone. ``mode="auto"`` creates a store where
+    there is none. ``options`` are the fields of ``StoreOptions``.
+
+    Raises:
+        ConfigError: another layout, record size or backend than the stored; a bad argument.
+        StoreError: open elsewhere, not writable, absent, or present with ``mode="create"``.
+        CorruptionError: its description is damaged.
+    """
+    if backend not in get_args(Backend):
+        raise ConfigError(f"backend {backend!r} is none of {', '.join(get_args(Backend))}")
+    if mode not in {*get_args(Mode), "auto"}:
+        raise ConfigError(f"mode {mode!r} is none of auto, {', '.join(get_args(Mode))}")
+    if isinstance(record_bytes, bool) or not isinstance(record_bytes, int) or record_bytes < 1:
+        raise ConfigError(f"record_bytes={record_bytes!r} must be a positive integer")
+    try:
+        json.dumps([dict(layout), {name: dict(t) for name, t in (tables or {}).items()}])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"layout must hold JSON values only: {error}") from error
+    parsed = _parse_options(options)
+    name = _choose_backend(path) if backend == "auto" else backend
+    if name not in _BACKENDS:
+        raise ConfigError(f"the store in '{path}' was written by the unknown backend {name!r}")
+    if backend == "auto" and name == "rocksdb_py":
+        _notice_fallback()
+    if mode == "auto":
+        mode = "read_write" if StoreDirectory.exists(path) else "create"
+
+    directory = StoreDirectory(path, mode)
+    try:
+        if mode != "create":
+            stored = directory.description
+            stored.check(str(directory.path), name, record_bytes, layout, tables)
+            if tables is not None:
+                directory.register(tables)
+        store = _BACKENDS[name](directory, record_bytes, parsed)
+    except BaseException:
+        if mode == "create":
+            directory.abandon_creation()
+        directory.release()
+        raise
+    if mode == "create":
+        try:
+            directory.commit_layout(name, record_bytes, layout, tables)
+        except BaseException:
+            store.close()
+            raise
+    close_at_exit(store)
+    return store

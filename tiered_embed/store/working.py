@@ -1,0 +1,181 @@
+"""A working directory: which of its stores holds which tables.
+
+::
+
+    root/pool-<record layout>-<number>/   one store each
+    root/restoring-*, discarded-*         a replacement under way (replacing.py)
+    root/dropped-*                        a store being removed
+
+The folder's name follows from the record layout, not from the tables, so tables come and go: a pool
+opens the store that lists its tables, whatever else that store lists, and tables that are nowhere
+yet join it. What a table has stays there until it is dropped. The number keeps apart pools of one
+layout that are open at the same time, such as the modules of one model: with one store for all of
+them a restore of one module would replace the rows of the others, and a write that fails would end
+them all. There is no index besides the stores' own lists: nothing can disagree with them.
+
+A table's *shard* says which part of it a store holds; a table is found by name and shard. Several
+ranks with shards of one table therefore never share a store, whichever rank has which shard.
+
+Version 0.1 named folders ``pool-<tables>``. They are found by their lists like all others, and keep
+their names.
+
+Threading: openings and drops take the directory's lock, so any process and thread may call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, StoreError
+from .base import RowStore
+from .description import WHOLE, Description, StoreLayout
+from .directory import StoreDirectory, os_errors, read_description
+from .keys import table_range
+from .marks import read_marks, write_marks
+from .opening import Backend, open_store
+from .replacing import (
+    POOL,
+    Replacement,
+    finish_interrupted,
+    locked,
+    remove_leftovers,
+    remove_store,
+)
+from .trees import file_bytes
+
+__all__ = ["drop_table", "open_pool_store"]
+
+
+def open_pool_store(
+    root: Path,
+    layout: StoreLayout,
+    backend: Backend,
+    options: Mapping[str, Any],
+) -> RowStore:
+    """Opens the store below ``root`` that holds the tables of ``layout``, or creates one.
+
+    Raises:
+        ConfigError: a table was stored otherwise, or the tables lie in several stores.
+        StoreError: open elsewhere, or not writable. CorruptionError: a description is damaged.
+    """
+    with locked(root):
+        finish_interrupted(root)
+        folder = _home(root, layout)
+        store = open_store(
+            backend, folder, layout.record_bytes, layout.record, tables=layout.tables, **options
+        )
+    remove_leftovers(folder)
+    return store
+
+
+def drop_table(directory: str | os.PathLike[str], name: str) -> int:
+    """Removes what ``directory`` holds of table ``name``; returns the bytes that this freed.
+
+    The store is written anew without the table's rows: the disk space comes back at once, and an
+    interrupted drop leaves the directory as it was. Meanwhile the rows that stay take their space
+    twice.
+
+    Raises:
+        ConfigError: there is no such table. StoreError: its store is open, or cannot be written.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise ConfigError(f"there is no directory '{root}'; pass the one given as Tiers(ssd=...)")
+    with locked(root):
+        finish_interrupted(root)
+        stores = _stores(root)
+        homes = [folder for folder, stored in stores.items() if name in stored.tables]
+        if not homes:
+            known = sorted({table for stored in stores.values() for table in stored.tables})
+            raise ConfigError(f"'{root}' holds no table {name!r}; it holds {known}")
+        return sum(_drop(folder, stores[folder], name) for folder in homes)
+
+
+def _drop(folder: Path, stored: Description, name: str) -> int:
+    before = file_bytes(folder)
+    left = {table: facts for table, facts in stored.tables.items() if table != name}
+    if not left:
+        StoreDirectory(folder, "read_write").release()  # nobody has it open
+        remove_store(folder)
+        return before
+    replacement = Replacement(folder, ())
+    replacement.prepare()
+    backend: Any = stored.backend
+    record = (stored.record_bytes, stored.record)
+    start, stop = table_range(name)
+    try:
+        with (
+            open_store(backend, folder, *record, "read_only", tables={}) as source,
+            open_store(backend, replacement.restoring, *record, "create", tables=left) as target,
+        ):
+            after = () if stop is None else source.scan(start=stop)
+            target.import_sorted(itertools.chain(source.scan(stop=start), after))
+        marks = read_marks(folder)
+        del marks[name]
+        write_marks(replacement.restoring, marks)
+        replacement.make_durable()
+        replacement.exchange_locked()
+    finally:
+        replacement.abandon()
+    return max(0, before - file_bytes(folder))
+
+
+def _home(root: Path, layout: StoreLayout) -> Path:
+    """The folder where the tables lie; a free one where none of them is stored yet."""
+    homes: dict[Path, list[str]] = {}
+    for folder, stored in _stores(root).items():
+        for name, facts in layout.tables.items():
+            shard = facts.get("shard", WHOLE)
+            if name in stored.tables and stored.tables[name].get("shard", WHOLE) == shard:
+                homes.setdefault(folder, []).append(name)
+    if len(homes) > 1:
+        (first, some), (second, others) = list(homes.items())[:2]
+        raise ConfigError(
+            f"table {some[0]!r} is stored in '{first}' and table {others[0]!r} in '{second}', "
+            "because different modules trained them; keep them in different modules, choose "
+            "another ssd directory, or remove the rows of one with te.drop_table"
+        )
+    return next(iter(homes), None) or _free_folder(root, layout)
+
+
+def _free_folder(root: Path, layout: StoreLayout) -> Path:
+    record = json.dumps([dict(layout.record), layout.record_bytes], sort_keys=True)
+    digest = hashlib.sha256(record.encode()).hexdigest()[:16]
+    for number in itertools.count():
+        folder = root / f"{POOL}{digest}-{number}"
+        if not StoreDirectory.exists(folder):
+            return folder
+    raise AssertionError("unreachable")
+
+
+def _stores(root: Path) -> dict[Path, Description]:
+    """Every store in a working directory.
+
+    Raises:
+        StoreError: a folder has files of a store but lacks its description.
+    """
+    found = {}
+    for folder in sorted(root.glob(f"{POOL}*")):
+        description = read_description(folder)
+        if description is not None:
+            found[folder] = description
+        elif _has_rows(folder):
+            raise StoreError(
+                f"'{folder / 'db'}' has files but '{folder / 'layout.json'}' is missing; "
+                "restore the file, or choose another directory"
+            )
+    return found
+
+
+def _has_rows(folder: Path) -> bool:
+    """Whether the folder is more than a creation that was killed."""
+    with os_errors(f"cannot read '{folder}'"):
+        if not folder.is_dir() or (folder / "CREATING").exists():
+            return False
+        return (folder / "db").is_dir() and any((folder / "db").iterdir())
