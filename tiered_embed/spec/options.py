@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
-from typing_extensions import Required
 
 from ..errors import ConfigError
 from ..optim import Optimizer
@@ -233,11 +232,14 @@ class EngineOptions:
         return self.num_threads or len(os.sched_getaffinity(0))
 
 
-class EngineKeywords(TypedDict, total=False):
+class _RequiredKeywords(TypedDict):
+    tiers: Tiers
+    optimizer: Optimizer | None
+
+
+class EngineKeywords(_RequiredKeywords, total=False):
     """The fields of :class:`EngineOptions` as typed keywords; a test compares the two."""
 
-    tiers: Required[Tiers]
-    optimizer: Required[Optimizer | None]
     init: Init
     seed: int
     dtype: torch.dtype
