@@ -15,7 +15,7 @@ import torch
 from ..errors import ConfigError
 from ..kernels import Bags
 from ..residency import Segment
-from ..spec import EngineOptions
+from ..spec import EngineOptions, TableConfig
 from .features import Feature, check_ids, drop_ids
 from .wiring import Wiring
 
@@ -132,23 +132,24 @@ def check(wiring: Wiring, options: EngineOptions, given: Sequence[Feature]) -> C
         IdRangeError: an id outside its table.
     """
     num_bags = given[0].num_bags
-    for feature in given:
+    for feature in given[1:]:
         if feature.num_bags != num_bags:
             sizes = {n: f.num_bags for (n, _), f in zip(wiring.features, given, strict=True)}
             raise ConfigError(f"every feature needs the same number of bags; they have {sizes}")
-    checked = [_checked(wiring, options, f, feature) for f, feature in enumerate(given)]
-    segments = [
-        [(wiring.places[wiring.features[f][1]][1], checked[f].ids) for f in mine]
-        for mine in wiring.pool_features
+    bounds_check = options.bounds_check
+    checked = [
+        _checked(table, feature, bounds_check, wiring.pooled)
+        for table, feature in zip(wiring.feature_tables, given, strict=True)
     ]
+    places = wiring.feature_places
+    segments = [[(places[f], checked[f].ids) for f in mine] for mine in wiring.pool_features]
     if wiring.pooled:
         return CheckedBatch(checked, segments, num_bags, None)
     return CheckedBatch(checked, segments, len(checked[0].ids), checked[0].kept)
 
 
-def _checked(wiring: Wiring, options: EngineOptions, f: int, feature: Feature) -> Feature:
-    table, bounds_check = wiring.table_of(f), options.bounds_check
-    if feature.sample_weights is not None and wiring.pooled and table.mode != "sum":
+def _checked(table: TableConfig, feature: Feature, bounds_check: str, pooled: bool) -> Feature:
+    if feature.sample_weights is not None and pooled and table.mode != "sum":
         raise ConfigError(
             f"table {table.name!r}: per_sample_weights need mode='sum', not {table.mode!r}"
         )
@@ -174,7 +175,7 @@ def make_bags(batch: CheckedBatch, wiring: Wiring, layouts: Sequence[Any]) -> li
         if flat is not None and starts is not None:
             part = np.concatenate([flat[starts[f] : starts[f + 1]] for f in mine])
         winners = None
-        if wiring.has_maximum(p):
+        if wiring.has_maximum[p]:
             num_bags = len(mine) * batch.num_rows
             winners = np.empty((num_bags, wiring.layouts[p].dim), np.int32)
         offsets = _join_offsets([features[f].offsets for f in mine])

@@ -118,7 +118,7 @@ class Engine:
         out: list[Lookup] = []
         for mine in self.wiring.pool_features:
             for f in mine:
-                table, feature = self.wiring.table_of(f), batch.features[f]
+                table, feature = self.wiring.feature_tables[f], batch.features[f]
                 out.append((table.name, table.num_embeddings, feature.ids, feature.offsets))
         return out
 

@@ -88,6 +88,11 @@ class Mover:
         """
         return self._watched(lambda: self._run(plan))
 
+    @property
+    def reading(self) -> bool:
+        """A plan was started, and nobody has waited for its reads yet."""
+        return bool(self._reads)
+
     def wait_for_reads(self) -> None:
         """Returns when every started plan has its rows in their slots, or has failed."""
         # Forgotten only once it has ended: an interrupted wait can be repeated.

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: stages, timed where they run.
+"""Where the time of a step goes: phases, timed where they run.
 
 The trainer's own thread passes through ``wait`` (rows are not there yet), ``lookup`` and
 ``update``; what is left of ``step``, from one backward's end to the next, belongs to the model and
@@ -6,11 +6,11 @@ the loader. Behind it, overlapping, run ``plan`` (decide), ``evict`` (copy victi
 (from the tier below), ``fill`` (into slots, or computed on first touch), ``write`` (to the tier
 below) and ``back_pressure`` (a plan that waits for room in the write buffer).
 
-Every stage is also a ``torch.profiler`` range ``tiered_embed::<stage>``. Ranges of the background
+Every phase is also a ``torch.profiler`` range ``tiered_embed::<phase>``. Ranges of the background
 threads appear in a profile that asks for all threads
 (``experimental_config=torch._C._profiler._ExperimentalConfig(profile_all_threads=True)``).
 
-Threading: any thread may time a stage.
+Threading: any thread may time a phase.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -34,23 +33,53 @@ PHASES = (
     *("step", "wait", "lookup", "update"),
     *("plan", "evict", "read", "fill", "write", "back_pressure"),
 )
-KEPT = 4096  # newest samples of a stage, for its percentiles
+_profiling = torch.autograd.profiler
+KEPT = 4096  # newest samples of a phase, for its percentiles
+
+
+class _Phase:
+    """One phase's times: how many passes, their sum, and the newest of them."""
+
+    __slots__ = ("_lock", "_name", "count", "newest", "total_s")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        # Guarded by _lock.
+        self.count = 0
+        self.total_s = 0.0
+        self.newest = deque[float](maxlen=KEPT)
+
+    def add(self, seconds: float) -> None:
+        with self._lock:
+            self.count += 1
+            self.total_s += seconds
+            self.newest.append(seconds)
+
+    def copy(self) -> tuple[int, float, list[float]]:
+        with self._lock:
+            return self.count, self.total_s, list(self.newest)
+
+    def clear(self) -> None:
+        with self._lock:
+            self.count, self.total_s = 0, 0.0
+            self.newest.clear()
 
 
 class Timer:
-    """One pass through a stage, as a context; ``seconds`` afterwards."""
+    """One pass through a phase, as a context; ``seconds`` afterwards."""
 
-    __slots__ = ("_add", "_name", "_range", "_start", "seconds")
+    __slots__ = ("_name", "_phase", "_range", "_start", "seconds")
 
-    def __init__(self, name: str, add: Callable[[str, float], None]) -> None:
+    def __init__(self, name: str, phase: _Phase) -> None:
         self._name = name
-        self._add = add
+        self._phase = phase
         self._range: Any = None
         self.seconds = 0.0
 
     def __enter__(self) -> Timer:
         # A range costs microseconds even when nobody profiles.
-        if getattr(torch.autograd.profiler, "_is_profiler_enabled", True):
+        if getattr(_profiling, "_is_profiler_enabled", True):
             self._range = record_function(f"tiered_embed::{self._name}")
             self._range.__enter__()
         self._start = time.perf_counter()
@@ -62,55 +91,40 @@ class Timer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.seconds = time.perf_counter() - self._start
-        self._add(self._name, self.seconds)
+        self.seconds = seconds = time.perf_counter() - self._start
+        self._phase.add(seconds)
         if self._range is not None:
             self._range.__exit__(kind, error, traceback)
 
 
 class Phases:
-    """The times of one module's phases."""
+    """The times of one engine's phases."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        # Guarded by _lock.
-        self._count = dict.fromkeys(PHASES, 0)
-        self._total_s = dict.fromkeys(PHASES, 0.0)
-        self._newest = {name: deque[float](maxlen=KEPT) for name in PHASES}
+        self._phases = {name: _Phase(name) for name in PHASES}
 
     def time(self, name: str) -> Timer:
         """``with phases.time("read"): ...``"""
-        return Timer(name, self.add)
+        return Timer(name, self._phases[name])
 
     def add(self, name: str, seconds: float) -> None:
-        with self._lock:
-            self._count[name] += 1
-            self._total_s[name] += seconds
-            self._newest[name].append(seconds)
+        self._phases[name].add(seconds)
 
     def newest(self, name: str) -> list[float]:
-        """Seconds of the stage's newest passes, oldest first; at most 4096."""
-        with self._lock:
-            return list(self._newest[name])
+        """Seconds of the phase's newest passes, oldest first; at most 4096."""
+        return self._phases[name].copy()[2]
 
     def clear(self) -> None:
         """Forgets everything so far, such as a warm-up."""
-        with self._lock:
-            for name in PHASES:
-                self._count[name] = 0
-                self._total_s[name] = 0.0
-                self._newest[name].clear()
+        for phase in self._phases.values():
+            phase.clear()
 
     def times(self) -> dict[str, PhaseTimes]:
-        """Per stage that has run."""
-        with self._lock:
-            seen = [
-                (name, self._count[name], self._total_s[name], list(self._newest[name]))
-                for name in PHASES
-                if self._count[name]
-            ]
+        """Per phase that has run."""
         out = {}
-        for name, count, total_s, newest in seen:
-            p50, p95, p99 = np.percentile(newest, [50, 95, 99]).tolist()
-            out[name] = PhaseTimes(count, total_s, p50, p95, p99)
+        for name, phase in self._phases.items():
+            count, total_s, newest = phase.copy()
+            if count:
+                p50, p95, p99 = np.percentile(newest, [50, 95, 99]).tolist()
+                out[name] = PhaseTimes(count, total_s, p50, p95, p99)
         return out

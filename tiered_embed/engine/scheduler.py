@@ -185,8 +185,9 @@ class Scheduler:
         self._release_dropped()
         if self.planner.all_resident and self._jobs.idle:
             # Cheaper than waking a thread. A plan that an interrupt loses here pins nothing.
-            self._mover.wait_for_reads()
-            self.check()
+            if self._mover.reading:
+                self._mover.wait_for_reads()
+                self.check()
             with self._phases.time("plan"):
                 return Lease(self, self.planner.plan_now(segments))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -36,19 +37,27 @@ class Wiring:
     places: tuple[tuple[int, int], ...]
     pool_features: tuple[tuple[int, ...], ...]
 
-    @property
+    @cached_property
     def num_columns(self) -> int:
         return self.columns[-1]
 
-    def table_of(self, feature: int) -> TableConfig:
-        return self.tables[self.features[feature][1]]
+    @cached_property
+    def feature_tables(self) -> tuple[TableConfig, ...]:
+        """The table of each feature."""
+        return tuple(self.tables[t] for _, t in self.features)
+
+    @cached_property
+    def feature_places(self) -> tuple[int, ...]:
+        """The index of each feature's table in its pool."""
+        return tuple(self.places[t][1] for _, t in self.features)
 
     def pooling(self, feature: int) -> str:
-        return self.table_of(feature).mode if self.pooled else "sum"
+        return self.feature_tables[feature].mode if self.pooled else "sum"
 
-    def has_maximum(self, pool: int) -> bool:
-        """Whether a feature of the pool takes the maximum of a bag's rows."""
-        return any(self.pooling(f) == "max" for f in self.pool_features[pool])
+    @cached_property
+    def has_maximum(self) -> tuple[bool, ...]:
+        """Per pool, whether one of its features takes the maximum of a bag's rows."""
+        return tuple(any(self.pooling(f) == "max" for f in mine) for mine in self.pool_features)
 
     def outputs(self, pool: int) -> list[tuple[int, str]]:
         """(first column in the output, pooling) of the pool's features."""

@@ -98,7 +98,7 @@ class CpuKernel:
 
     def values(self, tensor: torch.Tensor) -> F32:
         """``tensor`` as the other methods take it: a view."""
-        array: F32 = tensor.detach().numpy()
+        array: F32 = (tensor.detach() if tensor.requires_grad else tensor).numpy()
         return array
 
     def to_host(self, values: F32) -> F32:
