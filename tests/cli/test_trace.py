@@ -120,7 +120,7 @@ def test_generate_fits_a_histogram(tmp_path, data_file):
     invoke("generate", out, "--accesses", 1 << 20, "--histogram", source, "--window", 1 << 20)
     told = json.loads(invoke("info", out, "--json"))["tables"]["table"]
     assert abs(told["reuse"]["(0, 1]"]["rows"] - 0.473) < 0.02
-    with pytest.raises(ConfigError, match="a histogram is fitted to one table"):
+    with pytest.raises(ConfigError, match="--histogram fits one table without bags"):
         invoke("generate", out, "--accesses", 100, "--histogram", source, "--tables", 2)
 
 
@@ -147,7 +147,9 @@ def test_record_runs_our_own_commands(tmp_path):
 def test_a_script_without_a_model_is_told(tmp_path):
     script, out = tmp_path / "nothing.py", tmp_path / "a.tet"
     script.write_text("print('hello')\n")
-    with pytest.raises(ConfigError, match="no module with embeddings ran its forward"):
+    with pytest.raises(
+        ConfigError, match="nothing was recorded, as no module with embeddings was called"
+    ):
         invoke("record", out, script)
     assert not out.exists()
     result = runner.invoke(app, ["trace", "record", str(out), str(tmp_path / "absent.py")])

@@ -60,9 +60,9 @@ def test_raw_across_blocks(tmp_path):
 def test_a_cut_id_is_named_by_its_byte(tmp_path):
     path = tmp_path / "trace.u32le"
     path.write_bytes(bytes(10))
-    with pytest.raises(ConfigError, match=r"no multiple of 4 .* starts at byte 8"):
+    with pytest.raises(ConfigError, match=r"not a multiple of 4 .* starts at byte 8"):
         list(traces.raw_trace(path).chunks())
-    with pytest.raises(ConfigError, match="does not tell the integer layout"):
+    with pytest.raises(ConfigError, match="does not say how integers are stored"):
         traces.raw_trace(tmp_path / "a.bin")
     path.write_bytes(b"")
     assert batches(traces.raw_trace(path)) == []
@@ -119,7 +119,7 @@ def test_csv_over_many_blocks(tmp_path):
         ("", ["b"], "Empty CSV file"),
         ("a,b\n1,2\n", [], "columns is empty"),
         ("a,b\n1,2\n", "ab", "columns is 'ab'; pass a list"),
-        ("a,b\n1,2\n", None, "needs the names of its id columns; pass columns="),
+        ("a,b\n1,2\n", None, "pass columns= with the names of the columns that hold ids"),
     ],
 )
 def test_malformed_csv(tmp_path, text, columns, fact):
@@ -187,7 +187,7 @@ def test_parquet_ids_beyond_int64_and_damage_are_named(tmp_path):
     pq.write_table(pa.table({"a": pa.array([2**63], pa.uint64())}), path)
     with pytest.raises(
         ConfigError,
-        match="column 'a' behind row 0: id 9223372036854775808 at position 0 is beyond int64",
+        match="column 'a' after row 0: id 9223372036854775808 at position 0 is beyond int64",
     ):
         list(traces.open_trace(path, columns=["a"]).chunks())
 
@@ -253,7 +253,7 @@ def test_fbgemm_files_in_a_row(tmp_path):
     trace = traces.fbgemm_trace(paths, names=["user"], num_rows=[1000])
     assert [len(parts[0]) for parts in trace] == [3, 3]
     torch.save(fbgemm_batch([[1, 2], [1, 1]]), paths[1])
-    with pytest.raises(ConfigError, match=r"1\.pt: 2 tables, where .*0\.pt has 1"):
+    with pytest.raises(ConfigError, match=r"1\.pt: there are 2 tables, but .*0\.pt has 1"):
         list(trace.chunks())
     with pytest.raises(ConfigError, match="1 tables, but 2 names were given"):
         traces.fbgemm_trace(paths[0], names=["a", "b"])
@@ -262,14 +262,17 @@ def test_fbgemm_files_in_a_row(tmp_path):
 @pytest.mark.parametrize(
     ("change", "fact"),
     [
-        (lambda i, o, n: (i, o), "holds 2 values, not"),
-        (lambda i, o, n: i, "holds Tensor, not"),
+        (lambda i, o, n: (i, o), "holds 2 values instead of"),
+        (lambda i, o, n: i, "holds Tensor instead of"),
         (lambda i, o, n: (i.float(), o, n), "indices are torch.float32"),
         (lambda i, o, n: (i, o, "text"), "lengths are str"),
         (lambda i, o, n: (i, o, n[0]), r"lengths have shape \(3,\)"),
         (lambda i, o, n: (i[:-1], o, n), "add up to 6, but there are 5 indices"),
-        (lambda i, o, n: (i, o + 1, n), "not the sums of the lengths .* position 0"),
-        (lambda i, o, n: (i, o[:-1], n), "not the sums of the lengths"),
+        (
+            lambda i, o, n: (i, o + 1, n),
+            "do not match the running sums of the lengths .* position 0",
+        ),
+        (lambda i, o, n: (i, o[:-1], n), "do not match the running sums of the lengths"),
         (lambda i, o, n: (i, o, -n), "length of table 0, sample 0 is negative"),
     ],
 )
@@ -377,11 +380,11 @@ def test_real_ids_are_kept(data_file):
 def test_formats_that_cannot_be_told(tmp_path):
     path = tmp_path / "trace.bin"
     path.write_bytes(b"\x01\x02\x03")
-    with pytest.raises(ConfigError, match=r"starts with b'\\x01\\x02\\x03' .* pass format= one of"):
+    with pytest.raises(ConfigError, match=r"first bytes b'\\x01\\x02\\x03'; pass format= one of"):
         traces.open_trace(path)
     with pytest.raises(ConfigError, match=r"format must be one of .* got 'x'"):
         traces.open_trace(path, "x")
-    with pytest.raises(ConfigError, match="raw traces are one file each, got 2"):
+    with pytest.raises(ConfigError, match="a raw trace is one file, but 2 were given"):
         traces.open_trace([path, path], "raw")
     with pytest.raises(ConfigError, match="no file was given"):
         traces.open_trace([])

@@ -206,7 +206,7 @@ def test_a_model_without_embeddings_is_refused(tmp_path):
 
 def test_two_tables_of_one_name_are_refused(tmp_path):
     model = nn.ModuleList([bag("a"), bag("a")])
-    with pytest.raises(ConfigError, match="tables of one name"):
+    with pytest.raises(ConfigError, match="two tables have one name"):
         traces.Recorder(model, tmp_path / "a.tet")
     for module in model:
         module.close()

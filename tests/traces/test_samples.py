@@ -114,17 +114,20 @@ def test_criteo_empty_file(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "fact"),
     [
-        ("0\t1\n", r"line 4: 2 fields .* where 40 are expected"),
-        ("\n", r"line 4: 1 fields"),
-        (line()[:-1] + "\t\n", r"line 4: 41 fields"),
-        (line("0", [], ["68fd1e6g"]), r"line 4: field 15 is '68fd1e6g', not a hex number"),
-        (line("0", [], ["", "123456789"]), r"line 4: field 16 is '123456789', not a hex number"),
-        (line("0", ["1.5"]), r"line 4: field 2 is '1\.5', not an integer"),
-        (line("0", ["", "-"]), r"line 4: field 3 is '-', not an integer"),
-        (line("0", ["1" * 19]), r"line 4: field 2 is '1+', not an integer"),
-        (line("2"), r"line 4: the label is 2, not 0 or 1"),
-        (line(""), r"line 4: field 1 is '', not an integer"),
-        (line("\udcff"), r"line 4: field 1 is '.*xff', not an integer"),
+        ("0\t1\n", r"line 4: 2 fields, .*; 40 fields are expected"),
+        ("\n", r"line 4: 1 fields,"),
+        (line()[:-1] + "\t\n", r"line 4: 41 fields,"),
+        (line("0", [], ["68fd1e6g"]), r"line 4: field 15 is '68fd1e6g'; it must be a hex number"),
+        (
+            line("0", [], ["", "123456789"]),
+            r"line 4: field 16 is '123456789'; it must be a hex number",
+        ),
+        (line("0", ["1.5"]), r"line 4: field 2 is '1\.5'; it must be an integer"),
+        (line("0", ["", "-"]), r"line 4: field 3 is '-'; it must be an integer"),
+        (line("0", ["1" * 19]), r"line 4: field 2 is '1+'; it must be an integer"),
+        (line("2"), r"line 4: the label is 2; it must be 0 or 1"),
+        (line(""), r"line 4: field 1 is ''; it must be an integer"),
+        (line("\udcff"), r"line 4: field 1 is '.*xff'; it must be an integer"),
     ],
 )
 def test_criteo_malformed_line_is_named(tmp_path, bad, fact):
@@ -210,12 +213,15 @@ def test_ratings(tmp_path, compress):
 @pytest.mark.parametrize(
     ("text", "fact"),
     [
-        ("", "the file is empty; its header should be"),
-        ("user,movie\n", "line 1: the header is 'user,movie', not 'userId,"),
-        ("userId,movieId,rating,timestamp\n1,2,3\n", "line 2: 3 fields separated by ','"),
+        ("", "the file is empty; it must begin with the header"),
+        ("user,movie\n", "line 1: the header is 'user,movie'; it must be 'userId,"),
+        ("userId,movieId,rating,timestamp\n1,2,3\n", "line 2: 3 fields, separated by ','"),
         ("userId,movieId,rating,timestamp\n1,2,3,4\n1,2,x,4\n", "line 3: field 3 is 'x'"),
         ("userId,movieId,rating,timestamp\n1,2,nan,4\n", "line 2: field 3 is 'nan'"),
-        ("userId,movieId,rating,timestamp\n1,,3,4\n", "line 2: field 2 is '', not an integer"),
+        (
+            "userId,movieId,rating,timestamp\n1,,3,4\n",
+            "line 2: field 2 is ''; it must be an integer",
+        ),
     ],
 )
 def test_ratings_malformed(tmp_path, text, fact):
@@ -257,11 +263,11 @@ def test_raw(tmp_path, compress, layout, dtype):
 def test_raw_malformed(tmp_path):
     path = tmp_path / "trace.u32le"
     path.write_bytes(bytes(10))
-    with pytest.raises(ConfigError, match=r"10 bytes are no multiple of 4 .* starts at byte 8"):
+    with pytest.raises(ConfigError, match=r"10 bytes is not a multiple of 4 .* starts at byte 8"):
         traces.read_raw(path)
     with pytest.raises(ConfigError, match=r"layout must be one of i64be, .* got 'f32'"):
         traces.read_raw(path, "f32")
-    with pytest.raises(ConfigError, match="does not tell the integer layout"):
+    with pytest.raises(ConfigError, match="does not say how integers are stored"):
         traces.read_raw(tmp_path / "trace.bin")
     with pytest.raises(FileNotFoundError):
         traces.read_raw(tmp_path / "absent.u32le")

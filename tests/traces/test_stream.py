@@ -169,9 +169,9 @@ def test_pooling_laws():
     [
         (lambda: Zipf(0), r"num_rows must be in \[1, 2\*\*52\], got 0"),
         (lambda: Zipf(5, 9.0), r"exponent must be in \[0, 8\], got 9.0"),
-        (lambda: Steps((), ()), "a share per class"),
-        (lambda: Steps((1,), (1.0, 2.0)), "a share per class"),
-        (lambda: Steps((0,), (1.0,)), "at least 1 a class"),
+        (lambda: Steps((), ()), "one share per class"),
+        (lambda: Steps((1,), (1.0, 2.0)), "one share per class"),
+        (lambda: Steps((0,), (1.0,)), "at least 1 row per class"),
         (lambda: Steps((1,), (0.0,)), "not all 0"),
         (lambda: Steps((1,), (float("nan"),)), "must be finite"),
         (lambda: Pooling(()), "pooling weights"),
@@ -183,7 +183,7 @@ def test_pooling_laws():
         (lambda: GeneratedTable("a", Zipf(1), one_hit=1.5), "'a': one_hit is 1.5"),
         (
             lambda: GeneratedTable("a", Zipf(1), one_hit=0.5, working_set=WorkingSet(0.6, 1, 1)),
-            "and so is their sum",
+            "each of them and their sum must be in",
         ),
         (lambda: GeneratedTable("a", Zipf(1), drift_samples=0), "drift_samples must be"),
         (lambda: GeneratedStream((), 1, 1), "at least one table"),

@@ -140,11 +140,13 @@ def test_a_column_cannot_claim_endless_memory():
 def test_wrong_magic_and_later_versions_are_named(tmp_path):
     path = tmp_path / "a.tet"
     path.write_bytes(b"user,item\n1,2\n")
-    with pytest.raises(CorruptionError, match=r"at byte 0: starts with b'user,ite', not with"):
+    with pytest.raises(CorruptionError, match=r"at byte 0: starts with b'user,ite' and not with"):
         read_tet(path)
     header = struct.pack("<8sII", tet.MAGIC, 9, 2) + b"{}"
     path.write_bytes(header + struct.pack("<I", zlib.crc32(header)) + bytes(100))
-    with pytest.raises(ConfigError, match="version 9 of the format; this release reads 1: upgrade"):
+    with pytest.raises(
+        ConfigError, match="version 9 of the format, and this release reads version 1; upgrade"
+    ):
         read_tet(path)
     with pytest.raises(FileNotFoundError):
         read_tet(tmp_path / "absent.tet")

@@ -73,7 +73,7 @@ def test_rebatch_over_many_chunks():
 def test_rebatch_needs_samples_for_several_tables():
     one = np.array([0, 1]), np.array([5])
     trace = Trace([TraceTable("a"), TraceTable("b")], lambda: iter([TraceChunk((one, one))]))
-    with pytest.raises(ConfigError, match="a trace of 2 tables that does not know its samples"):
+    with pytest.raises(ConfigError, match="a trace of 2 tables without bags cannot be split"):
         list(trace.rebatch(1))
     with pytest.raises(ConfigError, match="batch must be at least 1, got 0"):
         trace.rebatch(0)
@@ -98,7 +98,10 @@ def test_an_id_out_of_range_is_named(bad):
         (lambda: Trace.from_ids(np.array([1, 2**63], np.uint64)), "position 1 is beyond int64"),
         (lambda: Trace.from_ids([1], batch=0), "batch must be at least 1"),
         (lambda: Trace.from_ids([1], num_rows=0), "num_rows must be at least 1"),
-        (lambda: Trace.from_columns({"a": [1], "b": [1, 2]}), "columns of one trace"),
+        (
+            lambda: Trace.from_columns({"a": [1], "b": [1, 2]}),
+            "the columns of a trace must be equally long",
+        ),
         (lambda: Trace([], lambda: iter([])), "at least one table"),
         (lambda: Trace([TraceTable("a")] * 2, lambda: iter([])), "'a' is in the trace twice"),
         (lambda: TraceTable(""), "needs a name"),

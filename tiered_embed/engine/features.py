@@ -19,6 +19,7 @@ __all__ = ["Feature", "check_ids", "drop_ids", "feature_of"]
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+INTEGERS = (torch.int64, torch.int32)
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -36,18 +37,23 @@ class Feature(NamedTuple):
 
 
 def _integers(where: str, name: str, tensor: object) -> torch.Tensor:
+    if (
+        isinstance(tensor, torch.Tensor)
+        and tensor.dtype in INTEGERS
+        and tensor.layout is torch.strided
+        and tensor.is_cpu
+    ):
+        return tensor
     what = f"{where}: {name}"
     if not isinstance(tensor, torch.Tensor):
         raise ConfigError(f"{what} is a {type(tensor).__name__}; pass an int64 or int32 tensor")
-    if tensor.dtype not in (torch.int64, torch.int32):
+    if tensor.dtype not in INTEGERS:
         raise ConfigError(f"{what} has dtype {tensor.dtype}; it must be torch.int64 or torch.int32")
     if tensor.layout is not torch.strided:
         raise ConfigError(f"{what} has layout {tensor.layout}; pass a dense tensor")
     if tensor.is_cuda:
         return tensor.cpu()  # the planner is there
-    if not tensor.is_cpu:
-        raise ConfigError(f"{what} is on {tensor.device}; move it to the CPU: {what}.cpu()")
-    return tensor
+    raise ConfigError(f"{what} is on {tensor.device}; move it to the CPU: {what}.cpu()")
 
 
 def _array(tensor: torch.Tensor) -> I64:
@@ -156,14 +162,15 @@ def _no_bags(where: str, given: I64, num_ids: int, include_last: bool) -> Config
     else:
         bounds = np.append(given, num_ids)
     if len(bounds) == 1 and num_ids:
-        return ConfigError(f"{where}: {num_ids} ids but no offsets: they belong to no bag")
+        return ConfigError(
+            f"{where}: there are {num_ids} ids but no offsets, so that no bag has them"
+        )
     if bounds[0] != 0:
         return ConfigError(f"{where}: offsets start at {bounds[0]}; the first must be 0")
     i = int((bounds[1:] < bounds[:-1]).argmax())
-    after = f"offset {bounds[i + 1]}" if i + 1 < len(given) else f"the end, {num_ids} ids,"
+    after = bounds[i + 1] if i + 1 < len(given) else f"the end, {num_ids} ids"
     return ConfigError(
-        f"{where}: offset {bounds[i]} at position {i} is behind {after} that follows; "
-        "offsets never fall and stay within the ids"
+        f"{where}: offsets must not decrease: {bounds[i]} at position {i} is followed by {after}"
     )
 
 

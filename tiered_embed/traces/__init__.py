@@ -1,11 +1,11 @@
 """Id streams: one streamed form, readers of public formats, a file format, seeded generators.
 
-A ``Trace`` is what everything here reads into and makes: tables, and batches of ids in bounded
-chunks. ``open_trace`` tells a file's format and calls its reader; ``tet`` is our own format,
+Everything here makes or reads a ``Trace``: tables, and batches of ids in chunks of bounded size.
+``open_trace`` recognises a file's format and calls its reader; ``tet`` is our own format,
 ``recorder`` captures a running model, ``stream`` and ``calibration`` generate. ``criteo``,
 ``movielens``, ``checkins`` and ``raw`` also read into plain arrays. ``data_root`` says where real
-data lies. Nothing here starts a thread; numba, pyarrow and zstandard (the extra ``sim``) are
-imported where they are used first.
+data is. Nothing here starts a thread. numba, pyarrow and zstandard (the extra ``sim``) are imported
+only when they are needed.
 """
 
 from .calibration import Calibration, calibrate

@@ -1,9 +1,9 @@
 """Fits a generated table to a reuse histogram.
 
-A row that is drawn with a fixed chance is used a Poisson number of times in a window. The histogram
-is taken as a mixture of such rows at many rates, and of rows used exactly once: the mixture whose
-buckets are nearest, by non-negative least squares, becomes the classes of a ``Steps`` law and its
-share of one-hit rows. All windows of the stream have the same histogram, wherever they begin.
+The uses of a row in a window follow a Poisson law when the row is drawn with a fixed probability.
+The histogram is modelled as a mixture of such rows at many rates, and of rows used exactly once.
+Non-negative least squares finds the mixture with the nearest buckets, which becomes the classes of
+a ``Steps`` law and its share of one-hit rows. Every window of the stream has the same histogram.
 
 Legend: ``J`` rates, ``K`` buckets.
 """
@@ -36,10 +36,10 @@ _TAIL_DOUBLINGS = 3  # rates above the last edge
 class Calibration:
     """A fitted table and how well it fits.
 
-    table: of one id per sample; keep it where the same stream is wanted elsewhere, the fit's last
-    digits may differ between machines. window: accesses that the histogram is of. expected: what a
-    window has on average. error: the largest difference of a share between ``expected`` and
-    ``histogram``, rows and accesses, all buckets.
+    table: one id per sample. Store it to get the same stream on another machine, as the fit's last
+    digits may differ there. window: number of accesses that have the histogram. expected: the
+    histogram of a window on average. error: the largest difference between a share in ``expected``
+    and in ``histogram``, over rows, accesses and all buckets.
     """
 
     table: GeneratedTable
@@ -49,7 +49,7 @@ class Calibration:
     error: float
 
     def trace(self, num_accesses: int | None = None, batch: int = 1024, seed: int = 0) -> Trace:
-        """Return about ``num_accesses`` (whole batches; one window by default) of the stream."""
+        """Return about ``num_accesses`` of the stream in whole batches; by default one window."""
         wanted = self.window if num_accesses is None else num_accesses
         num_batches = -(-wanted // check_batch(batch))
         return GeneratedStream((self.table,), batch, num_batches, seed).trace()
@@ -59,8 +59,8 @@ def calibrate(histogram: ReuseHistogram, window: int = 1 << 24, name: str = "tab
     """Return a table whose ids have ``histogram`` in every ``window`` accesses.
 
     Args:
-        window: accesses, at least 2**16. A window much smaller than the published one has few rows
-            in the last buckets: below a row's worth of accesses there, ``error`` grows.
+        window: at least 2**16 accesses. If it is much smaller than the published one, the last
+            buckets hold few rows; ``error`` grows once one holds less than a row.
 
     Raises:
         ConfigError: a window that is too small.
@@ -70,7 +70,7 @@ def calibrate(histogram: ReuseHistogram, window: int = 1 << 24, name: str = "tab
     edges = histogram.edges
     rates = _rates(edges)
     rows, accesses = _columns(rates, edges)
-    # The last column is of rows that are used exactly once.
+    # The last column stands for rows that are used exactly once.
     once = np.zeros((1, len(edges)))
     once[0, 0] = 1.0
     rows, accesses = np.concatenate([rows, once]), np.concatenate([accesses, once])
@@ -102,7 +102,7 @@ def _rates(edges: tuple[int, ...]) -> F64:
 
 
 def _columns(rates: F64, edges: tuple[int, ...]) -> tuple[F64, F64]:
-    """Per rate (J, K): the chance that a row lies in a bucket, and its expected uses there."""
+    """For each rate (J, K): the probability that a row is in a bucket, and its uses there."""
     most = int(rates.max() + 12.0 * np.sqrt(rates.max()) + 40.0)
     log_factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, most + 1)))])
     rows = np.zeros((len(rates), len(edges)))
@@ -118,10 +118,10 @@ def _columns(rates: F64, edges: tuple[int, ...]) -> tuple[F64, F64]:
 
 
 def _whole_rows(numbers: F64, rates: F64, edges: tuple[int, ...]) -> tuple[I64, F64]:
-    """Classes of whole rows for ``numbers`` (J,) of each rate: rows (C,), and uses of each class.
+    """Turns ``numbers`` (J,) of rows at each rate into classes of whole rows: rows and uses (C,).
 
-    Classes of few rows become one per bucket, of as many rows as stay in that bucket; what is not
-    one row's worth goes to the bucket below.
+    In each bucket, the classes of few rows become one class, with as many rows as stay in that
+    bucket. Uses that do not fill one row go to the bucket below.
     """
     bucket = np.searchsorted(np.array(edges), rates, side="left") - 1
     counts: list[int] = []
@@ -167,7 +167,7 @@ def _expected(
 
 
 def _nonnegative_least_squares(system: F64, target: F64) -> F64:
-    """Return x >= 0 with least |system @ x - target|.
+    """Return the x >= 0 that minimises |system @ x - target|.
 
     Source: Lawson & Hanson, "Solving Least Squares Problems", 1974, chapter 23.
     """

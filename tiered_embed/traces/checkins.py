@@ -20,7 +20,7 @@ HEADER = ("user", "hour_of_week", "venue", "category")
 
 @dataclass(frozen=True)
 class CheckIns:
-    """``N`` check-ins in order of time; all four are int64 (N,), ``hours`` in [1, 168]."""
+    """``N`` check-ins in order of time: four int64 (N,), with ``hours`` in [1, 168]."""
 
     users: npt.NDArray[np.int64]
     hours: npt.NDArray[np.int64]
@@ -44,8 +44,8 @@ def read_checkins(path: StrPath) -> CheckIns:
     """Read a check-in log (plain, gzip or xz): user, hour of week, venue, category.
 
     Raises:
-        ConfigError: a wrong header, field count or number, or an hour outside the week, with its
-            line; damaged compression.
+        ConfigError: a wrong header, field count or number, or an hour outside the week (the message
+            names the line); damaged compression.
         OSError: the file cannot be read.
     """
     blocks = [np.empty((0, len(HEADER)), dtype=np.int64)]

@@ -31,7 +31,7 @@ TableIds = tuple[I64, I64]
 """One table's part of a chunk: ``offsets`` (B + 1,) of the batches into ``ids`` (N,)."""
 
 CHUNK_IDS = 1 << 20
-"""Ids of all tables together that a chunk aims at; a chunk is larger only for one large batch."""
+"""About how many ids of all tables a chunk has; a larger batch makes a larger chunk."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TraceTable:
 
     def __post_init__(self) -> None:
         if not self.name:
-            raise ConfigError("a table of a trace needs a name, got ''")
+            raise ConfigError("a table of a trace needs a name, which may not be empty")
         if self.num_rows is not None and self.num_rows < 1:
             raise ConfigError(
                 f"table {self.name!r}: num_rows must be at least 1 or None, got {self.num_rows!r}"
@@ -52,10 +52,10 @@ class TraceTable:
 
 @dataclass(frozen=True)
 class TraceBags:
-    """The bags inside the batches of a chunk, where they are known.
+    """The bags in the batches of a chunk, where they are known.
 
-    ``samples`` (B + 1,): where each batch's samples start, the same for all tables. ``starts``
-    holds per table the offsets (S + 1,) of the bags into its ids; None where every bag is one id.
+    samples: (B + 1,), where each batch's samples start; the same for all tables. starts: for each
+    table the offsets (S + 1,) of its bags into its ids, or None where every bag is one id.
     """
 
     samples: I64
@@ -70,7 +70,7 @@ class TraceBags:
 class TraceChunk:
     """``B`` whole batches: per table ``(offsets (B + 1,), ids (N,))``, in the tables' order.
 
-    Replaying needs no ``bags``; they serve ``rebatch`` and real runs.
+    A replay does not need ``bags``; ``rebatch`` and training runs do.
     """
 
     table_ids: tuple[TableIds, ...]
@@ -124,10 +124,10 @@ def even_offsets(num_ids: int, batch: int) -> I64:
 
 
 def as_ids(where: str, ids: npt.ArrayLike) -> I64:
-    """Return ids as an int64 array (N,), not copied where they are one.
+    """Return ids as an int64 array (N,), without a copy if they already are one.
 
     Raises:
-        ConfigError: not 1-D, not integers, or beyond int64; names the first such position.
+        ConfigError: not 1-D, not integers, or beyond int64; the message names the first position.
     """
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):

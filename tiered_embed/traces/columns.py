@@ -1,7 +1,7 @@
-"""Tables of named columns (CSV, TSV, Parquet) as traces: one embedding table a column.
+"""Files with named columns (CSV, TSV, Parquet) as traces: one embedding table per column.
 
-A row is a sample. A Parquet column of lists is a bag per row; others hold one id a row. Read by
-pyarrow, a block at a time; this is where its exceptions become ``ConfigError``.
+Each row is a sample. A Parquet column of lists holds a bag per row; other columns hold one id per
+row. pyarrow reads the file block by block; its exceptions become ``ConfigError`` here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .trace import Trace
 __all__ = ["Columns", "csv_trace", "parquet_trace"]
 
 Columns = Sequence[str] | Mapping[str, str]
-"""Names of id columns, or {table: column}."""
+"""The names of id columns, or {table: column}."""
 
 _BLOCK_BYTES = 1 << 20
 
@@ -41,18 +41,18 @@ def csv_trace(
     missing: int | None = None,
     num_rows: Mapping[str, int | None] | None = None,
 ) -> Trace:
-    """Return a trace of text with a header line: plain, gzip, xz or zstd.
+    """Return the trace in a text file with a header line: plain, gzip, xz or zstd.
 
     Args:
-        columns: which columns hold ids, all integers; {table: column} gives the tables names.
-        header: the columns' names where the file has no header line.
-        skip_rows: lines to leave out before anything else.
-        missing: the id of an empty field; None makes it an error.
+        columns: the columns that hold ids, which are integers; {table: column} names the tables.
+        header: names of the columns, where the file has no header line.
+        skip_rows: number of lines to skip at the start.
+        missing: the id that an empty field stands for; with None an empty field is an error.
         num_rows: {table: rows}, where known.
 
     Raises:
-        ConfigError: an unknown column; while reading, a field that is no integer, a row of another
-            width, damaged compression; names the row.
+        ConfigError: an unknown column. While reading: a field that is not an integer, a row with
+            another number of fields (the message names the row), damaged compression.
         OSError: the file cannot be read.
     """
     names = _names(columns)
@@ -71,9 +71,9 @@ def parquet_trace(
     missing: int | None = None,
     num_rows: Mapping[str, int | None] | None = None,
 ) -> Trace:
-    """Return a trace of a Parquet file; arguments and errors as ``csv_trace``'s.
+    """Return the trace in a Parquet file; arguments and errors as of ``csv_trace``.
 
-    A column of lists of integers is a bag of ids per row; a null list is an empty bag.
+    A column of lists of integers holds a bag of ids per row; a null list is an empty bag.
     """
     names = _names(columns)
 
@@ -94,7 +94,7 @@ def _names(columns: Columns) -> dict[str, str]:
         raise ConfigError(f"columns is {columns!r}; pass a list of names, or {{table: column}}")
     names = dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
     if not names:
-        raise ConfigError("columns is empty; name the columns that hold ids")
+        raise ConfigError("columns is empty; pass the names of the columns that hold ids")
     return names
 
 
@@ -112,8 +112,8 @@ class _Mapped:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # A ConfigError of read_blocks comes back through pyarrow as itself. An OSError without a
-        # number is not the system's: pyarrow means damaged pages.
+        # pyarrow passes a ConfigError of read_blocks on unchanged. It raises OSError without an
+        # errno for damaged pages; one with an errno comes from the system.
         theirs = (self._arrow.ArrowException, OSError, UnicodeDecodeError)
         if isinstance(error, theirs) and getattr(error, "errno", None) is None:
             text = str(error).strip().splitlines()[0]
@@ -152,7 +152,7 @@ def _csv_blocks(
     wanted = list(names.values())
     with _Mapped(path, arrow):
         source = arrow.PythonFile(_Blocks(path), mode="r")
-        # Serial reading knows row numbers.
+        # pyarrow knows row numbers only when it reads with one thread.
         reading = csv.ReadOptions(
             use_threads=False,
             block_size=_BLOCK_BYTES,
@@ -185,7 +185,8 @@ def _check_names(path: StrPath, names: dict[str, str], found: Sequence[str]) -> 
     absent = [name for name in names.values() if name not in found]
     if absent:
         raise ConfigError(
-            f"{os.fspath(path)}: no column {absent[0]!r}; the columns are {list(found)[:50]}"
+            f"{os.fspath(path)}: there is no column {absent[0]!r}; the columns are"
+            f" {list(found)[:50]}"
         )
 
 
@@ -223,7 +224,7 @@ def _one_batch(parts: list[tuple[I64, I64 | None]], num_samples: int) -> TraceCh
 def _ids(
     path: StrPath, name: str, column: Any, row: int, missing: int | None
 ) -> tuple[I64, I64 | None]:
-    """A column's ids (N,), and its bags' starts where it is one of lists."""
+    """A column's ids (N,), and for a column of lists where its bags start."""
     arrow = _arrow(path)
     types = arrow.types
     if types.is_list(column.type) or types.is_large_list(column.type):
@@ -233,17 +234,17 @@ def _ids(
         return _ids(path, name, column.flatten(), row, missing)[0], starts
     if not types.is_integer(column.type):
         raise ConfigError(
-            f"{os.fspath(path)}: column {name!r} holds {column.type}; ids are integers: map or hash"
-            " them first"
+            f"{os.fspath(path)}: column {name!r} holds {column.type}; ids are integers, so map or"
+            " hash the values first"
         )
     if column.null_count:
         if missing is None:
             at = int(column.is_null().to_numpy(zero_copy_only=False).argmax())
             raise ConfigError(
                 f"{os.fspath(path)}, row {row + at + 1}: column {name!r} is empty; pass missing="
-                " an id that stands for it"
+                " with the id that an empty field stands for"
             )
         with _Mapped(path, arrow):
             column = column.cast(arrow.int64()).fill_null(missing)
-    where = f"{os.fspath(path)}, column {name!r} behind row {row}"
+    where = f"{os.fspath(path)}, column {name!r} after row {row}"
     return as_ids(where, column.to_numpy(zero_copy_only=False)), None

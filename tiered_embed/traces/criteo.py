@@ -39,26 +39,26 @@ NUM_CATEGORIES = 26
 NUM_FIELDS = 1 + NUM_INTEGERS + NUM_CATEGORIES
 
 MISSING_ID = 1 << 32
-"""The raw id of an empty category: the first above the 32-bit values that a log can hold."""
+"""The raw id of an empty category: the first after the 32-bit values that a log can hold."""
 
 NUM_RAW_IDS = MISSING_ID + 1
-"""The rows of a table that takes raw ids."""
+"""How many rows a table of raw ids has."""
 
 MISSING_INTEGER = -(1 << 63)
-"""Stands for an empty integer field; no parsed integer (18 digits) reaches it."""
+"""Stands for an empty integer field. Parsed integers have at most 18 digits and never equal it."""
 
 Part = Literal["all", "train", "heldout"]
 
 
 @dataclass(frozen=True)
 class CriteoOptions:
-    """How to cut a log into batches.
+    """How to split a log into batches.
 
-    ``num_embeddings``: None for raw ids in [0, NUM_RAW_IDS); a number of rows for all tables, or
-    one per table, to hash into: row 0 is the missing value's, any other value x is row
-    1 + splitmix64(x) mod (rows - 1). ``part``: every ``heldout_every``-th line of the log is held
-    out (lines k, 2k, ... counted from 1), the rest trains. ``max_lines`` ends the log early, for
-    all parts alike. ``drop_last`` drops a last batch that is not full.
+    num_embeddings: None for raw ids in [0, NUM_RAW_IDS); or a number of rows to hash into, for all
+    tables or one per table. Row 0 is the missing value; any other value x is row
+    1 + splitmix64(x) mod (rows - 1). part: every ``heldout_every``-th line of the log is held out
+    (lines k, 2k, ... counted from 1), the rest is for training. max_lines: ends the log early, for
+    all parts alike. drop_last: leaves out a last batch that is not full.
     """
 
     batch_size: int = 128
@@ -83,7 +83,7 @@ class CriteoOptions:
         rows = self.rows_per_table()
         if rows is not None and (len(rows) != NUM_CATEGORIES or min(rows) < 2):
             raise ConfigError(
-                f"num_embeddings must give at least 2 rows (one is the missing value's) to each of"
+                f"num_embeddings must give at least 2 rows (one for the missing value) to each of"
                 f" {NUM_CATEGORIES} tables, got {self.num_embeddings!r}"
             )
 
@@ -124,10 +124,10 @@ class CriteoLines:
 
 
 class CriteoReader:
-    """An iterable of ``CriteoBatch`` over one log or several in a row; each pass reads anew.
+    """An iterable of ``CriteoBatch`` over one log, or several in a row; each pass reads them again.
 
-    Batches run across file borders. Iterating raises:
-        ConfigError: a malformed line (file, line number, fact), or damaged compression.
+    A batch may span two files. Iterating raises:
+        ConfigError: a malformed line (the message names file and line), or damaged compression.
         OSError: a file cannot be read.
     """
 
@@ -181,7 +181,7 @@ class CriteoReader:
 
 
 def parse_lines(block: bytes, path: StrPath = "<bytes>", first_line: int = 1) -> CriteoLines:
-    """Parse a block of whole lines; ``path`` and ``first_line`` serve the error messages.
+    """Parse a block of whole lines; ``path`` and ``first_line`` are for error messages.
 
     Raises:
         ConfigError: a wrong number of fields, a label other than 0 and 1, a field that is not an
@@ -192,7 +192,7 @@ def parse_lines(block: bytes, path: StrPath = "<bytes>", first_line: int = 1) ->
     wrong = (labels < 0) | (labels > 1)
     if wrong.any():
         row = int(wrong.argmax())
-        raise fields.error(row, f"the label is {labels[row]}, not 0 or 1")
+        raise fields.error(row, f"the label is {labels[row]}; it must be 0 or 1")
     return CriteoLines(
         labels,
         fields.integers(1, 1 + NUM_INTEGERS, missing=MISSING_INTEGER),
@@ -220,7 +220,7 @@ def hash_ids(categories: npt.NDArray[np.int64], num_rows: int) -> npt.NDArray[np
 
 
 def _batch(lines: CriteoLines, options: CriteoOptions) -> CriteoBatch:
-    # A missing integer is the most negative one, so the clamp makes it 0 as well.
+    # A missing integer is the most negative one, so that the clamp makes it 0 too.
     dense = np.log1p(np.maximum(lines.integers, 0).astype(np.float64)).astype(np.float32)
     ids = np.ascontiguousarray(lines.categories.T)
     rows = options.rows_per_table()

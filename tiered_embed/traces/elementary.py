@@ -1,6 +1,6 @@
 """exp and log that give the same bits on any IEEE machine.
 
-NumPy's own differ in the last bit between its SIMD paths, and a generated id may follow that bit.
+NumPy's own differ in the last bit between its SIMD paths, and that bit can change a generated id.
 Here every step is one correctly rounded addition, multiplication or division. Error: about 1e-15.
 """
 

@@ -1,4 +1,4 @@
-"""Libraries of the extra ``sim``, imported where they are first used."""
+"""Imports libraries of the extra ``sim`` when they are first needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def require(module: str, purpose: str) -> ModuleType:
     """Import ``module``; ``purpose`` ends the sentence "... is needed to".
 
     Raises:
-        ConfigError: it is not installed; says how to get it.
+        ConfigError: it is not installed; the message says how to install it.
     """
     try:
         return importlib.import_module(module)

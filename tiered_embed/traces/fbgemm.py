@@ -2,8 +2,8 @@
 
 Format: https://github.com/facebookresearch/dlrm_datasets: ``lengths`` (T, B) of the bags,
 ``offsets`` (T * B + 1,), ``indices`` (N,) table after table. A file is one batch of ``B`` samples
-and is held in memory whole while it is read. torch's restricted loader reads it: what is not
-tensors is refused, never executed.
+and is in memory as a whole while it is read. torch's restricted loader reads it: anything that is
+not a tensor is refused, and never executed.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ def fbgemm_trace(
     names: Sequence[str] | None = None,
     num_rows: Sequence[int | None] | None = None,
 ) -> Trace:
-    """Return a trace of one ``.pt`` file, plain or compressed, or several in a row: a batch each.
+    """Return the trace in one ``.pt`` file, plain or compressed, or in several: a batch each.
 
     Args:
-        names: of the tables; ``t0``, ``t1`` ... by default.
-        num_rows: of each table, where known.
+        names: names of the tables; ``t0``, ``t1``, ... by default.
+        num_rows: rows of each table, where known.
 
-    The first file is read at once, to count its tables.
+    The first file is read immediately, to count its tables.
 
     Raises:
-        CorruptionError: a file that is damaged or holds other things than tensors.
-        ConfigError: tensors that are no batches, or tables that do not agree, with the place.
+        CorruptionError: a file that is damaged or holds anything other than tensors.
+        ConfigError: tensors that are not a batch, or files with different numbers of tables.
         OSError: a file cannot be read.
     """
     files = (paths,) if isinstance(paths, str | os.PathLike) else tuple(paths)
@@ -54,7 +54,8 @@ def fbgemm_trace(
     for what, given in (("names", names), ("num_rows", num_rows)):
         if given is not None and len(given) != num_tables:
             raise ConfigError(
-                f"{os.fspath(files[0])}: {num_tables} tables, but {len(given)} {what} were given"
+                f"{os.fspath(files[0])}: {num_tables} tables, but {len(given)} {what} were given;"
+                " pass one for each table"
             )
     sizes = [None] * num_tables if num_rows is None else list(num_rows)
     called = [f"t{t}" for t in range(num_tables)] if names is None else list(names)
@@ -64,7 +65,7 @@ def fbgemm_trace(
             chunk = _read(path)
             if len(chunk.table_ids) != num_tables:
                 raise ConfigError(
-                    f"{os.fspath(path)}: {len(chunk.table_ids)} tables, where"
+                    f"{os.fspath(path)}: there are {len(chunk.table_ids)} tables, but"
                     f" {os.fspath(files[0])} has {num_tables}"
                 )
             yield chunk
@@ -79,7 +80,8 @@ def _read(path: StrPath) -> TraceChunk:
     if not isinstance(given, (tuple, list)) or len(given) != 3:
         kind = f"{len(given)} values" if isinstance(given, (tuple, list)) else type(given).__name__
         raise ConfigError(
-            f"{os.fspath(path)}: holds {kind}, not (indices, offsets, lengths); save these three"
+            f"{os.fspath(path)}: the file holds {kind} instead of the three tensors"
+            " (indices, offsets, lengths)"
         )
     indices, offsets, lengths = (
         _integers(path, what, value)
@@ -87,8 +89,9 @@ def _read(path: StrPath) -> TraceChunk:
     )
     if lengths.ndim != 2 or indices.ndim != 1 or 0 in lengths.shape:
         raise ConfigError(
-            f"{os.fspath(path)}: lengths have shape {lengths.shape}, indices {indices.shape}; they"
-            " must be (tables, samples) and (ids,)"
+            f"{os.fspath(path)}: lengths have shape {lengths.shape} and indices"
+            f" {indices.shape}; they must have shapes (tables, samples) and (ids,), and lengths"
+            " must not be empty"
         )
     num_tables, num_samples = lengths.shape
     bounds = np.zeros(lengths.size + 1, np.int64)
@@ -104,8 +107,8 @@ def _read(path: StrPath) -> TraceChunk:
     if not np.array_equal(offsets, bounds):
         row = int((offsets != bounds).argmax()) if offsets.shape == bounds.shape else 0
         raise ConfigError(
-            f"{os.fspath(path)}: offsets {offsets.shape} are not the sums of the lengths"
-            f" {bounds.shape}, first at position {row}"
+            f"{os.fspath(path)}: offsets {offsets.shape} do not match the running sums of the"
+            f" lengths {bounds.shape}; they differ first at position {row}"
         )
     parts: list[TableIds] = []
     starts: list[I64 | None] = []
@@ -124,22 +127,22 @@ def _load(path: StrPath) -> Any:
     else:
         source = Path(path).open("rb")  # noqa: SIM115 (closed below)
     with source, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about pickle protocols: what they hold is refused anyway
+        warnings.simplefilter("ignore")  # about pickle protocols; their content is refused anyway
         try:
             return torch.load(source, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             fact = str(error).splitlines()[0]
             raise CorruptionError(
-                f"{os.fspath(path)}: refused at byte {source.tell()}: holds something else than"
-                f" tensors, or is damaged ({fact[:200]}); nothing in it was executed"
+                f"{os.fspath(path)}: refused at byte {source.tell()}, as the file is damaged or"
+                f" holds something other than tensors ({fact[:200]}); nothing in it was executed"
             ) from error
-        except Exception as error:  # torch raises of any kind on damaged files
+        except Exception as error:  # torch raises any kind of error on damaged files
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             fact = (str(error) or type(error).__name__).splitlines()[0]
             raise CorruptionError(
-                f"{os.fspath(path)}: is no file of torch, or is damaged near byte {source.tell()}"
-                f" ({fact[:200]}); fetch the file again"
+                f"{os.fspath(path)}: the file was not saved by torch, or it is damaged near byte"
+                f" {source.tell()} ({fact[:200]}); get the file again"
             ) from error
 
 

@@ -1,7 +1,7 @@
 """Split and parse delimited text with whole-array operations.
 
-Shapes: ``N`` lines, ``F`` fields in a line, ``C`` the columns asked for. Every error names the
-file, the line (counted from 1) and the fact.
+Shapes: ``N`` lines, ``F`` fields in a line, ``C`` columns that are parsed. Every error names the
+file, the line (counted from 1) and what is wrong.
 """
 
 import os
@@ -35,10 +35,10 @@ _DIGIT_VALUES = _digit_values()
 
 @dataclass(frozen=True)
 class Fields:
-    """The field borders of ``N`` lines of ``F`` fields.
+    """Where the fields of ``N`` lines of ``F`` fields are.
 
-    ``starts`` and ``lengths`` are int64 (N, F), in bytes of ``buffer`` (uint8). ``first_line`` is
-    the number of the first line in its file.
+    starts, lengths: int64 (N, F), in bytes of ``buffer`` (uint8). first_line: the number of the
+    first line in its file.
     """
 
     path: StrPath
@@ -56,15 +56,19 @@ class Fields:
     ) -> npt.NDArray[np.int64]:
         """Parse columns ``first`` to ``last - 1`` as decimal integers: int64 (N, C).
 
-        An empty field becomes ``missing``; with None it is an error, as is everything else that is
-        not an optional minus and 1 to 18 digits.
+        An empty field becomes ``missing``; with None it is an error. Any other field must be 1 to
+        18 digits with an optional minus.
         """
         starts, lengths = self.starts[:, first:last], self.lengths[:, first:last]
         negative = (lengths > 0) & (self.buffer[starts] == _MINUS)
         values, bad = self._digits(starts + negative, lengths - negative, 10, _INT_DIGITS)
         bad |= negative & (lengths == 1)
         return self._checked(
-            np.where(negative, -values, values), bad, first, missing, "an integer of 18 digits"
+            np.where(negative, -values, values),
+            bad,
+            first,
+            missing,
+            "an integer of at most 18 digits",
         )
 
     def hexadecimals(
@@ -73,7 +77,7 @@ class Fields:
         """Parse columns ``first`` to ``last - 1`` as 1 to 8 hex digits: int64 (N, C)."""
         starts, lengths = self.starts[:, first:last], self.lengths[:, first:last]
         values, bad = self._digits(starts, lengths, 16, 8)
-        return self._checked(values, bad, first, missing, "a hex number of 8 digits")
+        return self._checked(values, bad, first, missing, "a hex number of at most 8 digits")
 
     def decimals(self, column: int) -> npt.NDArray[np.float64]:
         """Parse one column as finite decimal numbers: float64 (N,)."""
@@ -84,7 +88,7 @@ class Fields:
         texts = np.ascontiguousarray(letters).view(f"S{width}").reshape(self.num_lines)
         try:
             values = texts.astype(np.float64)
-        except ValueError:  # does not say where: find it below
+        except ValueError:  # it does not say where; that is found below
             values = np.array([_float_or_nan(text) for text in texts])
         bad = ~np.isfinite(values)
         if bad.any():
@@ -102,7 +106,7 @@ class Fields:
         bad: npt.NDArray[np.bool_] = lengths > limit
         for k in range(min(limit, int(lengths.max(initial=0)))):
             inside = lengths > k
-            # Past a field's end the position is only clamped to stay readable, never used.
+            # After a field's end the position is only kept inside the buffer; the digit is unused.
             digit = _DIGIT_VALUES[self.buffer[np.minimum(starts + k, len(self.buffer) - 1)]]
             bad |= inside & (digit >= base)
             values = np.where(inside, values * base + digit, values)
@@ -128,7 +132,7 @@ class Fields:
 
     def _raise_not(self, row: int, column: int, kind: str) -> None:
         text = self._text(row, column)[:40].decode("utf-8", "backslashreplace")
-        raise self.error(row, f"field {column + 1} is {text!r}, not {kind}")
+        raise self.error(row, f"field {column + 1} is {text!r}; it must be {kind}")
 
     def _text(self, row: int, column: int) -> bytes:
         start = int(self.starts[row, column])
@@ -148,7 +152,7 @@ def split_fields(
     """Find the fields of a block of whole lines (each ended by ``\\n`` or ``\\r\\n``).
 
     Raises:
-        ConfigError: a line does not have ``num_fields`` fields; names the first such line.
+        ConfigError: a line does not have ``num_fields`` fields; the message names the first one.
     """
     buffer = np.frombuffer(block, dtype=np.uint8)
     newlines = np.flatnonzero(buffer == _NEWLINE)
@@ -158,13 +162,13 @@ def split_fields(
         counts = np.diff(np.searchsorted(ends, newlines), prepend=-1)
         row = int((counts != num_fields).argmax())
         raise ConfigError(
-            f"{os.fspath(path)}, line {first_line + row}: {counts[row]} fields separated by"
-            f" {separator.decode()!r} where {num_fields} are expected"
+            f"{os.fspath(path)}, line {first_line + row}: {counts[row]} fields, separated by"
+            f" {separator.decode()!r}; {num_fields} fields are expected"
         )
     starts = np.roll(ends, 1) + 1
     starts[:1] = 0
     shape = (len(newlines), num_fields)
     lengths = (ends - starts).reshape(shape)
-    # CRLF: the return belongs to the line end, not to the last field.
+    # With CRLF, the return is part of the line end and not of the last field.
     lengths[:, -1] -= (lengths[:, -1] > 0) & (buffer[newlines - 1] == _RETURN)
     return Fields(path, first_line, buffer, starts.reshape(shape), lengths)

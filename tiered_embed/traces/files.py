@@ -1,7 +1,7 @@
 """Open a trace file, plain or compressed, and read it in blocks.
 
-The compression is told by the file's first bytes, not by its name. This is the one place where the
-decompressors' exceptions become ``ConfigError``.
+The file's first bytes decide on the compression, not its name. The exceptions of decompressors
+become ``ConfigError`` here, and nowhere else.
 """
 
 import gzip
@@ -23,7 +23,7 @@ _XZ_MAGIC = b"\xfd7zXZ\x00"
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 COMPRESSED_SUFFIXES = (".gz", ".xz", ".zst")
-# A zstd block of 4 bytes may stand for 128 KiB: small pieces bound what one of them expands to.
+# A zstd block of 4 bytes may expand to 128 KiB: small pieces bound the memory that one needs.
 _ZSTD_PIECE_BYTES = 2048
 _BLOCK_BYTES = 1 << 20
 _LINE_LIMIT_BYTES = 1 << 16
@@ -33,8 +33,8 @@ def read_blocks(path: StrPath, block_bytes: int = _BLOCK_BYTES) -> Iterator[byte
     """Yield the decompressed bytes of ``path`` in pieces of at most ``block_bytes``.
 
     Raises:
-        ConfigError: the compressed data is cut off or damaged; names the bytes that were readable.
-            zstd data without the extra ``sim``.
+        ConfigError: the compressed data is cut off or damaged (the message names the place), or it
+            is zstd and the extra ``sim`` is not installed.
         OSError: the file cannot be opened or read.
     """
     done_bytes = 0
@@ -46,7 +46,7 @@ def read_blocks(path: StrPath, block_bytes: int = _BLOCK_BYTES) -> Iterator[byte
             return
         stream: IO[bytes] = file
         if magic == _XZ_MAGIC:
-            # typeshed: LZMAFile is an IO[bytes] in all but its declared base.
+            # typeshed does not declare that LZMAFile is an IO[bytes].
             stream = cast(IO[bytes], lzma.LZMAFile(file))  # noqa: SIM115 (owns nothing)
         elif magic.startswith(_GZIP_MAGIC):
             stream = cast(IO[bytes], gzip.GzipFile(fileobj=file))
@@ -89,28 +89,29 @@ def _zstd_blocks(path: StrPath, file: IO[bytes], block_bytes: int) -> Iterator[b
 def _damaged(path: StrPath, at: int, done_bytes: int, fact: object) -> ConfigError:
     return ConfigError(
         f"{os.fspath(path)}: compressed data is cut off or damaged near byte {at} of the file,"
-        f" after decompressed byte {done_bytes} ({fact}); fetch the file again"
+        f" after {done_bytes} decompressed bytes ({fact}); get the file again"
     )
 
 
 def read_line_blocks(path: StrPath, block_bytes: int = _BLOCK_BYTES) -> Iterator[bytes]:
-    """Yield pieces of ``path`` that end at a line end; a last line without one gets one.
+    """Yield pieces of ``path`` that end at a line end; one is added to a last line without it.
 
-    Memory stays bounded by the block and one line.
+    Memory is bounded by one block and one line.
 
     Raises:
-        ConfigError: as ``read_blocks``, or a line is longer than 64 KiB (no text log, then).
+        ConfigError: as ``read_blocks``; also a line of more than 64 KiB, as in a file that is not a
+            text log.
         OSError: the file cannot be opened or read.
     """
     rest = b""
     num_lines = 0
     for block in read_blocks(path, block_bytes):
         joined = rest + block
-        cut = joined.rfind(b"\n") + 1
-        rest = joined[cut:]
-        if cut:
-            num_lines += joined.count(b"\n", 0, cut)
-            yield joined[:cut]
+        end = joined.rfind(b"\n") + 1
+        rest = joined[end:]
+        if end:
+            num_lines += joined.count(b"\n", 0, end)
+            yield joined[:end]
         if len(rest) > max(_LINE_LIMIT_BYTES, block_bytes):
             raise ConfigError(
                 f"{os.fspath(path)}, line {num_lines + 1}: no line end within {len(rest)} bytes;"

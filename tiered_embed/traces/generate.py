@@ -1,8 +1,8 @@
 """Seeded id streams with a chosen popularity law.
 
-Batch ``i`` is a pure function of the options and ``i``: PCG64's raw bits are fixed by NumPy for
-ever (NEP 19) and all arithmetic on them is ours (``elementary``), so every machine generates the
-same ids, and a stream can be entered anywhere. Shapes: ``B`` bags, ``L`` ids in a bag.
+Batch ``i`` is a pure function of the options and ``i``, so that a stream can start anywhere. Every
+machine generates the same ids: NumPy guarantees PCG64's raw bits for ever (NEP 19), and all
+arithmetic on them is our own (``elementary``). Shapes: ``B`` bags, ``L`` ids in a bag.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ _MAX_EXPONENT = 8.0
 class IdBatch:
     """``B`` bags of ids, as ``nn.EmbeddingBag`` takes them.
 
-    ``ids`` is int64 (B * L,), ``offsets`` int64 (B,): the position where each bag starts.
+    ids: int64 (B * L,). offsets: int64 (B,), where each bag starts.
     """
 
     ids: npt.NDArray[np.int64]
@@ -39,11 +39,11 @@ class IdStream:
     """An iterable of ``num_batches`` seeded batches over one table.
 
     Popularity of rank k (from 1): ``zipf`` k**-exponent; ``log_uniform`` ln((k + 1) / k);
-    ``uniform`` all alike. ``scatter_rows`` places the ranks over the table by a fixed permutation,
-    as hashed ids would lie; without it row id = rank - 1, most popular first.
+    ``uniform``: equal. ``scatter_rows`` spreads the ranks over the table by a fixed permutation, as
+    hashing would; without it, row id = rank - 1, most popular first.
 
     Raises:
-        ConfigError: on construction, where an option cannot work.
+        ConfigError: on construction, if an option cannot work.
     """
 
     num_rows: int
@@ -134,7 +134,7 @@ def _zipf(
         return elementary.expm1_over_x(flat * log_x) * log_x
 
     def inverse(y: elementary.Float64s) -> elementary.Float64s:
-        # The floor keeps rounding at the far end from leaving log1p's domain.
+        # Without the floor, rounding at the far end could leave the domain of log1p.
         t = np.maximum(y * flat, -1.0 + 2.0**-52)
         return elementary.exp(elementary.log1p_over_x(t) * y)
 

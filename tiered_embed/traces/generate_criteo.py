@@ -1,9 +1,10 @@
 """Seeded logs in Criteo's format whose labels can be learned.
 
-Categories follow a Zipf law within the cardinalities of Criteo's Kaggle set, integers a skewed law
-with missing values. A label is drawn from a logistic model: a fixed slope on each integer's
-logarithm and a fixed effect of each (table, category), so that both the dense part and the
-embeddings of a model have something to find. Bit-identical on every machine (see ``generate``).
+Categories follow a Zipf law with the cardinalities of Criteo's Kaggle set; integers follow a skewed
+law, with missing values. Labels are drawn from a logistic model with a fixed slope for the
+logarithm of each integer and a fixed effect for each (table, category), so that both the dense part
+and the embeddings of a model have something to learn. Bit-identical on every machine (see
+``generate``).
 """
 
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ class CriteoGenerator:
     """``num_lines`` generated lines; block ``i`` of 1024 is a pure function of ``seed`` and ``i``.
 
     Raises:
-        ConfigError: on construction, where an option cannot work.
+        ConfigError: on construction, if an option cannot work.
     """
 
     num_lines: int
@@ -82,7 +83,7 @@ class CriteoGenerator:
                 file.write(format_lines(block))
 
     def _block(self, index: int, num_lines: int) -> CriteoLines:
-        # The last block draws as many numbers as a full one: a longer log only appends lines.
+        # The last block draws as many numbers as a full one, so that a longer log only adds lines.
         bits = np.random.PCG64([self.seed, index])
         shape = (_BLOCK_LINES, NUM_INTEGERS)
         log_value = uniforms(bits, _BLOCK_LINES * NUM_INTEGERS).reshape(shape)
@@ -101,7 +102,7 @@ class CriteoGenerator:
         for table, num_rows in enumerate(self.cardinalities):
             ranks = sample_ranks(bits, _BLOCK_LINES, num_rows, "zipf", _EXPONENT)
             logit += _EFFECT * _signed(ranks * NUM_CATEGORIES + table + (1 << 40))
-            # Every third table knows missing values; its rank 0 plays that part.
+            # Every third table has missing values: its rank 0.
             values = scatter(ranks, 1 << 32, table)
             categories[:, table] = np.where((ranks == 0) & (table % 3 == 2), MISSING_ID, values)
         chance = 1.0 / (1.0 + elementary.exp(-logit))

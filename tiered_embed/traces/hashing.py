@@ -21,8 +21,8 @@ def splitmix64(values: npt.NDArray[np.int64] | npt.NDArray[np.uint64]) -> npt.ND
 def scatter(values: npt.NDArray[np.int64], num_rows: int, seed: int) -> npt.NDArray[np.int64]:
     """Permute ``[0, num_rows)`` by a fixed, seeded bijection without a table.
 
-    Odd multiplications and xor-shifts are bijections of ``[0, 2**bits)``; results outside the
-    range walk on along their cycle, which ends inside it (fewer than two steps on average).
+    Odd multiplications and xor-shifts are bijections of ``[0, 2**bits)``. A result outside the
+    range is permuted again until it is inside; that takes fewer than two steps on average.
     """
     bits = max(1, (num_rows - 1).bit_length())
     mask, shift = np.uint64((1 << bits) - 1), np.uint64((bits + 1) // 2)

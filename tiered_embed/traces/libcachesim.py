@@ -27,10 +27,11 @@ ORACLE_GENERAL = np.dtype(
 
 
 def oracle_general_trace(path: StrPath, batch: int = 1024, *, name: str = "table") -> Trace:
-    """Return an oracleGeneral trace (plain, gzip, xz or zstd), ``batch`` requests a batch.
+    """Return an oracleGeneral trace (plain, gzip, xz or zstd), with ``batch`` requests per batch.
 
     Raises:
-        ConfigError: while reading: a size that is no multiple of 24 bytes, damaged compression.
+        ConfigError: while reading: a size that is not a multiple of 24 bytes, or damaged
+            compression.
         OSError: the file cannot be read.
     """
     step = max(1, CHUNK_IDS // check_batch(batch)) * batch
@@ -48,8 +49,9 @@ def oracle_general_trace(path: StrPath, batch: int = 1024, *, name: str = "table
         if len(rest) % size:
             at = done_bytes - len(rest) % size
             raise ConfigError(
-                f"{os.fspath(path)}: {done_bytes} bytes are no multiple of {size}; the request that"
-                f" starts at byte {at} is cut off, or this is no oracleGeneral trace"
+                f"{os.fspath(path)}: the size of {done_bytes} bytes is not a multiple of {size};"
+                f" the request that starts at byte {at} is cut off, or this is not an oracleGeneral"
+                " trace"
             )
         if rest:
             yield _chunk(bytes(rest), batch)
@@ -65,15 +67,15 @@ def csv_requests_trace(
     separator: str = ",",
     name: str = "table",
 ) -> Trace:
-    """Return a csv of requests, whose columns are numbered from 1 as in ``obj-id-col=2``.
+    """Return the trace in a csv of requests; columns count from 1, as in ``obj-id-col=2``.
 
-    Ids are integers; a first line whose id is none is a header. Raises as ``csv_trace``.
+    Ids are integers; a first line without one is a header. Raises as ``csv_trace``.
     """
     first = next(read_blocks(path), b"").partition(b"\n")[0].rstrip(b"\r")
     fields = first.split(separator.encode())
     if not 1 <= object_column <= len(fields):
         raise ConfigError(
-            f"object_column must be in [1, {len(fields)}], the columns of {os.fspath(path)}, got"
+            f"object_column must be in [1, {len(fields)}], the columns of {os.fspath(path)}; got"
             f" {object_column!r}"
         )
     names = [str(column) for column in range(1, len(fields) + 1)]

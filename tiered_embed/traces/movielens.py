@@ -49,7 +49,8 @@ def read_ratings(path: StrPath) -> Ratings:
     """Read ``ratings.csv`` (plain, gzip or xz).
 
     Raises:
-        ConfigError: a wrong header, field count or number, with its line; damaged compression.
+        ConfigError: a wrong header, field count or number (the message names the line), or damaged
+            compression.
         OSError: the file cannot be read.
     """
     blocks = [

@@ -1,4 +1,7 @@
-"""Opens any supported file as a trace; tells the format by content first, then by name."""
+"""Opens any supported file as a trace; recognises the format by content first, then by name.
+
+The readers are in modules of their own; this one chooses among them.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +47,14 @@ _PICKLE_PROTOCOLS = range(2, 6)
 
 @dataclass(frozen=True)
 class TraceOptions:
-    """What the formats need beside a path; each takes its own.
+    """What the formats need besides a path; each uses what concerns it.
 
-    batch: samples (or ids, where a sample is one) to a batch; formats with batches of their own
-    (``tet``, ``fbgemm``) keep theirs where it is None. columns: id columns of csv, tsv and parquet.
-    missing: the id of an empty field there. layout: of raw integers, where the name does not tell.
-    num_rows: rows per table name, where known (csv, tsv, parquet, raw). hashed_rows: rows of every
-    Criteo table; raw 32-bit values where None. object_column: of libCacheSim's csv, from 1.
+    batch: samples in a batch (ids, where a sample is one id); with None, formats that have batches
+    (``tet``, ``fbgemm``) keep them, and others take 1024. columns: id columns of csv, tsv and
+    parquet. missing: the id that an empty field in them stands for. layout: layout of raw integers,
+    where the file's name does not say. num_rows: rows per table name, where known (csv, tsv,
+    parquet, raw). hashed_rows: rows of every Criteo table; None for raw 32-bit values.
+    object_column: the column of libCacheSim's csv that holds ids, counted from 1.
     """
 
     batch: int | None = None
@@ -77,13 +81,13 @@ def open_trace(
     """Return the trace in ``path``.
 
     Args:
-        path: a file, plain or compressed; several for ``criteo`` and ``fbgemm``.
-        format: what it is; ``"auto"`` looks into it and at its name.
-        options: all that a format may need; ``batch`` and ``columns`` are short for two of them.
+        path: a file, plain or compressed; or several for ``criteo`` and ``fbgemm``.
+        format: the file's format; ``"auto"`` looks at its content and its name.
+        options: what a format may need; ``batch`` and ``columns`` set two of them directly.
 
     Raises:
-        ConfigError: an unknown format, an option that is missing, a pickle; what the reader raises.
-        CorruptionError, IdRangeError: as the reader.
+        ConfigError: an unknown format, a missing option, a pickle, or as the reader raises.
+        CorruptionError, IdRangeError: as the reader raises.
         OSError: the file cannot be read.
     """
     chosen = options or TraceOptions()
@@ -95,10 +99,12 @@ def open_trace(
         raise ConfigError(f"format must be one of {', '.join(get_args(Format))}, got {format!r}")
     paths = (path,) if isinstance(path, str | os.PathLike) else tuple(path)
     if not paths:
-        raise ConfigError("no file was given; pass at least one")
+        raise ConfigError("no file was given; pass at least one path")
     found = find_format(paths[0]) if format == "auto" else format
     if len(paths) > 1 and found not in ("criteo", "fbgemm"):
-        raise ConfigError(f"{found} traces are one file each, got {len(paths)}")
+        raise ConfigError(
+            f"a {found} trace is one file, but {len(paths)} were given; open each alone"
+        )
     return _open(paths, found, chosen)
 
 
@@ -126,7 +132,8 @@ def _open(paths: Sequence[StrPath], found: Format, options: TraceOptions) -> Tra
 def _open_columns(path: StrPath, found: Format, options: TraceOptions) -> Trace:
     if options.columns is None:
         raise ConfigError(
-            f"{os.fspath(path)}: a {found} file needs the names of its id columns; pass columns="
+            f"{os.fspath(path)}: pass columns= with the names of the columns that hold ids, as the"
+            f" format {found} does not say it"
         )
     shared: dict[str, Any] = {"missing": options.missing, "num_rows": options.num_rows}
     if found == "parquet":
@@ -136,10 +143,10 @@ def _open_columns(path: StrPath, found: Format, options: TraceOptions) -> Trace:
 
 
 def find_format(path: StrPath) -> Format:
-    """Return the format of a file by its first bytes, else by its name.
+    """Return the format of a file, by its first bytes or else by its name.
 
     Raises:
-        ConfigError: a pickle, or nothing that is known.
+        ConfigError: a pickle, or an unknown format.
         OSError: the file cannot be read.
     """
     start = next(read_blocks(path), b"")
@@ -159,10 +166,10 @@ def find_format(path: StrPath) -> Format:
         return "oracle_general"
     if start[:1] == b"\x80" and start[1:2] and start[1] in _PICKLE_PROTOCOLS:
         if suffix in (".pt", ".pth"):
-            return "fbgemm"  # torch's old format; its restricted loader judges what is in it
+            return "fbgemm"  # torch's old format; its restricted loader refuses what is unsafe
         raise ConfigError(
-            f"{os.fspath(path)}: byte 0 begins a Python pickle (protocol {start[1]}); pickles can"
-            " run code and are not read: save the ids as .tet, Parquet or raw integers"
+            f"{os.fspath(path)}: this is a Python pickle (protocol {start[1]}), which can run code"
+            " and is not read; save the ids as .tet, Parquet or raw integers"
         )
     return _text_format(path, start, suffix)
 
@@ -184,6 +191,6 @@ def _text_format(path: StrPath, start: bytes, suffix: str) -> Format:
     if suffix in by_name:
         return by_name[suffix]
     raise ConfigError(
-        f"{os.fspath(path)}: starts with {start[:16]!r} and the name tells no format; pass format="
-        f" one of {', '.join(get_args(Format)[1:])}"
+        f"{os.fspath(path)}: the format cannot be recognised by the name or by the first bytes"
+        f" {start[:16]!r}; pass format= one of {', '.join(get_args(Format)[1:])}"
     )

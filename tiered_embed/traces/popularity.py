@@ -1,8 +1,8 @@
 """How popular a table's rows are, and how many ids a bag has: laws as plain numbers.
 
-Every law becomes *steps*: classes of equally popular rows. A generator then draws a class by an
-alias table and a row within it, two multiplications, and the same bits come out on any IEEE
-machine (``elementary``).
+Every law becomes *steps*: classes of equally popular rows. A generator draws a class with an alias
+table, and then a row in that class. That takes two multiplications, and gives the same bits on any
+IEEE machine (``elementary``).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _BINS_PER_DOUBLING = 32
 
 @dataclass(frozen=True)
 class Steps:
-    """Classes of equally popular rows: class k has ``rows[k]`` of them, which get ``shares[k]`` of
-    the accesses together. Shares are scaled to sum to 1.
+    """Classes of equally popular rows: class k has ``rows[k]`` rows, which together get
+    ``shares[k]`` of the accesses. Shares are scaled to sum to 1.
 
     Raises:
         ConfigError: no class, a class without rows, a share that is negative or not finite.
@@ -40,13 +40,17 @@ class Steps:
     def __post_init__(self) -> None:
         if not self.rows or len(self.rows) != len(self.shares):
             raise ConfigError(
-                f"steps need a share per class, got {len(self.rows)} rows and {len(self.shares)}"
-                " shares"
+                f"steps need one share per class, got {len(self.rows)} classes of rows and"
+                f" {len(self.shares)} shares"
             )
         if min(self.rows) < 1 or sum(self.rows) > _MAX_ROWS:
-            raise ConfigError(f"steps need 1 to 2**52 rows in all, at least 1 a class: {self.rows}")
+            raise ConfigError(
+                f"steps need at least 1 row per class and at most 2**52 in all, got {self.rows}"
+            )
         if not (min(self.shares) >= 0.0 and 0.0 < sum(self.shares) < float("inf")):
-            raise ConfigError(f"shares must be finite, not negative, not all 0, got {self.shares}")
+            raise ConfigError(
+                f"shares must be finite, not negative, and not all 0, got {self.shares}"
+            )
 
     @property
     def num_rows(self) -> int:
@@ -59,10 +63,10 @@ class Steps:
 
 @dataclass(frozen=True)
 class Zipf:
-    """Popularity of rank k (from 1) k**-exponent over ``num_rows`` rows.
+    """Rank k (from 1) of ``num_rows`` rows has popularity k**-exponent.
 
-    The first 1024 ranks are exact; behind them 32 steps to a doubling of the rank, each with its
-    exact mass, so a row's popularity is off by at most ``exponent`` * 1.1 percent.
+    The first 1024 ranks are exact. After them, each doubling of the rank has 32 steps with their
+    exact mass, so that a row's popularity is off by at most ``exponent`` * 1.1 percent.
 
     Raises:
         ConfigError: num_rows outside [1, 2**52], or an exponent outside [0, 8].
@@ -87,7 +91,7 @@ class Zipf:
         ends = np.array(borders, np.int64)
         ranks = np.arange(1, exact + 1, dtype=np.float64)
         masses = elementary.exp(-self.exponent * elementary.log(ranks))
-        # Behind them the sum over a class is the integral between half ranks to 1e-7.
+        # After them, the integral between half ranks is the sum over a class to 1e-7.
         log_ends = elementary.log(ends[exact:].astype(np.float64) + 0.5)
         flat = 1.0 - self.exponent
         areas = elementary.expm1_over_x(flat * log_ends) * log_ends
@@ -99,7 +103,7 @@ Popularity = Zipf | Steps
 
 @dataclass(frozen=True)
 class Pooling:
-    """How many ids a bag has: ``weights[n]`` is the chance of ``n`` ids, scaled to sum to 1.
+    """How many ids a bag has: ``weights[n]`` is the probability of ``n``, scaled to sum to 1.
 
     Raises:
         ConfigError: no weights, a negative one, or none above 0.
@@ -111,7 +115,7 @@ class Pooling:
         weights = self.weights
         if not weights or not (min(weights) >= 0.0 and 0.0 < sum(weights) < float("inf")):
             raise ConfigError(
-                f"pooling weights must be finite, not negative, not all 0, got {weights!r}"
+                f"pooling weights must be finite, not negative, and not all 0, got {weights!r}"
             )
 
     @classmethod
@@ -123,14 +127,15 @@ class Pooling:
 
     @classmethod
     def uniform(cls, least: int, most: int) -> Pooling:
-        """Any number from ``least`` to ``most``, all alike."""
+        """Any number from ``least`` to ``most``, with equal probability."""
         if not 0 <= least <= most or most < 1:
             raise ConfigError(f"pooling needs 0 <= least <= most, most >= 1, got {least}, {most}")
         return cls((0.0,) * least + (1.0,) * (most - least + 1))
 
     @classmethod
     def geometric(cls, mean: float, most: int) -> Pooling:
-        """1 to ``most`` ids, each further one with the same chance; ``mean`` before the cut."""
+        """1 to ``most`` ids, each further one with equal probability; ``mean`` without the
+        limit."""
         if not (1.0 <= mean < float("inf")) or most < 1:
             raise ConfigError(f"pooling needs mean >= 1 and most >= 1, got {mean!r}, {most!r}")
         more = 1.0 - 1.0 / mean
@@ -152,7 +157,7 @@ class Pooling:
 
     @property
     def constant(self) -> int | None:
-        """The size of every bag where all have one, else None."""
+        """The size of all bags where it is the same, else None."""
         used = [n for n, weight in enumerate(self.weights) if weight > 0.0]
         return used[0] if len(used) == 1 else None
 
@@ -164,13 +169,13 @@ class Pooling:
 
 
 def alias_table(shares: F64) -> tuple[F64, I64]:
-    """Return (keep (K,), other (K,)): cell i stands for i with chance keep[i], else for other[i].
+    """Return (keep (K,), other (K,)): cell i is i with probability keep[i], else other[i].
 
     Source: Vose, "A linear algorithm for generating random numbers with a given distribution", IEEE
     TSE 17(9), 1991.
     """
     total = 0.0
-    for share in shares.tolist():  # in one order: NumPy's pairwise sum is free to change
+    for share in shares.tolist():  # in a fixed order, which NumPy's sum does not promise
         total += share
     scaled = (shares * len(shares) / total).tolist()
     keep, other = [1.0] * len(scaled), list(range(len(scaled)))

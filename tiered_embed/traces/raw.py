@@ -1,4 +1,4 @@
-"""Access traces stored as bare integers, one after another."""
+"""Traces stored as bare integers, one after the other."""
 
 import os
 import re
@@ -22,12 +22,12 @@ _DTYPES = {"i64be": ">i8", "i64le": "<i8", "u32be": ">u4", "u32le": "<u4"}
 def read_raw(path: StrPath, layout: Layout | None = None) -> npt.NDArray[np.int64]:
     """Return the ids of a raw trace in access order: int64 (N,).
 
-    ``layout`` names the stored integers; None takes it from the file's name, as in
-    ``scarab_recs.i64be.xz``. Plain, gzip and xz files are told apart by content.
+    ``layout`` says how integers are stored; with None the file's name says it, as in
+    ``scarab_recs.i64be.xz``. Compression is recognised by content.
 
     Raises:
-        ConfigError: the layout is unknown, the size is no multiple of the integer's (names the
-            byte), or compressed data is damaged.
+        ConfigError: an unknown layout, a size that is not a multiple of the integer's, or damaged
+            compression.
         OSError: the file cannot be read.
     """
     blocks = list(_read_ids(path, _dtype(path, layout), 1 << 17))
@@ -42,7 +42,7 @@ def raw_trace(
     name: str = "table",
     num_rows: int | None = None,
 ) -> Trace:
-    """Return a raw trace, streamed: one table, ``batch`` ids a batch. Raises as ``read_raw``."""
+    """Return a raw trace, streamed: one table, ``batch`` ids per batch. Raises as ``read_raw``."""
     dtype = _dtype(path, layout)
     step = max(1, CHUNK_IDS // check_batch(batch)) * batch
 
@@ -57,7 +57,7 @@ def _dtype(path: StrPath, layout: Layout | None) -> np.dtype[np.generic]:
     name = layout if layout is not None else layout_in_name(path)
     if name is None:
         raise ConfigError(
-            f"{os.fspath(path)}: the name does not tell the integer layout; pass layout="
+            f"{os.fspath(path)}: the name does not say how integers are stored; pass layout="
             f" one of {', '.join(get_args(Layout))}"
         )
     if name not in _DTYPES:
@@ -66,7 +66,7 @@ def _dtype(path: StrPath, layout: Layout | None) -> np.dtype[np.generic]:
 
 
 def layout_in_name(path: StrPath) -> str | None:
-    """Return the layout that a name such as ``scarab_recs.i64be.xz`` tells, or None."""
+    """Return the layout in a name such as ``scarab_recs.i64be.xz``, or None."""
     found = re.search(r"\.([iu]\d+[bl]e)(\.xz|\.gz|\.zst)?$", os.fspath(path))
     return None if found is None else found.group(1)
 
@@ -74,7 +74,7 @@ def layout_in_name(path: StrPath) -> str | None:
 def _read_ids(
     path: StrPath, dtype: np.dtype[np.generic], num_ids: int
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield ``num_ids`` ids at a time, the last ones fewer."""
+    """Yield ``num_ids`` ids at a time, and the rest at the end."""
     rest = bytearray()
     done_bytes = 0
     piece = num_ids * dtype.itemsize
@@ -87,8 +87,9 @@ def _read_ids(
     extra = len(rest) % dtype.itemsize
     if extra:
         raise ConfigError(
-            f"{os.fspath(path)}: {done_bytes} bytes are no multiple of {dtype.itemsize}"
-            f" ({dtype.str[1:]}); the id that starts at byte {done_bytes - extra} is cut off"
+            f"{os.fspath(path)}: the size of {done_bytes} bytes is not a multiple of"
+            f" {dtype.itemsize} ({dtype.str[1:]}); the id that starts at byte"
+            f" {done_bytes - extra} is cut off"
         )
     if rest:
         yield np.frombuffer(bytes(rest), dtype).astype(np.int64)

@@ -1,7 +1,8 @@
-"""Cut a stream of chunks into batches of another size, holding one batch and one chunk at most.
+"""Splits a stream of chunks into batches of another size; at most one batch and one chunk in
+memory.
 
-Legend as in ``chunk``. Every table is brought into flat samples (ids and the bags' starts), which
-are cut anew.
+Every table is turned into flat samples (ids, and where bags start), which are then split again.
+Legend as in ``chunk``.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ class _Samples:
     num: int
     ids: list[I64]
     starts: list[I64 | None]
-    known: bool  # whether the samples are the source's, or single ids of a lone table
+    known: bool  # False: the source has no samples, and single ids of its only table stand in
 
     def bounds(self, t: int) -> I64:
-        """The bag starts of table ``t``, also where every bag is one id."""
+        """Where the bags of table ``t`` start, even if every bag is one id."""
         own = self.starts[t]
         return np.arange(self.num + 1, dtype=np.int64) if own is None else own
 
@@ -60,8 +61,8 @@ def _flat(chunk: TraceChunk) -> _Samples:
         return _Samples(chunk.bags.num_samples, ids, list(chunk.bags.starts), True)
     if len(ids) > 1:
         raise ConfigError(
-            f"a trace of {len(ids)} tables that does not know its samples cannot be cut into"
-            " other batches; record or convert it with bags, or replay it in its own batches"
+            f"a trace of {len(ids)} tables without bags cannot be split into other batches, as its"
+            " samples are not known; record or convert it with bags, or use its own batches"
         )
     return _Samples(len(ids[0]), ids, [None], False)
 
@@ -95,9 +96,9 @@ def _join(parts: list[_Samples]) -> _Samples:
 
 
 def _chunk(samples: _Samples, batch: int) -> TraceChunk:
-    cuts = even_offsets(samples.num, batch)
+    ends = even_offsets(samples.num, batch)
     parts = tuple(
-        (cuts if own is None else own[cuts], ids)
+        (ends if own is None else own[ends], ids)
         for own, ids in zip(samples.starts, samples.ids, strict=True)
     )
-    return TraceChunk(parts, TraceBags(cuts, tuple(samples.starts)) if samples.known else None)
+    return TraceChunk(parts, TraceBags(ends, tuple(samples.starts)) if samples.known else None)

@@ -1,12 +1,11 @@
 """Captures the ids that a running model looks up, as a trace.
 
-Forward hooks on the model's embeddings note the ids of every training forward; the modules
-themselves and the results stay as they are. A batch is one forward of the model. Plain
-``nn.Embedding`` and ``nn.EmbeddingBag`` (TorchRec's collections are made of these) are tables
-called by their place in the model; a module that tells what it looks up (``Observable``, as the
-tiered modules do) names its own tables, and its ids are those that its planner sees.
+Forward hooks on the model's embeddings note the ids of every training forward; modules and results
+do not change. A batch is one forward of the model. Plain ``nn.Embedding`` and ``nn.EmbeddingBag``
+(also those inside TorchRec's collections) are tables named by their place in the model. Tiered
+modules are ``Observable``: they name their own tables, and report the ids that their planner sees.
 
-Legend as in ``chunk``. One thread at a time; hooks run in the model's own.
+Legend as in ``chunk``. One thread at a time; hooks run in the thread of the model.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ __all__ = ["Observable", "Recorder", "record", "record_first"]
 
 @runtime_checkable
 class Observable(Protocol):
-    """A module that tells what a forward looks up."""
+    """A module that can report what a forward looks up."""
 
     def trace_tables(self) -> list[tuple[str, int | None]]:
         """Return (name, rows) of its tables."""
         ...
 
     def lookups(self, *args: Any) -> list[Lookup]:
-        """Return what a forward with these arguments looks up; changes nothing."""
+        """Return what a forward with these arguments looks up, without a side effect."""
         ...
 
 
@@ -46,7 +45,8 @@ class Recorder:
     """Writes what passes through a model's embeddings; made by ``record``.
 
     Args:
-        evaluation: forwards without gradients, too. Training alone moves rows between tiers.
+        evaluation: also record forwards without gradients, which move no rows between tiers.
+        running: whether a forward of the model is running now, whose end is to end a batch.
 
     Raises:
         ConfigError: a model without embeddings.
@@ -54,20 +54,28 @@ class Recorder:
     """
 
     def __init__(
-        self, model: nn.Module, path: StrPath, *, codec: Codec = "auto", evaluation: bool = False
+        self,
+        model: nn.Module,
+        path: StrPath,
+        *,
+        codec: Codec = "auto",
+        evaluation: bool = False,
+        running: bool = False,
     ) -> None:
         sources = _sources(model)
         if not sources:
             raise ConfigError(
-                f"a {type(model).__name__} has no embeddings to record: no nn.Embedding,"
-                " nn.EmbeddingBag or tiered module in it"
+                f"a {type(model).__name__} has no embeddings to record; pass a model with an"
+                " nn.Embedding, an nn.EmbeddingBag or a tiered module"
             )
         tables = [TraceTable(*each) for _, own, _ in sources for each in own]
         self._table = {table.name: t for t, table in enumerate(tables)}
         if len(self._table) < len(tables):
-            raise ConfigError(f"tables of one name: {[table.name for table in tables]}")
+            raise ConfigError(
+                f"two tables have one name: {[table.name for table in tables]}; rename one"
+            )
         self._evaluation = evaluation
-        self._inside = 0  # forwards of the model that are running
+        self._inside = int(running)  # forwards of the model that are running
         self._batch: list[list[tuple[I64, I64 | None]]] = [[] for _ in tables]
         self._batches: list[list[list[tuple[I64, I64 | None]]]] = []
         self._num_waiting = 0
@@ -86,7 +94,7 @@ class Recorder:
 
     @property
     def num_accesses(self) -> int:
-        """Ids in them."""
+        """Ids so far."""
         return self._writer.num_accesses + self._num_waiting
 
     def close(self) -> None:
@@ -94,19 +102,19 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._cut()
+        self._end_batch()
         self._write()
         self._writer.close()
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         if self._inside == 0:
-            self._cut()
+            self._end_batch()
         self._inside += 1
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         self._inside -= 1
         if self._inside == 0:
-            self._cut()
+            self._end_batch()
 
     def _hook(self, lookups: Callable[..., list[Lookup]]) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -115,9 +123,9 @@ class Recorder:
             bound = inspect.signature(module.forward).bind(*args, **kwargs)
             bound.apply_defaults()
             found = lookups(*bound.args)
-            # Outside the model's own forward, a table's second turn begins the next batch.
+            # Outside the model's own forward, a table that is used again begins the next batch.
             if self._inside == 0 and any(self._batch[self._table[each[0]]] for each in found):
-                self._cut()
+                self._end_batch()
             for name, _, ids, starts in found:
                 self._batch[self._table[name]].append(
                     (ids.copy(), None if starts is None else starts.copy())
@@ -125,8 +133,8 @@ class Recorder:
 
         return hook
 
-    def _cut(self) -> None:
-        """End the batch, where anything was looked up in it."""
+    def _end_batch(self) -> None:
+        """End the batch, if anything was looked up in it."""
         if not any(self._batch):
             return
         self._batches.append(self._batch)
@@ -147,8 +155,8 @@ def record(
 ) -> Iterator[Recorder]:
     """Record the ids that ``model`` looks up in this context to ``path``, a ``.tet`` file.
 
-    What was recorded is kept when the context ends by an error. Arguments and errors as
-    ``Recorder``'s.
+    What was recorded is kept if the context ends with an error. Arguments and errors as of
+    ``Recorder``.
     """
     recorder = Recorder(model, path, codec=codec, evaluation=evaluation)
     try:
@@ -163,17 +171,16 @@ def record_first(
 ) -> Iterator[list[Recorder]]:
     """Record the first module with embeddings whose forward runs in this context.
 
-    For programs whose model is not at hand. The list that is yielded holds its recorder once there
-    is one. Errors as ``Recorder``'s.
+    For programs that do not hand out their model. Yields a list, which gets the recorder as soon as
+    there is one. Errors as of ``Recorder``.
     """
     recorders: list[Recorder] = []
 
     def found(module: nn.Module, args: Any) -> None:
         if recorders or not _sources(module):
             return
-        recorder = Recorder(module, path, codec=codec, evaluation=evaluation)
-        recorder._inside = 1  # this very forward, whose own hook came too late
-        recorders.append(recorder)
+        # This forward has begun: the recorder's hook for that comes too late.
+        recorders.append(Recorder(module, path, codec=codec, evaluation=evaluation, running=True))
 
     handle = nn.modules.module.register_module_forward_pre_hook(found)
     try:
@@ -253,7 +260,7 @@ def _chunk(batches: Sequence[list[list[tuple[I64, I64 | None]]]], num_tables: in
 def _bags(
     batches: Sequence[list[list[tuple[I64, I64 | None]]]], num_tables: int
 ) -> TraceBags | None:
-    """The bags, where in every batch each table is read once, and all with as many bags."""
+    """The bags, if each table is read once per batch, and all have the same number of bags."""
     nums = []
     for batch in batches:
         sizes = {len(ids) if own is None else len(own) - 1 for lone in batch for ids, own in lone}

@@ -1,7 +1,7 @@
-"""Reuse histograms: how many rows, and how many accesses, have each number of uses in a window.
+"""Reuse histograms: how rows, and accesses to them, are distributed over the number of uses.
 
-Bucket ``b`` holds the rows used more than ``edges[b]`` and at most ``edges[b + 1]`` times; the last
-has no upper edge. Shapes: ``K`` buckets.
+Bucket ``b`` holds the rows used more than ``edges[b]`` and at most ``edges[b + 1]`` times in a
+window; the last one has no upper edge. Shapes: ``K`` buckets.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .trace import Trace
 __all__ = ["EDGES", "ReuseHistogram", "TableCounts", "count_rows", "read_locality"]
 
 EDGES = (0, *(1 << k for k in range(16)))
-"""Meta's: 0, 1, 2, 4, ... 32768."""
+"""Those of Meta's published histograms: 0, 1, 2, 4, ... 32768."""
 
 
 @dataclass(frozen=True)
 class ReuseHistogram:
-    """Shares, each summing to 1 but for rounding.
+    """Shares that sum to 1, up to rounding.
 
-    rows, accesses: per bucket (K,), the share of the distinct rows and of the accesses. mean_uses:
+    rows, accesses: each bucket's share (K,) of the distinct rows, and of the accesses. mean_uses:
     accesses per distinct row. edges: lower edges (K,).
     """
 
@@ -43,16 +43,16 @@ class ReuseHistogram:
     def __post_init__(self) -> None:
         if not len(self.rows) == len(self.accesses) == len(self.edges):
             raise ConfigError(
-                f"a histogram of {len(self.edges)} buckets has {len(self.rows)} shares of rows and"
-                f" {len(self.accesses)} of accesses"
+                f"a histogram of {len(self.edges)} buckets needs as many shares of rows and of"
+                f" accesses, got {len(self.rows)} and {len(self.accesses)}"
             )
         if not 1.0 <= self.mean_uses < float("inf"):
             raise ConfigError(f"mean_uses must be at least 1, got {self.mean_uses!r}")
         for what, shares in (("rows", self.rows), ("accesses", self.accesses)):
             if not (min(shares) >= 0.0 and abs(sum(shares) - 1.0) < 0.02):
                 raise ConfigError(
-                    f"the shares of {what} sum to {sum(shares):.4f}, the least is {min(shares)};"
-                    " they must be at least 0 and sum to 1"
+                    f"the shares of {what} sum to {sum(shares):.4f} and the smallest is"
+                    f" {min(shares)}; they must not be negative, and sum to 1"
                 )
 
     @classmethod
@@ -77,13 +77,13 @@ class ReuseHistogram:
         return cls(tuple(rows.tolist()), tuple(accesses.tolist()), total / len(uses), edges, name)
 
     def error(self, other: ReuseHistogram) -> float:
-        """Return the largest difference of a share, over both kinds and all buckets."""
+        """Return the largest difference between two shares, over both kinds and all buckets."""
         assert self.edges == other.edges
         pairs = zip(self.rows + self.accesses, other.rows + other.accesses, strict=True)
         return max(abs(mine - its) for mine, its in pairs)
 
     def labels(self) -> list[str]:
-        """Return the buckets' names, ``"(2, 4]"``."""
+        """Return the names of the buckets, such as ``"(2, 4]"``."""
         borders = [*(f"{edge}]" for edge in self.edges[1:]), "...)"]
         return [f"({low}, {high}" for low, high in zip(self.edges, borders, strict=True)]
 
@@ -92,13 +92,14 @@ _BUCKET = re.compile(r"\((\d+)(?:, (\d+)\]|\+): ([0-9.]+)")
 
 
 def read_locality(path: StrPath) -> list[ReuseHistogram]:
-    """Read Meta's published histograms: one per section of the file.
+    """Read the histograms that Meta published: one per section of the file.
 
-    A last section that is cut off, as in excerpts, is left out. Format:
+    An incomplete last section, as in excerpts, is skipped. Format:
     https://github.com/facebookresearch/dlrm_datasets, ``*_locality.txt``.
 
     Raises:
-        ConfigError: a section without both histograms or its averages, with its line.
+        ConfigError: a section without its two histograms or its averages; the message names the
+            line.
         OSError: the file cannot be read.
     """
     out: list[ReuseHistogram] = []
@@ -113,7 +114,10 @@ def read_locality(path: StrPath) -> list[ReuseHistogram]:
                 break
             raise ConfigError(f"{os.fspath(path)}, line {begin + 1}: {error}") from error
     if not out:
-        raise ConfigError(f"{os.fspath(path)}: no line starts with 'Locality stats'")
+        raise ConfigError(
+            f"{os.fspath(path)}: no line starts with 'Locality stats'; pass a file such as"
+            " Meta's *_locality.txt"
+        )
     return out
 
 
@@ -131,7 +135,10 @@ def _section(name: str, lines: list[str]) -> ReuseHistogram:
         else:
             title = line
     if len(shares) != 2 or not {"Avg # of indices", "Avg # of unique cols"} <= set(numbers):
-        raise ValueError(f"section {name!r} has {len(shares)} histograms and {sorted(numbers)}")
+        raise ValueError(
+            f"section {name!r} has {len(shares)} histograms and the averages {sorted(numbers)}; 2"
+            " histograms and the averages of indices and unique cols are expected"
+        )
     rows, accesses = shares.values()
     mean = numbers["Avg # of indices"] / numbers["Avg # of unique cols"]
     return ReuseHistogram(
@@ -145,7 +152,7 @@ def _section(name: str, lines: list[str]) -> ReuseHistogram:
 
 @dataclass(frozen=True)
 class TableCounts:
-    """Of one table: its distinct ids (U,) in ascending order, and their uses (U,)."""
+    """The distinct ids (U,) of one table in ascending order, and their uses (U,)."""
 
     ids: I64
     uses: I64
@@ -156,9 +163,9 @@ class TableCounts:
 
 
 def count_rows(trace: Trace, progress: Callable[[int], None] | None = None) -> list[TableCounts]:
-    """Count the uses of every row in one pass; 16 to 48 bytes per distinct row.
+    """Count the uses of every row in one pass; needs 16 to 48 bytes per distinct row.
 
-    ``progress`` is called with the accesses of each chunk. Raises as the trace.
+    ``progress`` is called with the number of accesses of each chunk. Raises as the trace does.
     """
     counters = [_Counter() for _ in trace.tables]
     for chunk in trace.chunks():
@@ -170,7 +177,7 @@ def count_rows(trace: Trace, progress: Callable[[int], None] | None = None) -> l
 
 
 class _Counter:
-    """Distinct ids and their uses; what was gathered is merged whenever it has doubled."""
+    """Distinct ids and their uses; they are merged whenever their number has doubled."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[I64, I64]] = []

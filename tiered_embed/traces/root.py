@@ -1,4 +1,4 @@
-"""Where the real data lies. It is never copied into the project's own tree."""
+"""Where real data is. It is never copied into the project's own tree."""
 
 import os
 from pathlib import Path
@@ -9,11 +9,11 @@ DATA_VARIABLE = "TIERED_EMBED_DATA"
 
 
 def data_root() -> Path | None:
-    """Return the folder of real data, or None where there is none.
+    """Return the folder of real data, or None if there is none.
 
-    ``TIERED_EMBED_DATA`` decides where it is set, even when it names no folder (then: None).
-    Otherwise it is ``../shared/data`` beside the project, found from this file in a source tree
-    and from the working directory when the package is installed elsewhere.
+    If ``TIERED_EMBED_DATA`` is set, it alone decides; the result is None if it names no folder.
+    Otherwise the folder is ``shared/data`` next to the project, which is found from this file in a
+    source tree, or from the working directory if the package is installed elsewhere.
     """
     named = os.environ.get(DATA_VARIABLE)
     if named:

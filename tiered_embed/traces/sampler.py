@@ -1,8 +1,9 @@
 """The generators' inner loop, compiled by numba.
 
-An id is a pure function of the table's numbers, its sample and its place in the bag: a counter goes
-through SplitMix64, so any part of a stream can be made alone, in any chunks. Only integers and
-single correctly rounded float64 operations: the same bits on every machine.
+An id is a pure function of the table's numbers, the sample and the position in the bag, computed by
+SplitMix64 from a counter. So any part of a stream can be generated alone, in chunks of any size.
+All arithmetic is on integers or single, correctly rounded float64 operations, which give the same
+bits on every machine.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ _WORKING = np.uint64(0x776F726B)
 
 
 class Numbers(NamedTuple):
-    """One table's law as the loop takes it.
+    """One table's law, as the loop takes it.
 
-    seed u64; most: ids in the largest bag; one_hit, working: shares of the accesses; set_rows,
-    set_samples: size and length of life of the working set; drift_samples: 0 for none; num_popular:
-    rows of the law; keep, other: the alias table of its classes; first, rows: their ranks; bits,
-    shift, factor0, factor1: ``hashing.scatter``'s; bits is 0 where rows stay in order of rank.
+    seed: u64. most: ids in the largest bag. one_hit, working: shares of the accesses. set_rows,
+    set_samples: size of the working set, and how long its members stay. drift_samples: 0 for no
+    drift. num_popular: rows of the law. keep, other: the alias table of its classes. first, rows:
+    first rank and number of rows of each class. bits, shift, factor0, factor1: as in
+    ``hashing.scatter``; bits is 0 where rows stay in order of rank.
     """
 
     seed: np.uint64
@@ -84,7 +86,7 @@ def _rank(state: Any, numbers: Any) -> Any:
 
 @_compiled
 def _row(rank: int, sample: int, numbers: Any) -> Any:
-    """The row id that has ``rank`` at the time of ``sample``."""
+    """The row id that has ``rank`` when ``sample`` is drawn."""
     identity = rank
     if numbers.drift_samples > 0:
         identity = (rank - sample // numbers.drift_samples) % numbers.num_popular
@@ -116,7 +118,7 @@ def fill(numbers: Any, first_sample: int, starts: I64, out: I64) -> None:
                 continue
             time = sample
             if kind < numbers.one_hit + numbers.working:
-                # A member lives for set_samples; births are spread evenly over that time.
+                # A member stays for set_samples samples; replacements are spread evenly over them.
                 member = min(np.int64(_uniform(state, 4) * numbers.set_rows), numbers.set_rows - 1)
                 ahead = np.int64(np.float64(member) / numbers.set_rows * numbers.set_samples)
                 life = (sample + ahead) // numbers.set_samples
@@ -128,7 +130,7 @@ def fill(numbers: Any, first_sample: int, starts: I64, out: I64) -> None:
 
 @_compiled
 def sample_uniforms(seed: Any, first_sample: int, out: npt.NDArray[np.float64]) -> None:
-    """Write one float64 in [0, 1) per sample to ``out`` (S,), for the bags' sizes."""
+    """Write one float64 in [0, 1) per sample to ``out`` (S,), for the sizes of its bags."""
     for s in range(len(out)):
         state = _mixed((seed + _POOLING) ^ _mixed(np.uint64(first_sample + s)))
         out[s] = _uniform(state, 1)

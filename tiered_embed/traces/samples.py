@@ -1,4 +1,4 @@
-"""The public logs that this package reads into arrays, as traces: one id per sample and table."""
+"""Public logs that this package reads into arrays, as traces with one id per sample and table."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["checkins_trace", "criteo_trace", "movielens_trace"]
 
 
 def criteo_trace(paths: StrPath | Sequence[StrPath], options: CriteoOptions | None = None) -> Trace:
-    """Return the 26 tables ``C1`` ... ``C26`` of a Criteo log, batch for batch as ``CriteoReader``
-    reads it with the same options; streamed. Errors are the reader's."""
+    """Return the 26 tables ``C1`` ... ``C26`` of a Criteo log, streamed. Batches and errors are
+    those of ``CriteoReader`` with the same options."""
     chosen = CriteoOptions() if options is None else options
     batch = chosen.batch_size
     many = max(1, CHUNK_IDS // NUM_CATEGORIES // batch) * batch
@@ -37,9 +37,9 @@ def criteo_trace(paths: StrPath | Sequence[StrPath], options: CriteoOptions | No
 
 
 def movielens_trace(path: StrPath, batch: int = 1024) -> Trace:
-    """Return the tables ``user`` and ``movie`` of ``ratings.csv``, in order of time; read at once.
+    """Return the tables ``user`` and ``movie`` of ``ratings.csv``, in order of time.
 
-    Raises as ``read_ratings``.
+    The whole file is read immediately. Raises as ``read_ratings``.
     """
     return Trace.from_columns(read_ratings(path).by_time().tables(), batch)
 
@@ -47,7 +47,7 @@ def movielens_trace(path: StrPath, batch: int = 1024) -> Trace:
 def checkins_trace(path: StrPath, batch: int = 1024) -> Trace:
     """Return the tables ``user``, ``hour``, ``venue`` and ``category`` of a check-in log.
 
-    It is read at once. Raises as ``read_checkins``.
+    The whole file is read immediately. Raises as ``read_checkins``.
     """
     return Trace.from_columns(read_checkins(path).tables(), batch)
 

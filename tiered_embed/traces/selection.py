@@ -1,4 +1,4 @@
-"""A shorter trace out of a long one: its first batches, or a sample of its rows."""
+"""A shorter trace from a long one: its first batches, or a sample of its rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["head", "sample"]
 
 
 def head(trace: Trace, num_batches: int) -> Trace:
-    """Return the first ``num_batches`` batches; nothing behind them is read.
+    """Return the first ``num_batches`` batches; nothing after them is read.
 
     Raises:
         ConfigError: a negative number.
@@ -39,9 +39,9 @@ def head(trace: Trace, num_batches: int) -> Trace:
 
 
 def sample(trace: Trace, rate: float, seed: int = 0) -> Trace:
-    """Return all accesses to a fixed ``rate`` of the rows, chosen by a hash of table and id.
+    """Return all accesses to a share ``rate`` of the rows, chosen by a hash of table and id.
 
-    Batches stay, with fewer ids. A cache of ``rate`` times the size sees about the hit rate of the
+    Batches stay, with fewer ids. A cache of ``rate`` times the size has about the hit rate of the
     whole trace: Waldspurger et al., "Efficient MRC construction with SHARDS", FAST 2015.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Generated traces of several tables, streamed: a billion accesses take the memory of one chunk.
+"""Generated traces of several tables, streamed: a billion accesses need the memory of one chunk.
 
-Needs numba (the extra ``sim``) when ids are read, not before. See ``popularity`` for the laws and
-``calibration`` for a table that is fitted to a published histogram.
+Reading the ids needs numba, from the extra ``sim``. ``popularity`` has the laws, ``calibration``
+fits a table to a published histogram, and ``sampler`` is the inner loop.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = ["GeneratedStream", "GeneratedTable", "WorkingSet"]
 
 @dataclass(frozen=True)
 class WorkingSet:
-    """A ``share`` of the accesses goes, evenly, to a set of ``rows`` rows that changes with time.
+    """A ``share`` of the accesses goes evenly to a set of ``rows`` rows, which changes over time.
 
-    Members are drawn by the table's popularity and stay for ``samples`` samples each; they are
+    Members are drawn by the table's popularity. Each stays for ``samples`` samples; they are
     replaced one by one.
 
     Raises:
@@ -61,13 +61,14 @@ class GeneratedTable:
     """The law of one table's ids.
 
     name: unique in a stream. popularity: ``Zipf`` or ``Steps``. pooling: ids per sample. one_hit:
-    share of the accesses to rows that occur once in the whole stream; their ids, above the others,
-    grow with time. drift_samples: every that many samples all rows age by one rank, and the least
-    popular one becomes the most popular. scatter_rows: ranks lie over the table as hashed ids
-    would; else row id = rank - 1, most popular first.
+    share of the accesses that go to rows which occur only once in the whole stream; the ids of
+    these rows are above all others and grow with time. drift_samples: after each so many samples,
+    all rows age by one rank, and the least popular row becomes the most popular one. scatter_rows:
+    spreads the ranks over the table, as hashing would; otherwise row id = rank - 1, most popular
+    first.
 
     Raises:
-        ConfigError: shares outside [0, 1] or above 1 together, drift_samples below 1.
+        ConfigError: shares outside [0, 1] or with a sum above 1, or drift_samples below 1.
     """
 
     name: str
@@ -82,8 +83,8 @@ class GeneratedTable:
         working = 0.0 if self.working_set is None else self.working_set.share
         if not 0.0 <= self.one_hit <= 1.0 or self.one_hit + working > 1.0:
             raise ConfigError(
-                f"table {self.name!r}: one_hit is {self.one_hit!r} and the working set's share"
-                f" {working!r}; each is in [0, 1], and so is their sum"
+                f"table {self.name!r}: one_hit is {self.one_hit!r} and the share of the working set"
+                f" is {working!r}; each of them and their sum must be in [0, 1]"
             )
         if self.drift_samples is not None and self.drift_samples < 1:
             raise ConfigError(
@@ -96,12 +97,12 @@ class GeneratedTable:
 class GeneratedStream:
     """``num_batches`` batches of ``batch_size`` samples over ``tables``.
 
-    Sample ``i`` is a pure function of the tables, ``seed`` and ``i``: a longer stream only appends,
-    and other batches cut the same samples.
+    Sample ``i`` is a pure function of the tables, ``seed`` and ``i``. A longer stream only adds
+    samples, and another batch size has the same ones.
 
     Raises:
-        ConfigError: no table, a number out of range, or so many samples that one-hit ids would
-            pass 2**62.
+        ConfigError: no table, a number out of range, or more than 2**61 accesses, for which there
+            would not be enough one-hit ids.
     """
 
     tables: tuple[GeneratedTable, ...]
@@ -121,7 +122,8 @@ class GeneratedStream:
         largest = max(table.pooling.most for table in self.tables)
         if self.num_samples * largest >= 1 << 61:
             raise ConfigError(
-                f"{self.num_samples} samples of up to {largest} ids are more than 2**61 accesses"
+                f"{self.num_samples} samples of up to {largest} ids are more than 2**61 accesses;"
+                " lower num_batches or the pooling"
             )
 
     @property
@@ -129,7 +131,7 @@ class GeneratedStream:
         return self.batch_size * self.num_batches
 
     def trace(self) -> Trace:
-        """Return the stream as a trace; reading it raises ConfigError without numba."""
+        """Return the stream as a trace; reading it without numba raises ConfigError."""
         sizes = [table.pooling.constant for table in self.tables]
         known = None if None in sizes else self.num_samples * sum(size or 0 for size in sizes)
         tables = [TraceTable(table.name, self._num_rows(table)) for table in self.tables]
@@ -146,22 +148,22 @@ class GeneratedStream:
         step = self.batch_size * max(1, int(CHUNK_IDS // max(1.0, ids_per_batch)))
         for first in range(0, self.num_samples, step):
             num = min(step, self.num_samples - first)
-            cuts = even_offsets(num, self.batch_size)
+            ends = even_offsets(num, self.batch_size)
             parts: list[TableIds] = []
             starts: list[I64 | None] = []
             for table, own in zip(self.tables, numbers, strict=True):
                 bounds = _bag_starts(sampler, table.pooling, own.seed, first, num)
                 ids = np.empty(bounds[-1], np.int64)
                 sampler.fill(own, first, bounds, ids)
-                parts.append((bounds[cuts], ids))
+                parts.append((bounds[ends], ids))
                 starts.append(None if table.pooling.constant == 1 else bounds)
-            yield TraceChunk(tuple(parts), TraceBags(cuts, tuple(starts)))
+            yield TraceChunk(tuple(parts), TraceBags(ends, tuple(starts)))
 
     def _numbers(self, sampler: Any, t: int) -> Any:
         table = self.tables[t]
         rows, shares = table.popularity.steps()
         keep, other = alias_table(shares)
-        # The seed of a table follows its name's place, so that equal laws give other ids.
+        # Each table has a seed of its own, so that tables with equal laws have different ids.
         seed = splitmix64(splitmix64(np.array([self.seed], np.uint64)) ^ np.uint64(t))[0]
         num_popular = table.popularity.num_rows
         bits = (num_popular - 1).bit_length() if table.scatter_rows else 0
@@ -190,7 +192,7 @@ class GeneratedStream:
 def _bag_starts(
     sampler: Any, pooling: Pooling, seed: np.uint64, first_sample: int, num: int
 ) -> I64:
-    """The bag starts (num + 1,) of samples ``first_sample`` on."""
+    """Where the bags of ``num`` samples from ``first_sample`` on start: (num + 1,)."""
     if pooling.constant is not None:
         return np.arange(num + 1, dtype=np.int64) * pooling.constant
     uniforms = np.empty(num, np.float64)

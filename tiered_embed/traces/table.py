@@ -1,4 +1,4 @@
-"""Text tables that begin with a header line."""
+"""Reads text files that begin with a known header line."""
 
 import os
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ def read_table(path: StrPath, separator: bytes, header: tuple[str, ...]) -> Iter
     """Yield the fields below the header, block by block.
 
     Raises:
-        ConfigError: the first line is not ``header``, a line has another number of fields, or
-            compressed data is damaged.
+        ConfigError: the first line is not ``header``, a line has another number of fields, or the
+            compression is damaged.
     """
     expected = separator.decode().join(header)
     line = 0
@@ -25,7 +25,8 @@ def read_table(path: StrPath, separator: bytes, header: tuple[str, ...]) -> Iter
             found = first.rstrip(b"\r").decode("utf-8", "backslashreplace")
             if found != expected:
                 raise ConfigError(
-                    f"{os.fspath(path)}, line 1: the header is {found[:80]!r}, not {expected!r}"
+                    f"{os.fspath(path)}, line 1: the header is {found[:80]!r}; it must be"
+                    f" {expected!r}"
                 )
             line = 1
         fields = split_fields(path, block, separator, len(header), line + 1)
@@ -33,5 +34,5 @@ def read_table(path: StrPath, separator: bytes, header: tuple[str, ...]) -> Iter
         yield fields
     if line == 0:
         raise ConfigError(
-            f"{os.fspath(path)}: the file is empty; its header should be {expected!r}"
+            f"{os.fspath(path)}: the file is empty; it must begin with the header {expected!r}"
         )

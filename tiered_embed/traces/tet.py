@@ -1,4 +1,4 @@
-r"""Our trace file, ``.tet``: compact, in checksummed chunks, written and read in bounded memory.
+r"""Our trace file, ``.tet``: compact, in chunks with checksums, written and read in bounded memory.
 
 Version 1, all numbers little-endian, CRC being CRC-32 as in zlib:
 
@@ -12,8 +12,8 @@ trailer    u64 place of the index; u32 chunks; u64 batches; u64 ids; u32 CRC of 
            ``54 45 54 45 4E 44 0D 0A`` ("TETEND\r\n")
 =========  =========================================================================================
 
-A file without its trailer was never finished, or was cut off: it is refused. Nothing in it is ever
-executed. Readers accept every version that was released; a golden file in the tests holds each.
+A file without its trailer was never finished, or was cut off, and is refused. Nothing in a file is
+ever executed. Readers accept every released version; the tests have a golden file of each.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ _HEADER_LIMIT_BYTES = 1 << 26
 
 
 class TraceWriter:
-    """Writes one trace; the file appears under its name when it is closed, whole.
+    """Writes one trace; the file gets its name only when it is complete, on ``close``.
 
     Args:
         codec: ``"auto"`` is zstd where zstandard is installed, else zlib.
 
-    As a context manager it closes at the end and removes what it wrote after an error.
+    As a context manager it closes at the end, or removes what it wrote after an error.
 
     Raises:
         ConfigError: an unknown codec, or zstd without the extra ``sim``.
@@ -131,10 +131,10 @@ def write_tet(
     codec: Codec = "auto",
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write ``trace`` to ``path``; an existing file is replaced once the new one is whole.
+    """Write ``trace`` to ``path``; an existing file is replaced once the new one is complete.
 
-    ``progress`` is called with the accesses of each chunk. Raises as ``TraceWriter`` and as the
-    trace's own reader.
+    ``progress`` is called with the number of accesses of each chunk. Raises as ``TraceWriter`` and
+    as the trace's own reader.
     """
     with TraceWriter(path, trace.tables, codec) as writer:
         for chunk in trace.chunks():
@@ -144,12 +144,12 @@ def write_tet(
 
 
 def read_tet(path: StrPath) -> Trace:
-    """Return the trace of a ``.tet`` file; every pass reads and checks it anew.
+    """Return the trace in a ``.tet`` file; every pass reads and checks it again.
 
     Raises:
-        CorruptionError: wrong magic, a file cut off, or bytes that do not match their checksum,
-            with their place; also while reading the chunks.
-        ConfigError: a version of a later release; zstd chunks without the extra ``sim``.
+        CorruptionError: a wrong beginning, a file that is cut off, or bytes that do not match their
+            checksum (the message names the place); also while reading the chunks.
+        ConfigError: a version of a later release, or zstd chunks without the extra ``sim``.
         OSError: the file cannot be read.
     """
     with Path(path).open("rb") as file:
@@ -167,26 +167,34 @@ def read_tet(path: StrPath) -> Trace:
 
 def _corrupt(path: StrPath, at: int, fact: str) -> CorruptionError:
     return CorruptionError(
-        f"{os.fspath(path)}: at byte {at}: {fact}; fetch or record the trace again"
+        f"{os.fspath(path)}: at byte {at}: {fact}; get or record the trace again"
     )
 
 
 def _read_header(path: StrPath, file: IO[bytes], size: int) -> tuple[list[TraceTable], int]:
     start = file.read(_START.size)
     if start[: len(MAGIC)] != MAGIC:
-        raise _corrupt(path, 0, f"starts with {start[: len(MAGIC)]!r}, not with {MAGIC!r}")
+        raise _corrupt(
+            path,
+            0,
+            f"starts with {start[: len(MAGIC)]!r} and not with {MAGIC!r}; this is not a .tet file",
+        )
     if len(start) < _START.size:
-        raise _corrupt(path, len(start), f"cut off inside the header ({size} bytes)")
+        raise _corrupt(
+            path, len(start), f"the file is cut off inside its header, after {size} bytes"
+        )
     _, version, num_text = _START.unpack(start)
     if num_text > min(size, _HEADER_LIMIT_BYTES):
-        raise _corrupt(path, 12, f"a header of {num_text} bytes in a file of {size}")
+        raise _corrupt(
+            path, 12, f"a header of {num_text} bytes in a file of {size} bytes cannot be right"
+        )
     text, crc = file.read(num_text), file.read(_CRC.size)
     if len(crc) < _CRC.size or _CRC.unpack(crc)[0] != zlib.crc32(start + text):
         raise _corrupt(path, 0, "the header does not match its checksum")
     if version != VERSION:
         raise ConfigError(
-            f"{os.fspath(path)}: version {version} of the format; this release reads {VERSION}:"
-            " upgrade tiered_embed"
+            f"{os.fspath(path)}: the file has version {version} of the format, and this release"
+            f" reads version {VERSION}; upgrade tiered_embed"
         )
     try:
         described = json.loads(text)["tables"]
@@ -206,23 +214,28 @@ def _read_index(
     trailer = file.read(_TRAILER.size)
     place, num_chunks, num_batches, num_accesses, _, end = _TRAILER.unpack(trailer)
     if end != _END:
-        raise _corrupt(path, size, "the file is cut off or was never finished: no trailer")
+        raise _corrupt(path, size, "the file has no trailer: it is cut off, or was never finished")
     if _sealed_trailer(trailer) != trailer:
         raise _corrupt(path, at, "the trailer does not match its checksum")
     num_bytes = num_chunks * _ENTRY.size
     if place < first or place + num_bytes + _CRC.size != at:
-        raise _corrupt(path, at, f"an index of {num_chunks} chunks at byte {place}")
+        raise _corrupt(
+            path, at, f"an index of {num_chunks} chunks at byte {place} does not fit into the file"
+        )
     file.seek(place)
     data, crc = file.read(num_bytes), file.read(_CRC.size)
     if _CRC.unpack(crc)[0] != zlib.crc32(data):
         raise _corrupt(path, place, "the index does not match its checksum")
     index = list(_ENTRY.iter_unpack(data))
     if index and index[0][0] != first:
-        raise _corrupt(path, first, f"the first chunk is said to be at byte {index[0][0]}")
+        raise _corrupt(path, first, f"the index has the first chunk at byte {index[0][0]}")
     totals = sum(entry[1] for entry in index), sum(entry[2] for entry in index)
     if totals != (num_batches, num_accesses):
         raise _corrupt(
-            path, at, f"chunks hold {totals}, the trailer says {num_batches, num_accesses}"
+            path,
+            at,
+            f"the index counts {totals[0]} batches and {totals[1]} accesses, the trailer"
+            f" {num_batches} and {num_accesses}",
         )
     return index, num_batches, num_accesses
 
@@ -238,7 +251,9 @@ def _read_chunk(
     codec, batches, ids, num_columns, num_stored = _CHUNK.unpack(head)
     left = os.fstat(file.fileno()).st_size - file.tell()
     if num_stored > left or num_columns > _CHUNK_LIMIT_BYTES:
-        raise _corrupt(path, place, f"chunk {i} of {num_stored} bytes, where {left} are left")
+        raise _corrupt(
+            path, place, f"chunk {i} has {num_stored} bytes, but the file has only {left} more"
+        )
     stored, crc = file.read(num_stored), file.read(_CRC.size)
     if len(crc) < _CRC.size or _CRC.unpack(crc)[0] != zlib.crc32(stored, zlib.crc32(head)):
         raise _corrupt(path, place, f"chunk {i} does not match its checksum")
@@ -250,7 +265,7 @@ def _read_chunk(
         batches,
         ids,
     ):
-        raise _corrupt(path, place, f"chunk {i} is not the one that the index names")
+        raise _corrupt(path, place, f"chunk {i} and its entry in the index have different counts")
     return chunk
 
 

@@ -19,7 +19,7 @@ _NUM_CODECS = 3  # 0 as is, 1 zlib, 2 zstd
 
 
 def compressor(codec: Codec) -> tuple[int, Callable[[bytes], bytes]]:
-    """Return the number that the file has for ``codec``, and what compresses.
+    """Return the number that stands for ``codec`` in the file, and the function that compresses.
 
     Raises:
         ConfigError: an unknown codec, or zstd without the extra ``sim``.
@@ -40,10 +40,10 @@ def compressor(codec: Codec) -> tuple[int, Callable[[bytes], bytes]]:
 
 
 def decompress(path: StrPath, codec: int, stored: bytes, num_bytes: int) -> bytes:
-    """Return the ``num_bytes`` bytes that ``stored`` stands for; ``path`` serves the messages.
+    """Return the ``num_bytes`` bytes that were compressed to ``stored``; ``path`` is for messages.
 
     Raises:
-        Damage: it is not that many bytes in that codec.
+        Damage: ``stored`` does not decompress to that many bytes.
         ConfigError: zstd without the extra ``sim``.
     """
     if codec >= _NUM_CODECS:
@@ -60,10 +60,10 @@ def decompress(path: StrPath, codec: int, stored: bytes, num_bytes: int) -> byte
         zstandard = require("zstandard", f"read {os.fspath(path)}")
         try:
             if zstandard.get_frame_parameters(stored).content_size != num_bytes:
-                raise Damage("the zstd frame has another size")
+                raise Damage(f"the zstd frame does not hold {num_bytes} bytes")
             data = zstandard.ZstdDecompressor().decompress(stored, num_bytes)
         except zstandard.ZstdError as error:
             raise Damage(f"zstd: {error}") from error
     if len(data) != num_bytes:
-        raise Damage(f"{len(data)} bytes of columns where {num_bytes} are expected")
+        raise Damage(f"{len(data)} bytes of columns, but {num_bytes} are expected")
     return data

@@ -2,14 +2,14 @@
 
 A column is 18 bytes, ``kind`` u8, ``width`` u8, ``count`` u64, ``base`` i64 (little-endian), and
 ``width`` planes of ``count`` bytes: the lowest byte of every value, then the second, and so on, so
-that a compressor meets like with like. Value ``i`` is ``base + v[i]`` (kind 0) or, for kind 1, the
-first is ``base`` and each next one adds ``v[i]`` in zigzag form. All arithmetic is modulo 2**64.
-Kind 2 is for wide values that repeat: ``base`` distinct ones are a column of their own, ahead of
-the planes, and value ``i`` is number ``v[i]`` of them.
+that similar bytes are next to each other for the compressor. Value ``i`` is ``base + v[i]`` (kind
+0) or, for kind 1, the first is ``base`` and each next one adds ``v[i]`` in zigzag form. All
+arithmetic is modulo 2**64. Kind 2 is for wide values that repeat: a column of the ``base`` distinct
+values comes before the planes, and value ``i`` is number ``v[i]`` of them.
 
-A chunk is, for each table, the lengths of its batches and its ids; then one byte: 1 where bags are
-known, and then the samples of every batch, and for each table one byte (1: its bags' lengths
-follow; 0: every bag is one id).
+A chunk holds for each table the lengths of its batches and its ids, and then one byte, which is 1
+if bags are known. In that case the number of samples in every batch follows, and for each table one
+byte: 1 if the lengths of its bags follow, 0 if every bag is one id.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ U64 = npt.NDArray[np.uint64]
 
 _HEAD = struct.Struct("<BBQq")
 _PLAIN, _DELTA, _DISTINCT = 0, 1, 2
-_WIDE = 4  # bytes a value; narrower ones are left as they are
+_WIDE = 4  # bytes per value; narrower values stay as they are
 _WORTH = 0.8
-# Values without planes cost no bytes: a count above this has planes, or the bytes are damaged.
+# Values without planes take no bytes, so that damage could claim any number of them. A longer
+# column therefore always has planes.
 _MOST_WITHOUT_PLANES = 1 << 28
 
 
 class Damage(Exception):
-    """Bytes that no writer makes; its text says which. Mapped to CorruptionError by ``tet``."""
+    """Bytes that no writer makes; the text says which. ``tet`` raises it as CorruptionError."""
 
 
 def encode_chunk(chunk: TraceChunk) -> bytes:
@@ -51,7 +52,7 @@ def encode_chunk(chunk: TraceChunk) -> bytes:
 
 
 def decode_chunk(data: bytes, num_tables: int) -> TraceChunk:
-    """Return the chunk of ``num_tables`` tables that ``encode_chunk`` made ``data`` of.
+    """Return the chunk of ``num_tables`` tables that ``encode_chunk`` turned into ``data``.
 
     Raises:
         Damage: lengths that do not fit together, or bytes missing or left over.
@@ -66,19 +67,21 @@ def decode_chunk(data: bytes, num_tables: int) -> TraceChunk:
     num_batches = len(parts[0][0]) - 1
     for t, (offsets, _) in enumerate(parts):
         if len(offsets) != num_batches + 1:
-            raise Damage(f"table {t} has {len(offsets) - 1} batches, table 0 {num_batches}")
+            raise Damage(f"table {t} has {len(offsets) - 1} batches, but table 0 has {num_batches}")
     bags = None
     if reader.flag():
         bags = _decode_bags(reader, parts)
     if reader.position != len(data):
-        raise Damage(f"{len(data) - reader.position} bytes behind the last column")
+        raise Damage(f"{len(data) - reader.position} bytes follow the last column")
     return TraceChunk(tuple(parts), bags)
 
 
 def _decode_bags(reader: _Reader, parts: list[tuple[I64, I64]]) -> TraceBags:
     samples = reader.offsets("samples")
     if len(samples) != len(parts[0][0]):
-        raise Damage(f"samples of {len(samples) - 1} batches, not {len(parts[0][0]) - 1}")
+        raise Damage(
+            f"there are samples for {len(samples) - 1} batches, but {len(parts[0][0]) - 1} batches"
+        )
     starts: list[I64 | None] = []
     for t, (offsets, ids) in enumerate(parts):
         own = reader.offsets(f"table {t}: bags") if reader.flag() else None
@@ -88,13 +91,13 @@ def _decode_bags(reader: _Reader, parts: list[tuple[I64, I64]]) -> TraceBags:
             if len(own) != samples[-1] + 1:
                 raise Damage(f"table {t} has {len(own) - 1} bags for {samples[-1]} samples")
         if not np.array_equal(samples if own is None else own[samples], offsets):
-            raise Damage(f"table {t}: bags and batches do not meet")
+            raise Damage(f"table {t}: a batch does not end where a bag ends")
     return TraceBags(samples, tuple(starts))
 
 
 def _agree(what: str, offsets: I64, num_ids: int) -> None:
     if offsets[-1] != num_ids:
-        raise Damage(f"{what} hold {offsets[-1]} ids of {num_ids}")
+        raise Damage(f"{what} hold {offsets[-1]} ids, but there are {num_ids}")
 
 
 def _encode(values: I64) -> bytes:
@@ -113,7 +116,7 @@ def _encode(values: I64) -> bytes:
 
 
 def _encode_simple(values: I64) -> bytes:
-    """The shorter of the kinds 0 and 1."""
+    """The column as kind 0 or 1, whichever is shorter."""
     if len(values) == 0:
         return _HEAD.pack(_PLAIN, 0, 0, 0)
     unsigned = values.view(np.uint64)
@@ -144,7 +147,7 @@ def _zigzag(steps: U64) -> U64:
 
 
 class _Reader:
-    """Takes columns and flags off the front of ``data``."""
+    """Reads columns and flags from ``data``, one after the other."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -155,7 +158,7 @@ class _Reader:
             raise Damage(f"a flag is missing at byte {self.position}")
         value = self.data[self.position]
         if value > 1:
-            raise Damage(f"a flag is {value} at byte {self.position}")
+            raise Damage(f"a flag at byte {self.position} is {value}; it must be 0 or 1")
         self.position += 1
         return value == 1
 
@@ -165,12 +168,14 @@ class _Reader:
             raise Damage(f"a column is cut off at byte {start}")
         kind, width, count, base = _HEAD.unpack_from(self.data, start)
         if kind > (_DELTA if nested else _DISTINCT) or width > 8:
-            raise Damage(f"a column of kind {kind} and width {width} at byte {start}")
+            raise Damage(f"a column of unknown kind {kind} or width {width} at byte {start}")
         self.position = start + _HEAD.size
         distinct = self.column(nested=True) if kind == _DISTINCT else None
         too_many = width == 0 and count > _MOST_WITHOUT_PLANES
         if too_many or width * count > len(self.data) - self.position:
-            raise Damage(f"a column of {count} values of {width} bytes at byte {start}")
+            raise Damage(
+                f"a column of {count} values of {width} bytes at byte {start} does not fit"
+            )
         planes = np.frombuffer(self.data, np.uint8, width * count, self.position)
         self.position += width * count
         wide = np.zeros((count, 8), np.uint8)
@@ -178,7 +183,7 @@ class _Reader:
         values = wide.reshape(-1).view("<u8").astype(np.uint64, copy=False)
         if distinct is not None:
             if len(distinct) != base or (count and values.max() >= np.uint64(base)):
-                raise Damage(f"a column of {base} distinct values has others, at byte {start}")
+                raise Damage(f"a column of {base} distinct values at byte {start} refers to others")
             return distinct[values.view(np.int64)]
         origin = np.array(base, np.int64).view(np.uint64)
         if kind == _DELTA:
@@ -189,9 +194,9 @@ class _Reader:
     def offsets(self, what: str) -> I64:
         lengths = self.column()
         if len(lengths) and lengths.min() < 0:
-            raise Damage(f"{what} of negative length {lengths.min()}")
+            raise Damage(f"{what} have a negative length, {lengths.min()}")
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         if (offsets < 0).any():
-            raise Damage(f"{what} whose lengths overflow")
+            raise Damage(f"{what} have lengths whose sum overflows")
         return offsets

@@ -1,9 +1,9 @@
 """The one in-memory form of an id stream: tables, and batches of ids in bounded chunks.
 
-A ``Trace`` holds no ids itself: it knows how to read them again, so a billion accesses pass through
-the memory of one chunk. Readers, generators and the recorder make traces; ``rebatch`` and
-``selection`` make one from another. Ids are checked against their tables here, in one place, while
-they pass. Shapes by the legend of ``chunk``. Nothing here starts a thread.
+A ``Trace`` does not hold ids: it knows how to read them again, so that a billion accesses need the
+memory of one chunk. Readers, generators and the recorder make traces; ``rebatch`` and ``selection``
+make one from another. Only here are ids checked against their tables, while they are read. Shapes
+by the legend of ``chunk``. Nothing here starts a thread.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ __all__ = ["Trace"]
 
 
 class Trace:
-    """An id stream over one or several tables that can be read again and again.
+    """An id stream over one or several tables, which can be read any number of times.
 
     Args:
         tables: names are unique.
-        source: called for every pass; yields the chunks, each with one part per table.
-        num_batches, num_accesses: of the whole trace (all tables' ids together), None where only
-            a pass would tell.
+        source: called for every pass; yields chunks, each with one part per table.
+        num_batches, num_accesses: batches, and ids of all tables, in the whole trace; None where
+            they are not known without reading it.
 
     Raises:
-        ConfigError: no table, or two of one name.
+        ConfigError: no table, or two with the same name.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class Trace:
             raise ConfigError("a trace needs at least one table")
         for name in names:
             if names.count(name) > 1:
-                raise ConfigError(f"table {name!r} is in the trace twice; names are unique")
+                raise ConfigError(f"table {name!r} is in the trace twice; names must be unique")
 
     @classmethod
     def from_ids(
         cls, ids: npt.ArrayLike, batch: int = 1024, name: str = "table", num_rows: int | None = None
     ) -> Trace:
-        """Return a one-table trace of an array: ids (N,) of any integer type, ``batch`` a batch.
+        """Return a trace of one table: ids (N,) of any integer type, ``batch`` of them per batch.
 
         Raises:
             ConfigError: ids that are not 1-D integers within int64, or a batch below 1.
@@ -97,7 +97,7 @@ class Trace:
         arrays = {name: as_ids(f"table {name!r}", ids) for name, ids in columns.items()}
         lengths = {name: len(ids) for name, ids in arrays.items()}
         if len(set(lengths.values())) > 1:
-            raise ConfigError(f"columns of one trace have one length, got {lengths}")
+            raise ConfigError(f"the columns of a trace must be equally long, got lengths {lengths}")
         num_samples = next(iter(lengths.values()), 0)
         num_batches = -(-num_samples // check_batch(batch))
         step = max(1, CHUNK_IDS // max(1, len(arrays)) // batch) * batch
@@ -118,7 +118,7 @@ class Trace:
         )
 
     def chunks(self) -> Iterator[TraceChunk]:
-        """Yield the trace's chunks from its start; every call reads anew.
+        """Yield the chunks of the trace, from its start; every call reads them again.
 
         Raises:
             IdRangeError: an id outside its table, with its batch and position.
@@ -135,7 +135,7 @@ class Trace:
             yield chunk
 
     def __iter__(self) -> Iterator[tuple[I64, ...]]:
-        """Yield batch after batch: its ids, one array per table."""
+        """Yield each batch: its ids, one array per table."""
         for chunk in self.chunks():
             for b in range(chunk.num_batches):
                 yield tuple(ids[offsets[b] : offsets[b + 1]] for offsets, ids in chunk.table_ids)
@@ -143,9 +143,9 @@ class Trace:
     def rebatch(self, batch: int) -> Trace:
         """Return the same accesses in batches of another size.
 
-        Where bags are known (every reader of samples, generators), a batch is ``batch`` samples of
-        all tables; a one-table trace without bags is cut into ``batch`` ids each. The last batch
-        may be smaller.
+        Where bags are known (from readers of samples, and from generators), a batch is ``batch``
+        samples of all tables. Without bags, a trace of one table has ``batch`` ids per batch. The
+        last batch may be smaller.
 
         Raises:
             ConfigError: a batch below 1; while reading, several tables without bags.
@@ -163,7 +163,7 @@ class Trace:
 def _check_range(table: TraceTable, offsets: I64, ids: I64, batches: int, position: int) -> None:
     if table.num_rows is None or len(ids) == 0:
         return
-    # A negative id is a large unsigned one: one pass finds both kinds.
+    # As an unsigned number a negative id is large, so that one comparison finds both kinds.
     unsigned = ids.view(np.uint64)
     if unsigned.max() < np.uint64(table.num_rows):
         return
@@ -171,6 +171,6 @@ def _check_range(table: TraceTable, offsets: I64, ids: I64, batches: int, positi
     batch = batches + int(np.searchsorted(offsets, row, side="right")) - 1
     raise IdRangeError(
         f"table {table.name!r}: id {ids[row]} at access {position + row} of the table (batch"
-        f" {batch}) is outside [0, {table.num_rows}); the trace is not of this table, or its"
-        " num_rows is too small"
+        f" {batch}) is outside [0, {table.num_rows}); raise num_rows, or check that the trace"
+        " belongs to this table"
     )
