@@ -138,18 +138,17 @@ BAG_INPUTS: dict[str, tuple[tuple[Any, ...], type[Exception], str]] = {
     "falling offsets": (
         (IDS, torch.tensor([0, 3, 2])),
         te.ConfigError,
-        "offset 3 at position 1 is behind offset 2 that follows; offsets never fall",
+        "offsets must not decrease: 3 at position 1 is followed by 2",
     ),
     "offsets past the end": (
         (IDS, torch.tensor([0, 2, 9])),
         te.ConfigError,
-        "offset 9 at position 2 is behind the end, 4 ids, that follows; "
-        "offsets never fall and stay within the ids",
+        "offsets must not decrease: 9 at position 2 is followed by the end, 4 ids",
     ),
     "no offsets for ids": (
         (IDS, torch.tensor([], dtype=torch.int64)),
         te.ConfigError,
-        "4 ids but no offsets: they belong to no bag",
+        "there are 4 ids but no offsets, so that no bag has them",
     ),
     "float offsets": ((IDS, OFFSETS.float()), te.ConfigError, "offsets has dtype torch.float32"),
     "2-D offsets": ((IDS, OFFSETS.reshape(1, 2)), te.ConfigError, "offsets have shape (1, 2)"),

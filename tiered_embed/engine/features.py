@@ -116,7 +116,7 @@ def feature_of(
     Args:
         where: names the feature in messages.
         indices: (N,) with offsets, or (B, n) without.
-        offsets: (B,), or (B + 1,) with ``include_last_offset``; starts at 0, never falls.
+        offsets: (B,), or (B + 1,) with ``include_last_offset``; it starts at 0 and never decreases.
         sample_weights: shaped like indices, float32, float16 or bfloat16, or None.
 
     Raises:
