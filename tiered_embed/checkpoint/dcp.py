@@ -15,7 +15,7 @@ from torch import nn
 
 from ..engine import Pool
 from ..errors import ConfigError
-from .save import pools_of, tiered_modules
+from .pools import pools_of, tiered_modules
 
 __all__ = ["RowsState"]
 

@@ -25,8 +25,9 @@ from . import extra as extras
 from .chain import Chain, open_chain, scan_pool
 from .folders import directory
 from .manifest import PoolEntry
+from .pools import pool_entry, pools_of, tiered_modules
 from .restored import build_store
-from .save import note_restored, pool_entry, pools_of, tiered_modules, wait_for_newest
+from .save import note_restored, wait_for_newest
 
 __all__ = ["load"]
 

@@ -20,42 +20,36 @@ from collections.abc import Callable, Mapping
 from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pydantic import ValidationError
 from torch import nn
 
 from ..engine import Pool
 from ..errors import ClosedError, ConfigError, StoreError
 from ..modules import TieredModule
-from ..store import WHOLE, encode_keys, mark_finished, open_store, os_errors, remove_tree
+from ..store import os_errors, remove_tree
 from ..tiers import ChangedKeys
 from . import extra as extras
-from .delta import write_delta
 from .folders import (
     check_step,
     commit,
     committed_steps,
     current_folder,
     directory,
-    drop_runtime_files,
     lock,
     prepare,
     step_folder,
 )
-from .manifest import Layout, Manifest, PoolEntry, hashed, identity
+from .manifest import Manifest, PoolEntry, hashed, identity
+from .pools import pool_entry, pools_of, tiered_modules
+from .snapshot import take_snapshot
 
 __all__ = [
     "Saved",
     "note_restored",
-    "pool_entry",
-    "pools_of",
     "save",
     "save_delta",
-    "tiered_modules",
     "wait_for_newest",
 ]
 
@@ -114,25 +108,6 @@ class _Basis:
 # Per model: its newest save, and the step that its next delta may stand on.
 _newest: weakref.WeakKeyDictionary[nn.Module, Saved] = weakref.WeakKeyDictionary()
 _bases: weakref.WeakKeyDictionary[nn.Module, _Basis] = weakref.WeakKeyDictionary()
-
-
-def tiered_modules(model: nn.Module) -> list[tuple[str, TieredModule]]:
-    """(name, module) of the tiered modules inside ``model``, each once.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"the model is a {type(model).__name__}; pass an nn.Module")
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, TieredModule)]
-    if not found:
-        raise ConfigError("the model has no tiered module, so there are no rows to save or restore")
-    return found
-
-
-def pools_of(model: nn.Module) -> list[tuple[str, TieredModule, Pool]]:
-    """(module's name, module, pool), in the order of the model."""
-    return [(n, m, pool) for n, m in tiered_modules(model) for pool in m.engine.pools]
 
 
 def save(
@@ -252,7 +227,7 @@ def _save(
             entries.append(pool_entry(name, pool, f"{kind}/{i}", runtime.steps))
             target = folder / kind / str(i)
             since = None if basis is None else basis.changed[i]
-            snapshots.append(_snapshot(pool, target, runtime.steps, since, changed))
+            snapshots.append(take_snapshot(pool, target, runtime.steps, since, changed))
         this = secrets.token_hex(16)
 
         def finish() -> None:
@@ -289,31 +264,6 @@ def _save(
     return saved
 
 
-def pool_entry(module: str, pool: Pool, folder: str, steps: int) -> PoolEntry:
-    """The entry of a pool in a manifest.
-
-    Raises:
-        ConfigError: a manifest cannot hold it, such as a name of more than 65,536 characters.
-    """
-    layout = pool.layout
-    sizes = dict(layout.tables)
-    padding = dict(zip(sizes, layout.padding or repeat(None), strict=False))
-    described = layout.describe()
-    try:
-        return PoolEntry(
-            folder=folder,
-            module=module,
-            layout=Layout.model_validate(described),
-            rows=[sizes[name] for name in described["tables"]],
-            padding=[padding[name] for name in described["tables"]],
-            shards=[WHOLE] * len(sizes),
-            record_bytes=layout.record_bytes,
-            steps=steps,
-        )
-    except ValidationError as error:
-        raise ConfigError(f"a manifest cannot describe module {module[:99]!r}: {error}") from error
-
-
 def _check_basis(basis: _Basis, path: Path, pools: list[tuple[str, TieredModule, Pool]]) -> None:
     """Raises unless the step is still there and every write since is known. REQUIRES: the lock."""
     if basis.step not in committed_steps(path) or len(basis.changed) != len(pools):
@@ -333,52 +283,6 @@ def _check(pools: list[tuple[str, TieredModule, Pool]], delta: bool) -> None:
                 f"module {name!r} has no SSD tier, which would record the rows that change; "
                 "use te.checkpoint.save"
             )
-
-
-def _snapshot(
-    pool: Pool, target: Path, steps: int, since: ChangedKeys | None, changed: list[ChangedKeys]
-) -> Future[None]:
-    """Fixes what the step holds of a pool; the future is done once it is in ``target``."""
-    ssd, store = pool.scheduler.ssd, pool.store
-    if ssd is None or store is None:
-        changed.append(ChangedKeys())
-        return _copied(pool, target, steps)
-
-    def job() -> None:
-        # This runs between two writes: what the tier writes later belongs to the next step.
-        changed[place] = ssd.track()
-        if since is not None:
-            write_delta(store, since.keys(), target)
-            return
-        store.checkpoint(target)
-        mark_finished(target, [name for name, _ in pool.layout.tables], steps)
-
-    place = len(changed)
-    changed.append(ChangedKeys())
-    return pool.scheduler.cut(job)
-
-
-def _copied(pool: Pool, target: Path, steps: int) -> Future[None]:
-    """For a pool without a store: writes a store with every materialised row, then returns."""
-    pool.scheduler.quiesce()
-    layout = pool.layout
-
-    def chunks() -> Any:
-        hashes = [layout.table_hashes[i].tobytes() for i in range(len(layout.tables))]
-        for key, i in sorted((h, i) for i, h in enumerate(hashes)):
-            for rows, records in pool.materialised(i):
-                yield encode_keys(key, rows), np.ascontiguousarray(records)
-
-    wanted = layout.store_layout()
-    with open_store(
-        "auto", target, wanted.record_bytes, wanted.record, "create", tables=wanted.tables
-    ) as store:
-        store.import_sorted(chunks())
-    mark_finished(target, [name for name, _ in pool.layout.tables], steps)
-    drop_runtime_files(target)
-    done: Future[None] = Future()
-    done.set_result(None)
-    return done
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
