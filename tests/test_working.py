@@ -445,9 +445,35 @@ def test_drop_table_refuses_what_it_cannot_do(tmp_path):
             with pytest.raises(te.StoreError, match="already open, by pid"):
                 te.drop_table(tmp_path, name)
         assert module.digest() == wanted
-    with build(tmp_path, "d") as alone, pytest.raises(te.StoreError, match="already open, by pid"):
+    with build(tmp_path, "d"), pytest.raises(te.StoreError, match="already open, by pid"):
         te.drop_table(tmp_path, "d")
-    del alone
+    folder = module.engine.pools[0].store.path
+    with (
+        open_store("auto", folder, *_record(folder), "read_only", tables={}),
+        pytest.raises(te.StoreError, match="already open, by pid"),
+    ):
+        te.drop_table(tmp_path, "a")
+
+
+def test_a_restore_that_cannot_keep_another_tables_rows_changes_nothing(tmp_path, monkeypatch):
+    with build(tmp_path / "ssd", "a", "b") as module:
+        train(module, 0, 2)
+    with build(tmp_path / "ssd", "a") as module:
+        checkpoint.save(module, tmp_path / "c", step=2)
+        train(module, 2, 3)
+        wanted = records(module, "a")
+
+        def fails(*args):
+            raise te.StoreError("no")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module.engine.pools[0].store, "scan", fails)
+            with pytest.raises(
+                te.StoreError, match=r"cannot copy the tables \['b'\].*make it again"
+            ):
+                checkpoint.load(module, tmp_path / "c")
+        assert records(module, "a") == wanted
+    assert len(folders(tmp_path / "ssd")) == 1
 
 
 def test_a_drop_of_a_table_left_amid_training_needs_no_restore(tmp_path):

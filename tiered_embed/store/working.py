@@ -123,7 +123,8 @@ def _drop(folder: Path, stored: Description, name: str) -> int:
     start, stop = table_range(name)
     try:
         with (
-            open_store(backend, folder, *record, "read_only", tables={}) as source,
+            # Not read_only, which would share the lock with other readers.
+            open_store(backend, folder, *record, "read_write", tables={}) as source,
             open_store(backend, replacement.restoring, *record, "create", tables=left) as target,
         ):
             after = () if stop is None else source.scan(start=stop)
