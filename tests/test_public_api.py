@@ -24,6 +24,7 @@ def test_public_names() -> None:
         "Tiers",
         "accumulate",
         "checkpoint",
+        "drop_table",
         "errors",
         "init",
         "lr_optimizer",

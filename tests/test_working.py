@@ -124,8 +124,23 @@ def test_modules_with_one_layout_and_one_directory_keep_their_own_stores(tmp_pat
 
 
 def test_a_collection_is_not_open_twice(tmp_path):
-    with build(tmp_path, "a", "b"), pytest.raises(te.StoreError, match="already open, by pid"):
-        build(tmp_path, "a")
+    with build(tmp_path, "a", "b"):
+        with pytest.raises(te.StoreError, match="already open, by pid"):
+            build(tmp_path, "a", "b")
+        with pytest.raises(te.StoreError, match=r"already open, .* in one module with \['b'\]"):
+            build(tmp_path, "a")
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b"), ("a", "b", "c")])
+def test_version_0_1_refuses_a_newer_directory(names, tmp_path):
+    """By the rule of that version, which does not look at the format of other stores."""
+    build(tmp_path, "a", "b").close()
+    (folder,) = tmp_path.iterdir()
+    content = json.loads((folder / "layout.json").read_text())["content"]
+    assert content["format_version"] == 2
+    stored = content["layout"].get("tables", [])
+    assert set(stored) & set(names)
+    assert sorted(stored) != sorted(names)
 
 
 @pytest.mark.parametrize(
@@ -419,6 +434,8 @@ def test_the_last_table_of_a_store_takes_the_store_with_it(tmp_path):
 def test_drop_table_refuses_what_it_cannot_do(tmp_path):
     with pytest.raises(te.ConfigError, match=r"no directory.*Tiers\(ssd"):
         te.drop_table(tmp_path / "none", "a")
+    with pytest.raises(te.ConfigError, match="directory is None"):
+        te.drop_table(None, "a")
     with build(tmp_path, "a", "b") as module:
         train(module, 0, 2)
         wanted = module.digest()
@@ -428,9 +445,35 @@ def test_drop_table_refuses_what_it_cannot_do(tmp_path):
             with pytest.raises(te.StoreError, match="already open, by pid"):
                 te.drop_table(tmp_path, name)
         assert module.digest() == wanted
-    with build(tmp_path, "d") as alone, pytest.raises(te.StoreError, match="already open, by pid"):
+    with build(tmp_path, "d"), pytest.raises(te.StoreError, match="already open, by pid"):
         te.drop_table(tmp_path, "d")
-    del alone
+    folder = module.engine.pools[0].store.path
+    with (
+        open_store("auto", folder, *_record(folder), "read_only", tables={}),
+        pytest.raises(te.StoreError, match="already open, by pid"),
+    ):
+        te.drop_table(tmp_path, "a")
+
+
+def test_a_restore_that_cannot_keep_another_tables_rows_changes_nothing(tmp_path, monkeypatch):
+    with build(tmp_path / "ssd", "a", "b") as module:
+        train(module, 0, 2)
+    with build(tmp_path / "ssd", "a") as module:
+        checkpoint.save(module, tmp_path / "c", step=2)
+        train(module, 2, 3)
+        wanted = records(module, "a")
+
+        def fails(*args):
+            raise te.StoreError("no")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module.engine.pools[0].store, "scan", fails)
+            with pytest.raises(
+                te.StoreError, match=r"cannot copy the tables \['b'\].*make it again"
+            ):
+                checkpoint.load(module, tmp_path / "c")
+        assert records(module, "a") == wanted
+    assert len(folders(tmp_path / "ssd")) == 1
 
 
 def test_a_drop_of_a_table_left_amid_training_needs_no_restore(tmp_path):

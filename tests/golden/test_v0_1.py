@@ -3,6 +3,7 @@
 Every test works in a copy: opening a store writes into its directory.
 """
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from make_v0_1 import (
 )
 
 import tiered_embed as te
+from tiered_embed.checkpoint.manifest import Manifest
 
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
 
@@ -145,3 +147,98 @@ def test_rows_have_their_initial_values(golden):
     """Of rows that were never trained, and of the padding row."""
     with single(golden / "rocksdb" / "ssd") as module:
         assert np.count_nonzero(module.rows([3])) == 0
+
+
+# --- manifests of format 1 ------------------------------------------------------------------------
+
+
+def rewritten(folder: Path, change) -> None:
+    """The manifest of a step after ``change(content)``, with the digest that belongs to it."""
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())["content"]
+    change(content)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    document = {"content": content, "sha256": hashlib.sha256(canonical.encode()).hexdigest()}
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def test_a_manifest_of_format_1_is_one_rank_with_whole_tables(golden):
+    folder = golden / "collection" / "checkpoints" / "step-5"
+    assert json.loads((folder / "manifest.json").read_text())["content"]["version"] == 1
+    manifest = Manifest.read(folder)
+    assert (manifest.version, manifest.ranks) == (2, 1)
+    assert [pool.shards for pool in manifest.pools] == [["whole", "whole"], ["whole"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda content: content.update(ranks=2), te.CorruptionError),
+        (lambda content: content["pools"][0].update(shards=["rows 0-5"]), te.CorruptionError),
+        (lambda content: content.update(pools=7), te.CorruptionError),
+        (lambda content: content["pools"].append(None), te.CorruptionError),
+        (lambda content: content["pools"][0]["layout"].update(tables="ab"), te.CorruptionError),
+        (lambda content: content.update(version=True), te.CorruptionError),
+        (lambda content: content.update(version=2), te.CorruptionError),
+        (lambda content: content.update(version=3), te.StoreError),
+        (lambda content: content.update(version=0), te.StoreError),
+    ],
+)
+def test_what_no_version_wrote_is_refused(change, error, golden):
+    checkpoints = golden / "rocksdb" / "checkpoints"
+    rewritten(checkpoints / "step-6", change)
+    with pytest.raises(error) as caught:
+        te.checkpoint.verify(checkpoints)
+    assert caught.type is error
+
+
+def test_a_part_of_a_table_is_not_restored_as_the_whole(golden):
+    checkpoints = golden / "rocksdb" / "checkpoints"
+
+    def change(content):
+        content.update(version=2, ranks=2)
+        content["pools"][0]["shards"] = ["rows 0-40"]
+
+    rewritten(checkpoints / "step-6", change)
+    with single(golden / "rocksdb" / "ssd") as module:
+        with pytest.raises(te.ConfigError, match=r"holds the shards \['rows 0-40'\]"):
+            te.checkpoint.load(module, checkpoints)
+        assert module.digest() == EXPECTED["rocksdb"]["digest"]
+
+
+# --- what a newer version does to an older directory ----------------------------------------------
+
+
+def test_a_directory_keeps_format_1_until_a_table_is_added(golden):
+    root = golden / "collection" / "ssd"
+    before = {p.parent.name: p.read_bytes() for p in root.glob("*/layout.json")}
+    with collection(root) as module:
+        train_collection(module, 9, 10)
+    assert {p.parent.name: p.read_bytes() for p in root.glob("*/layout.json")} == before
+    for meta in root.glob("*/meta.json"):
+        content = json.loads(meta.read_text())["content"]
+        assert (content["step"], content["settled"]) == (10, True)
+    with collection(root, "user") as module:
+        assert module.stats().steps == 10
+    assert {p.parent.name: p.read_bytes() for p in root.glob("*/layout.json")} == before
+    te.TieredEmbeddingBagCollection(
+        [te.TableConfig("item", 70, 4), te.TableConfig("added", 30, 4)],
+        tiers=te.Tiers(ddr=1500, ssd=root),
+        optimizer=te.optim.RowWiseAdagrad(lr=0.05),
+        seed=11,
+    ).close()
+    after = {p.parent.name: p.read_bytes() for p in root.glob("*/layout.json")}
+    (changed,) = (name for name in after if after[name] != before[name])
+    assert json.loads(after[changed])["content"]["format_version"] == 2
+    with collection(root) as module:
+        assert module.stats().steps == 10
+
+
+def test_a_table_of_version_0_1_is_dropped(golden):
+    root = golden / "collection" / "ssd"
+    with collection(root) as module:
+        wanted = module.rows(range(70), "item")
+    assert te.drop_table(root, "user") >= 0
+    with collection(root) as module:
+        assert torch.equal(module.rows(range(70), "item"), wanted)
+        assert module.stats().steps == 9

@@ -203,7 +203,7 @@ COLLECTION_INPUTS: dict[str, tuple[Any, type[Exception], str]] = {
     "offsets past the end of one feature": (
         features(viewer=(IDS, torch.tensor([0, 5]))),
         te.ConfigError,
-        "feature 'viewer': offset 5 at position 1",
+        "feature 'viewer': offsets must not decrease: 5 at position 1 is followed by the end",
     ),
 }
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tiered_embed import store as te_store
 from tiered_embed.errors import ClosedError, ConfigError, CorruptionError, StoreError
 from tiered_embed.spec import table_hash
-from tiered_embed.store import open_store
+from tiered_embed.store import open_store, opening
 from tiered_embed.store import rocksdb as rocksdb_backend
 from tiered_embed.store.base import RowStore
 from tiered_embed.store.directory import read_description, write_description
@@ -501,7 +501,7 @@ def test_unknown_backend(tmp_path):
 
 def test_auto_falls_back_to_the_wheel_with_one_notice(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(rocksdb_backend, "_native", None)
-    te_store._notice_fallback.cache_clear()
+    opening._notice_fallback.cache_clear()
     for name in ("a", "b"):
         with open_store("auto", tmp_path / name, 8, {}) as store:
             assert type(store).__name__ == "RocksDbPyRowStore"

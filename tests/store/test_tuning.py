@@ -145,7 +145,7 @@ def test_tunings_open_each_others_stores(open_it):
 
 
 def test_options_are_checked(open_it):
-    with pytest.raises(ConfigError, match="tuning='fast' is none of rows, rocksdb_default"):
+    with pytest.raises(ConfigError, match="tuning='fast' must be one of rows, rocksdb_default"):
         open_it(tuning="fast")
     with pytest.raises(ConfigError, match="num_read_threads"):
         open_it(num_read_threads=2000)

@@ -1,11 +1,13 @@
 """Checkpoints: ``path/step-N``, committed or absent.
 
-``save`` and ``load`` a model's rows with optimizer state and whatever else a run needs to go on;
-``save_delta`` writes only what changed; ``verify`` reads every byte. ``manifest.py`` says what a
-step consists of, ``folders.py`` how it is committed, ``save.py`` how it is cut, ``load.py`` how it
-comes back. No pickle anywhere.
+``save`` and ``load`` handle a model's rows with their optimizer state, and whatever else a run
+needs to go on; ``save_delta`` writes only what changed; ``verify`` reads every byte.
+``manifest.py`` says what a step consists of, ``folders.py`` how it is committed, ``save.py`` how it
+is written, ``chain.py`` how it is read, ``load.py`` and ``restored.py`` how a model gets it back.
+No pickle anywhere.
 
-Threading: calls belong to the thread that trains the model; a background save owns no rows.
+Threading: call from the thread that trains the model. A save in the background works on a snapshot
+and never on the rows that are being trained.
 """
 
 from .chain import open_chain, verify

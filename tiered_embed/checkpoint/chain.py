@@ -50,7 +50,7 @@ class Chain:
 
     @property
     def manifest(self) -> Manifest:
-        """The restored step's."""
+        """The manifest of the step itself."""
         return self.links[-1][1]
 
     @property
@@ -58,11 +58,12 @@ class Chain:
         return self.links[-1][0]
 
     def check(self, *, hashed: bool = True) -> int:
-        """Compares every file with the manifests; returns the bytes. Raises as they do."""
+        """Compares every file with the manifests; returns the bytes. Raises as
+        :meth:`Manifest.check_files`."""
         return sum(manifest.check_files(folder, hashed=hashed) for folder, manifest in self.links)
 
     def check_own(self) -> int:
-        """As :meth:`check`, of the last link alone."""
+        """As :meth:`check`, for the last link alone."""
         folder, manifest = self.links[-1]
         return manifest.check_files(folder)
 
@@ -74,7 +75,9 @@ class Chain:
             entry = manifest.pools[index]
             out.append((folder / entry.folder, entry))
             if entry.layout != layout:
-                raise CorruptionError(f"'{folder}' holds other pools than the step it stands on")
+                raise CorruptionError(
+                    f"'{folder}' and the step that it stands on have different pools"
+                )
         return out
 
 
@@ -83,15 +86,16 @@ def open_chain(path: str | os.PathLike[str], step: int | None = None) -> Chain:
 
     Raises:
         FileNotFoundError: nothing is committed there, or not that step.
-        CorruptionError: a manifest is not as written, or a base is missing.
+        CorruptionError: a manifest is damaged, or a step that it stands on is missing.
     """
     where = directory(path)
     steps = committed_steps(where)
     if step is not None:
         check_step(step)
     if not steps or (step is not None and step not in steps):
-        what = "nothing" if not steps else f"no step {step} (but {steps[-16:]})"
-        raise FileNotFoundError(f"{what} is committed in '{where}'")
+        what = "nothing is committed" if not steps else f"step {step} is not committed"
+        there = f"; committed are {steps[-16:]}" if steps else ""
+        raise FileNotFoundError(f"{what} in '{where}'{there}")
     current: int | None = steps[-1] if step is None else step
     links: list[tuple[Path, Manifest]] = []
     while current is not None:
@@ -105,7 +109,9 @@ def open_chain(path: str | os.PathLike[str], step: int | None = None) -> Chain:
         if manifest.step != current:
             raise CorruptionError(f"'{folder}' holds step {manifest.step}; rename it")
         if links and len(manifest.pools) != len(links[-1][1].pools):
-            raise CorruptionError(f"'{links[-1][0]}' holds other pools than the step it stands on")
+            raise CorruptionError(
+                f"'{links[-1][0]}' and the step that it stands on have different pools"
+            )
         if links and manifest.id != links[-1][1].base_id:
             raise CorruptionError(
                 f"'{links[-1][0]}' stands on another step {current} than the one in '{folder}'; "
@@ -113,24 +119,24 @@ def open_chain(path: str | os.PathLike[str], step: int | None = None) -> Chain:
             )
         for pool in manifest.pools:
             if pool.folder.startswith("store/") != (manifest.base is None):
-                raise CorruptionError(f"'{folder}' mixes whole pools with changed rows")
+                raise CorruptionError(f"'{folder}' mixes whole pools with deltas")
         links.append((folder, manifest))
         current = manifest.base
     return Chain(tuple(reversed(links)))
 
 
 def verify(path: str | os.PathLike[str], step: int | None = None) -> int:
-    """Reads every byte of a step (None: of every step) and compares digests; returns the bytes.
+    """Reads every byte of a step (None: of every step), compares digests, returns the bytes read.
 
     Raises:
         FileNotFoundError: nothing is committed there.
-        CorruptionError: a file is missing, damaged, or not of the step.
+        CorruptionError: a file is missing or damaged, or does not belong to the step.
     """
     if step is not None:
         return open_chain(path, step).check()
     steps = committed_steps(directory(path))
     if not steps:
-        open_chain(path)  # says so
+        open_chain(path)  # raises
     total = 0
     for each in steps:
         total += open_chain(path, each).check_own()
@@ -161,12 +167,12 @@ def other_tables(store_folder: Path, tables: Iterable[str]) -> list[str]:
 
 
 def scan_pool(chain: Chain, index: int, path: Path) -> Iterator[tuple[U8, U8]]:
-    """(keys, records) of a pool's rows, in no order; of a row that deltas changed, its last.
+    """(keys, records) of a pool's rows, in no particular order: of every row its newest record.
 
-    Takes 12 bytes of memory for every row that a delta changed.
+    Takes 12 bytes of memory for every row in a delta.
     """
     (base, entry), *deltas = chain.pool_links(index)
-    later = [np.empty(0, KEY)]  # ascending keys of all newer links, the newest's first
+    later = [np.empty(0, KEY)]  # per link, from the newest: the ascending keys of all newer links
     for folder, _ in reversed(deltas):
         later.append(np.union1d(later[-1], as_keys(delta_keys(folder))))
     later.reverse()
@@ -179,7 +185,7 @@ def scan_pool(chain: Chain, index: int, path: Path) -> Iterator[tuple[U8, U8]]:
 
 
 def as_keys(keys: U8) -> npt.NDArray[np.void]:
-    """``keys`` (n, 12) as (n,), which NumPy sorts and compares as a store does."""
+    """``keys`` (n, 12) as (n,) of a type that NumPy sorts and compares as a store does."""
     return np.ascontiguousarray(keys).view(KEY).ravel()
 
 

@@ -1,4 +1,7 @@
-"""Two steps compared, and a delta made whole."""
+"""Compares two steps, and turns a delta into a whole step.
+
+Threading: one call at a time per directory; other processes are kept away by its lock.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ __all__ = ["PoolDifference", "compact", "diff"]
 
 @dataclass(frozen=True)
 class PoolDifference:
-    """How the rows of one pool differ between two steps."""
+    """How the rows of one pool differ between two steps, as numbers of rows."""
 
     tables: tuple[str, ...]
     added: int
@@ -32,9 +35,9 @@ class PoolDifference:
 
 
 def diff(path: str | os.PathLike[str], first: int, second: int) -> list[PoolDifference]:
-    """Per pool, in the order of step ``first``: rows that ``second`` has more, less, or otherwise.
+    """Counts, per pool of step ``first``, the rows that step ``second`` added, removed or changed.
 
-    Takes some 60 bytes of memory per row of a pool.
+    Takes about 60 bytes of memory per row of a pool.
 
     Raises:
         FileNotFoundError: a step is not committed. CorruptionError: one is damaged.
@@ -70,9 +73,9 @@ def diff(path: str | os.PathLike[str], first: int, second: int) -> list[PoolDiff
 
 
 def compact(path: str | os.PathLike[str], step: int | None = None) -> int:
-    """Makes a delta whole: afterwards it stands on no other step. Returns the step.
+    """Turns a delta into a whole step, which needs no other step. Returns the step's number.
 
-    A whole step stays as it is. Interrupted, the delta is still there.
+    A whole step stays as it is. If interrupted, the delta is still there.
 
     Raises:
         FileNotFoundError: the step is not committed. CorruptionError: it is damaged.

@@ -1,4 +1,7 @@
-"""A face for ``torch.distributed.checkpoint``: all rows of a model as tensors."""
+"""All rows of a model as tensors, for ``torch.distributed.checkpoint`` (DCP).
+
+Threading: the thread that trains the model.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import nn
 
 from ..engine import Pool
 from ..errors import ConfigError
-from .save import pools_of, tiered_modules
+from .pools import pools_of, tiered_modules
 
 __all__ = ["RowsState"]
 
@@ -22,14 +25,15 @@ MOST_BYTES = 4 << 30
 class RowsState:
     """A DCP ``Stateful``: ``dcp.save({"model": model, "rows": te.checkpoint.RowsState(model)})``.
 
-    For tables that fit memory twice; beyond 4 GiB use :func:`tiered_embed.checkpoint.save`, which
-    links files. Per pool and table: ``ids`` int64 (n,) and ``records`` uint8 (n, record_bytes).
+    Use it for tables that fit into memory twice, up to 4 GiB. For larger ones use
+    :func:`tiered_embed.checkpoint.save`, which links files. The state of each table is ``ids``
+    int64 (n,), ``records`` uint8 (n, record_bytes) and ``steps``.
 
-    ``dcp.load`` fills the tensors that it is given, so that it restores into a model with as many
-    rows as the saved one; :meth:`load` restores into any.
+    ``dcp.load`` fills the tensors that it is given, so it restores only into a model with as many
+    rows as the saved one had. :meth:`load` restores into any model.
 
-    DCP keeps its own metadata as a pickle: read only directories that you trust. Checkpoints of
-    :func:`tiered_embed.checkpoint.save` hold no code.
+    DCP stores its own metadata as a pickle: read only directories that you trust. Checkpoints of
+    :func:`tiered_embed.checkpoint.save` contain no code.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -54,8 +58,8 @@ class RowsState:
                     total += part.nbytes
                     if total > MOST_BYTES:
                         raise ConfigError(
-                            f"the rows take more than {MOST_BYTES} bytes; te.checkpoint.save links "
-                            "files instead of copying rows"
+                            f"the rows take more than {MOST_BYTES} bytes; use te.checkpoint.save, "
+                            "which links files instead of copying rows"
                         )
                 out[_key(module_name, table)] = {
                     "ids": torch.from_numpy(np.concatenate(ids)),
@@ -68,9 +72,9 @@ class RowsState:
         """Restores what ``dcp.save`` wrote under ``name`` into a model that holds no other rows.
 
         Raises:
-            ConfigError: no such rows there, or other tables; nothing is written.
+            ConfigError: there are no such rows, or the tables differ; nothing is written.
         """
-        # Here, for it takes half as long to import as all the rest.
+        # Imported here because it takes half as long as all other imports together.
         from torch.distributed.checkpoint.filesystem import FileSystemReader
         from torch.distributed.checkpoint.metadata import TensorStorageMetadata
         from torch.distributed.checkpoint.state_dict_loader import load
@@ -82,9 +86,11 @@ class RowsState:
             if key.startswith(f"{name}.") and isinstance(entry, TensorStorageMetadata)
         }
         if not flat:
-            raise ConfigError(f"'{path}' holds nothing called {name!r}, but {sorted(saved)[:8]}")
+            raise ConfigError(
+                f"'{path}' holds nothing called {name!r}; it holds {sorted(saved)[:8]}"
+            )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is one process, as asked
+            warnings.simplefilter("ignore")  # it warns of no_dist, which is on purpose
             load(flat, checkpoint_id=path, no_dist=True)
         state: dict[str, Any] = {}
         for key, tensor in flat.items():
@@ -93,11 +99,11 @@ class RowsState:
         self.load_state_dict(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Writes the rows; the model must have been built as the saved one and be untrained, or
-        hold no other rows.
+        """Writes the rows. The model must be built as the saved one was, and must not hold rows
+        that the state lacks.
 
         Raises:
-            ConfigError: other tables or record sizes; nothing is written.
+            ConfigError: tables or record sizes differ; nothing is written.
         """
         wanted = {
             _key(name, table): (module, pool, t)
@@ -105,7 +111,9 @@ class RowsState:
             for t, (table, _) in enumerate(pool.layout.tables)
         }
         if set(wanted) != set(state):
-            raise ConfigError(f"the state is of {sorted(state)}; the model has {sorted(wanted)}")
+            raise ConfigError(
+                f"the state has the tables {sorted(state)}; the model has {sorted(wanted)}"
+            )
         for key, (_, pool, t) in wanted.items():
             _check(key, state[key], pool, pool.layout.tables[t][1])
         for key, (module, pool, t) in wanted.items():
@@ -116,17 +124,23 @@ class RowsState:
 
 def _check(key: str, part: dict[str, torch.Tensor], pool: Pool, rows: int | None) -> None:
     if set(part) != {"ids", "records", "steps"}:
-        raise ConfigError(f"{key} has {sorted(part)}, not ids, records and steps")
+        raise ConfigError(
+            f"the state of {key} has {sorted(part)} instead of ids, records and steps"
+        )
     ids, records = part["ids"], part["records"]
     if ids.dtype != torch.int64 or ids.dim() != 1 or records.dtype != torch.uint8:
-        raise ConfigError(f"{key}: ids are {ids.dtype} {tuple(ids.shape)}, not int64 (n,)")
+        raise ConfigError(f"{key}: ids must be int64 (n,), not {ids.dtype} {tuple(ids.shape)}")
     if tuple(records.shape) != (len(ids), pool.layout.record_bytes):
         wanted = (len(ids), pool.layout.record_bytes)
-        raise ConfigError(f"{key}: records are {tuple(records.shape)}, not {wanted}")
+        raise ConfigError(
+            f"{key}: records must have the shape {wanted}, not {tuple(records.shape)}"
+        )
     if len(set(ids.tolist())) != len(ids):
-        raise ConfigError(f"{key}: ids are repeated")
+        raise ConfigError(f"{key}: some ids are repeated")
     if len(ids) and rows is not None and not (int(ids.min()) >= 0 and int(ids.max()) < rows):
-        raise ConfigError(f"{key}: ids reach from {ids.min()} to {ids.max()}, of {rows} rows")
+        raise ConfigError(
+            f"{key}: ids reach from {ids.min()} to {ids.max()}, but the table has {rows} rows"
+        )
 
 
 def _key(module: str, table: str) -> str:

@@ -1,4 +1,7 @@
-"""A delta's rows: ``keys.npy`` (n, 12) ascending and ``records.npy`` (n, record_bytes), uint8."""
+"""The rows of a delta: ``keys.npy`` (n, 12) ascending, ``records.npy`` (n, record_bytes), uint8.
+
+Threading: pure functions of a folder.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,11 @@ CHUNK_ROWS = 1 << 14
 
 
 def write_delta(store: RowStore, keys: U8, target: Path) -> None:
-    """The store's records of ``keys`` (n, 12), ascending, as of now."""
+    """Writes the store's present records of ``keys`` (n, 12), which ascend.
+
+    Raises:
+        CorruptionError: the store lacks one. StoreError: ``target`` cannot be written.
+    """
     with os_errors(f"cannot write the delta '{target}'"):
         target.mkdir(mode=0o700)
         np.save(target / KEYS, keys)
@@ -34,7 +41,10 @@ def write_delta(store: RowStore, keys: U8, target: Path) -> None:
                 found = store.get(part, records)
                 if not found.all():
                     missing = part[int(np.argmin(found))].tobytes().hex()
-                    raise CorruptionError(f"store '{store.path}' lost the row of key {missing}")
+                    raise CorruptionError(
+                        f"store '{store.path}' has lost the row with key {missing}; restore it "
+                        "from a checkpoint"
+                    )
                 file.write(records.data)
 
 
@@ -48,13 +58,15 @@ def delta_chunks(folder: Path, record_bytes: int) -> Iterator[tuple[U8, U8]]:
     """(keys, records) of a delta, in key order.
 
     Raises:
-        CorruptionError: not what :func:`write_delta` writes.
+        CorruptionError: the files are not as :func:`write_delta` writes them.
     """
     keys = delta_keys(folder)
     path = folder / RECORDS
     with os_errors(f"cannot read '{folder}'"), open(path, "rb") as file:
         if _rows(file, path, record_bytes) != len(keys):
-            raise CorruptionError(f"'{path}' has not the {len(keys)} records of its keys")
+            raise CorruptionError(
+                f"the number of records in '{path}' differs from its {len(keys)} keys"
+            )
         for start in range(0, len(keys), CHUNK_ROWS):
             part = keys[start : start + CHUNK_ROWS]
             yield part, _read(file, path, len(part), record_bytes)
@@ -63,7 +75,7 @@ def delta_chunks(folder: Path, record_bytes: int) -> Iterator[tuple[U8, U8]]:
 def _rows(file: BinaryIO, path: Path, width: int) -> int:
     try:
         if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("format 1.0 is wanted")
+            raise ValueError("it must have format 1.0")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     except (ValueError, SyntaxError, TypeError, RecursionError) as error:
         raise CorruptionError(f"'{path}' is not readable: {error}") from error
@@ -78,5 +90,5 @@ def _rows(file: BinaryIO, path: Path, width: int) -> int:
 def _read(file: BinaryIO, path: Path, rows: int, width: int) -> U8:
     raw = file.read(rows * width)
     if len(raw) != rows * width:
-        raise CorruptionError(f"'{path}' ended early")
+        raise CorruptionError(f"'{path}' ends too early")
     return np.frombuffer(raw, np.uint8).reshape(rows, width)

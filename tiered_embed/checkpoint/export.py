@@ -1,9 +1,12 @@
 """Quantised export: rows of a committed step as int8 or int4 with scale and bias, for serving.
 
-One safetensors file per table: ``ids`` int64 (n,), ``codes`` uint8 (n, D), of int4 (n, ceil(D/2))
-with the even column in the low half, ``scale`` and ``bias`` float32 (n,). A weight is
-code * scale + bias: each row's range in 255 or 15 equal steps, rounded to nearest, as FBGEMM's
-row-wise quantisation. Optimizer state is left out.
+There is one safetensors file per table: ``ids`` int64 (n,), ``codes`` uint8 (n, D), ``scale`` and
+``bias`` float32 (n,). With 4 bits ``codes`` are (n, ceil(D/2)), with the even column in the low
+half. A weight is code * scale + bias: the range of each row is divided into 255 or 15 equal steps,
+and weights are rounded to the nearest, as in FBGEMM's row-wise quantisation. Optimizer state is
+left out.
+
+Threading: any thread; the step is only read.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TableExport:
-    """What was written of one table, and the error that quantising made."""
+    """What was written for one table, and the error of quantising it."""
 
     table: str
     file: Path
@@ -49,11 +52,11 @@ def export(
     bits: int = 8,
     step: int | None = None,
 ) -> list[TableExport]:
-    """Writes every table of a step (None: the latest) into ``out``; a table must fit memory.
+    """Writes every table of a step (None: the latest) into ``out``. A table must fit into memory.
 
     Raises:
         FileNotFoundError: nothing is committed there. CorruptionError: the step is damaged.
-        ConfigError: ``bits`` is neither 8 nor 4, or rows that are int8 already.
+        ConfigError: ``bits`` is neither 8 nor 4, or the rows are int8 already.
     """
     if bits not in (8, 4):
         raise ConfigError(f"bits is {bits!r}; it must be 8 or 4")
@@ -66,7 +69,9 @@ def export(
     for index, entry in enumerate(chain.manifest.pools):
         dtype, dim = entry.layout.dtype, entry.layout.dim
         if dtype == "int8":
-            raise ConfigError(f"rows of {entry.layout.tables} are int8: there is nothing to do")
+            raise ConfigError(
+                f"the rows of {entry.layout.tables} are int8 already; they need no export"
+            )
         parts: dict[bytes, list[tuple[Any, F32]]] = {}
         for keys, records in scan_pool(chain, index, directory(path)):
             weights = _weights(records, dtype, dim)
@@ -95,7 +100,9 @@ def _write(target: Path, name: str, ids: Any, rows: F32, bits: int) -> TableExpo
     ids, rows = ids[order], rows[order]
     if not np.isfinite(rows).all():
         bad = int(ids[np.argmin(np.isfinite(rows).all(axis=1))])
-        raise ConfigError(f"row {bad} of table {name!r} is not finite: it cannot be quantised")
+        raise ConfigError(
+            f"row {bad} of table {name!r} has values that are not finite; it cannot be quantised"
+        )
     steps = 2**bits - 1
     low = rows.min(axis=1, initial=np.inf)
     scale = ((rows.max(axis=1, initial=-np.inf) - low) / steps).astype(np.float32)

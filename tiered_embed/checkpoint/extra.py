@@ -1,8 +1,11 @@
-"""``extra``: what a user keeps beside the rows, as JSON and safetensors. Never a pickle.
+"""``extra``: what a user stores in addition to the rows, as JSON and safetensors. Never a pickle.
 
 Nested dicts (with str, int, float, bool or None keys), lists, tuples, tensors, NumPy arrays and
-JSON scalars come back as they were given. ``extra.json`` says the structure, where every container
-is tagged (``{"dict": [[key, value], ...]}``); tensors lie in ``extra.safetensors`` by number.
+JSON scalars come back as they were given. ``extra.json`` holds the structure, in which every
+container is tagged (``{"dict": [[key, value], ...]}``); ``extra.safetensors`` holds the tensors, by
+number.
+
+Threading: pure functions, but for the random generators that ``restore_rng`` sets.
 """
 
 from __future__ import annotations
@@ -28,10 +31,10 @@ MOST_DEPTH = 64  # containers in containers
 
 
 def encode(extra: Any) -> dict[str, bytes]:
-    """File name -> content. Tensors are copied: what changes later is not in it.
+    """The files of ``extra``, name -> content. Tensors are copied, so later changes do not matter.
 
     Raises:
-        ConfigError: a value that is neither of the above, or a sparse or quantised tensor.
+        ConfigError: a value of another type, or a sparse or quantised tensor.
     """
     tensors: dict[str, torch.Tensor] = {}
     try:
@@ -62,26 +65,28 @@ def read(folder: Path) -> Any:
 
 
 def rng_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's (legacy) and torch's CPU generators, for ``extra``."""
+    """The states of the generators of Python, NumPy (the global one) and torch (CPU)."""
     return {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),  # noqa: NPY002 (the global generator that loaders use)
+        "numpy": np.random.get_state(),  # noqa: NPY002 (the global generator, which loaders use)
         "torch": torch.random.get_rng_state(),
     }
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Sets the generators back to what :func:`rng_state` gave.
+    """Sets the generators to the states that :func:`rng_state` returned.
 
     Raises:
-        ConfigError: it did not give this.
+        ConfigError: ``state`` does not come from there.
     """
     try:
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])  # noqa: NPY002
         torch.random.set_rng_state(state["torch"])
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-        raise ConfigError(f"this is no state of generators: {error!r}") from error
+        raise ConfigError(
+            f"this state was not made by te.checkpoint.rng_state: {error!r}"
+        ) from error
 
 
 def _tree(value: Any, tensors: dict[str, torch.Tensor], where: str, depth: int) -> Any:
@@ -98,7 +103,7 @@ def _tree(value: Any, tensors: dict[str, torch.Tensor], where: str, depth: int) 
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, SCALARS):
-                raise ConfigError(f"{where} has the key {key!r}; keys are strings or numbers")
+                raise ConfigError(f"{where} has the key {key!r}; keys must be strings or numbers")
         pairs = [[k, _tree(v, tensors, f"{where}[{k!r}]", depth + 1)] for k, v in value.items()]
         return {"dict": pairs}
     if isinstance(value, (list, tuple)):

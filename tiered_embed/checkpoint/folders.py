@@ -1,14 +1,14 @@
-"""The directory of checkpoints: ``step-N`` is committed, ``*.tmp`` is not, and who may write.
+"""The directory of checkpoints: which steps are committed, how one becomes so, who may write.
 
 ::
 
     path/.lock             flock held while a save runs
-    path/step-N.tmp/       being written, or left by a crash: swept by the next save
+    path/step-N.tmp/       being written, or left by a crash: removed by the next save
     path/step-N/           committed: manifest.json, store/K/..., delta/K/..., extra.*
-    path/step-N.replaced/  the delta that `compact` is replacing by a whole step
-    path/reading-*/        links to a step's files, for a reader; swept likewise
+    path/step-N.replaced/  the delta that `compact` is replacing with a whole step
+    path/reading-*/        links to a step's files, made by a reader; also removed
 
-Threading: one save at a time and process; the lock holds off other processes.
+Threading: one save at a time in a process; the lock keeps other processes away.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
     "sweep",
 ]
 
-SCRATCH = "reading-"  # copies that a reader opens; their names begin so
+SCRATCH = "reading-"  # how the names of copies begin that readers open
 _STEP = re.compile(r"step-(0|[1-9][0-9]{0,18})")
 
 
@@ -58,17 +58,17 @@ def check_step(step: object) -> int:
 
 
 def directory(path: object) -> Path:
-    """A directory of checkpoints as an absolute path: the working directory may change meanwhile.
+    """A directory of checkpoints as an absolute path: the working directory may change later.
 
     Raises:
-        ConfigError: no path.
+        ConfigError: this is not a path.
     """
     try:
         name = os.fspath(path)  # type: ignore[call-overload]
     except TypeError:
         name = None
     if not isinstance(name, str) or not name or not _is_encodable(name):
-        raise ConfigError(f"the path of the checkpoints is {path!r}; pass a directory's path")
+        raise ConfigError(f"the path of the checkpoints is {path!r}; pass the path of a directory")
     return Path(name).absolute()
 
 
@@ -80,7 +80,7 @@ def _is_encodable(name: str) -> bool:
 
 
 def committed_steps(path: Path) -> list[int]:
-    """Ascending; empty where there is no directory."""
+    """The numbers of the committed steps, ascending; empty where there is no directory."""
     with os_errors(f"cannot list '{path}'"):
         if not stat_is_directory(path):
             return []
@@ -92,7 +92,7 @@ def committed_steps(path: Path) -> list[int]:
 
 
 def current_folder(path: Path, step: int) -> Path:
-    """Where a committed step lies: under its name, unless a crash came between two renames."""
+    """The folder of a committed step: it has another name after a crash between two renames."""
     folder = step_folder(path, step)
     aside = folder.with_name(folder.name + ".replaced")
     return aside if aside.is_dir() and not folder.is_dir() else folder
@@ -103,7 +103,7 @@ def lock(path: Path) -> Iterator[None]:
     """Creates ``path`` (0700) and keeps other processes' saves away.
 
     Raises:
-        StoreError: another process saves there, or it is not writable.
+        StoreError: another save is under way there, or it is not writable.
     """
     with os_errors(f"cannot create '{path}'"):
         make_directory(path)
@@ -118,13 +118,13 @@ def lock(path: Path) -> Iterator[None]:
             ) from error
         yield
     finally:
-        # A child forked meanwhile shares the lock: closing alone would leave it held.
+        # A forked child shares the lock: closing our descriptor alone would leave it held.
         fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
 
 def prepare(path: Path, step: int) -> Path:
-    """Sweeps what a crash left and makes ``step-N.tmp``. REQUIRES: the lock.
+    """Removes what a crash left and creates ``step-N.tmp``. REQUIRES: the lock.
 
     Raises:
         ConfigError: the step is committed already.
@@ -133,7 +133,7 @@ def prepare(path: Path, step: int) -> Path:
         sweep(path)
         if step_folder(path, step).exists():
             raise ConfigError(
-                f"'{step_folder(path, step)}' is committed already; save another step, or prune it"
+                f"'{step_folder(path, step)}' is committed already; save another step, or remove it"
             )
         folder = path / f"step-{step}.tmp"
         folder.mkdir(mode=0o700)
@@ -141,8 +141,8 @@ def prepare(path: Path, step: int) -> Path:
 
 
 def sweep(path: Path) -> None:
-    """Removes what crashes left, and finishes what they interrupted. REQUIRES: the lock."""
-    with os_errors(f"cannot sweep '{path}'"):
+    """Removes what crashes left and completes what they interrupted. REQUIRES: the lock."""
+    with os_errors(f"cannot clean up '{path}'"):
         for entry in list(os.scandir(path)):
             name, _, suffix = entry.name.rpartition(".")
             if entry.name.startswith(SCRATCH) or (suffix == "tmp" and _STEP.fullmatch(name)):
@@ -156,7 +156,7 @@ def sweep(path: Path) -> None:
 
 
 def commit(folder: Path) -> None:
-    """``step-N.tmp`` becomes ``step-N``: files and folders are durable first, then the name is."""
+    """Renames ``step-N.tmp`` to ``step-N``, once its files and folders are durable."""
     with os_errors(f"cannot commit '{folder}'"):
         sync_tree(folder)
         os.rename(folder, folder.with_suffix(""))
@@ -164,9 +164,9 @@ def commit(folder: Path) -> None:
 
 
 def remove(path: Path, step: int) -> None:
-    """Uncommits a step, then frees it: a crash in between leaves what the next sweep removes.
+    """Removes a step. After a crash it is still committed, or the next sweep removes the rest.
 
-    REQUIRES: the lock, and swept.
+    REQUIRES: the lock, and that :func:`sweep` has run.
     """
     folder = step_folder(path, step)
     aside = path / f"step-{step}.tmp"
@@ -177,14 +177,14 @@ def remove(path: Path, step: int) -> None:
 
 
 def drop_runtime_files(store: Path) -> None:
-    """Removes what an open store leaves in its folder and a copy has no use for."""
+    """Removes the files in a store's folder that only an open store needs."""
     with os_errors(f"cannot write into '{store}'"):
         for path in (store / "LOCK", *(store / "db").glob("LO[CG]*")):
             path.unlink(missing_ok=True)
 
 
 def stat_is_directory(path: Path) -> bool:
-    """As ``Path.is_dir``, but an error that says nothing of it is raised."""
+    """As ``Path.is_dir``, but raises errors that leave the question open."""
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,8 +1,10 @@
-"""Restoring a committed step, into whatever tiers, policy and store the model has now.
+"""Restores a committed step into whatever tiers, policy and store the model has now.
 
-Everything is read and checked before anything is discarded. Then the working stores are marked as
-of no step, replaced, and marked again once all are in place: a crash in between leaves a model that
-refuses to train until it is restored.
+Everything is read and checked before anything is discarded. Then every working store is replaced as
+``store/replacing.py`` describes: a crash in between leaves a model that refuses to train until it
+is restored.
+
+Threading: the thread that trains the model.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from . import extra as extras
 from .chain import Chain, open_chain, scan_pool
 from .folders import directory
 from .manifest import PoolEntry
+from .pools import pool_entry, pools_of, tiered_modules
 from .restored import build_store
-from .save import note_restored, pool_entry, pools_of, tiered_modules, wait_for_newest
+from .save import note_restored, wait_for_newest
 
 __all__ = ["load"]
 
@@ -32,30 +35,32 @@ __all__ = ["load"]
 def load(
     model: nn.Module, path: str | os.PathLike[str], step: int | None = None, *, check: bool = True
 ) -> dict[str, Any]:
-    """Restores the rows of ``model``; what was trained since is discarded.
+    """Restores the rows of ``model``; what was trained since that step is discarded.
 
-    The model must have the tables, optimizer and seed of the saved one; tier sizes, policy, depth
-    and store may differ.
+    The model must have the tables, optimizer and seed of the saved one. Tier sizes, policy, depth
+    and store may differ. Tables that the model lacks but its ssd directory holds are not touched.
 
     Args:
         step: None for the latest committed one.
-        check: compare every file's SHA-256 first. Without, only names and sizes; the store's own
-            checksums guard what is read later.
+        check: compare the SHA-256 of every file first. Otherwise only names and sizes are compared,
+            and the store's own checksums protect what is read later.
 
     Returns:
         ``{"step": ..., "extra": ...}``.
 
     Raises:
         FileNotFoundError: nothing is committed in ``path``, or not that step.
-        ConfigError: another model's checkpoint, or a te.prefetch loop is running.
+        ConfigError: the checkpoint is another model's, or a te.prefetch loop is running.
         CorruptionError, StoreError, CapacityError: nothing was changed, unless the message says
             that the model needs another load.
     """
     for _, module in tiered_modules(model):
         module.engine.check_idle("restore into")
         if module.engine.stream is not None:
-            raise ConfigError("a te.prefetch loop is running; restore before it, or leave it first")
-    with contextlib.suppress(Exception):  # of a save that nobody waits for any more
+            raise ConfigError(
+                "a te.prefetch loop is running; restore before it starts, or leave it first"
+            )
+    with contextlib.suppress(Exception):  # how an earlier save ended does not matter now
         wait_for_newest(model, "restore into")
     where = directory(path)
     chain = open_chain(path, step)
@@ -71,7 +76,8 @@ def load(
 
 
 def _paired(model: nn.Module, chain: Chain) -> list[tuple[Pool, int]]:
-    """Each pool with the index of its entry: by layout, and by module where layouts are equal."""
+    """Each pool with the index of its entry in the manifest, found by layout and, among entries of
+    equal layout, by the module's name."""
     wanted = [(pool_entry(name, pool, "store/0", 0), pool) for name, _, pool in pools_of(model)]
     left = dict(enumerate(chain.manifest.pools))
     chosen: dict[int, int] = {}
@@ -87,17 +93,17 @@ def _paired(model: nn.Module, chain: Chain) -> list[tuple[Pool, int]]:
             if len(same) > 1:
                 names = sorted(left[k].module for k in same)
                 raise ConfigError(
-                    f"module {entry.module!r} is none of {names}, whose tables are alike; give the "
-                    "modules the names that they were saved under"
+                    f"module {entry.module!r} may be any of {names}, whose tables are equal; give "
+                    "the modules the names that they had when they were saved"
                 )
             chosen[i] = same[0]
             del left[same[0]]
     missing = [entry.layout.tables for i, (entry, _) in enumerate(wanted) if i not in chosen]
     if missing or left:
         raise ConfigError(
-            f"'{chain.folder}' holds {[e.layout.model_dump() for e in chain.manifest.pools]}, the "
-            f"model has {[e.layout.model_dump() for e, _ in wanted]}. Build the model as it was "
-            "saved"
+            f"'{chain.folder}' holds {[e.layout.model_dump() for e in chain.manifest.pools]}, but "
+            f"the model has {[e.layout.model_dump() for e, _ in wanted]}; build the model as it "
+            "was saved"
         )
     for i, (entry, _) in enumerate(wanted):
         _check_alike(entry, chain.manifest.pools[chosen[i]], chain.folder)
@@ -107,8 +113,8 @@ def _paired(model: nn.Module, chain: Chain) -> list[tuple[Pool, int]]:
 def _check_alike(wanted: PoolEntry, saved: PoolEntry, folder: Path) -> None:
     if saved.record_bytes != wanted.record_bytes:
         raise CorruptionError(
-            f"'{folder}' says {saved.record_bytes} bytes a record of {saved.layout.tables}, which "
-            f"take {wanted.record_bytes}"
+            f"'{folder}' says that records of {saved.layout.tables} have {saved.record_bytes} "
+            f"bytes, but they have {wanted.record_bytes}; restore an earlier step, or the file"
         )
     if set(saved.shards) != {WHOLE}:
         raise ConfigError(
@@ -117,8 +123,8 @@ def _check_alike(wanted: PoolEntry, saved: PoolEntry, folder: Path) -> None:
         )
     if saved.padding != wanted.padding:
         raise ConfigError(
-            f"'{folder}' has padding_idx {saved.padding} of {saved.layout.tables}, the model "
-            f"{wanted.padding}; build it as it was saved"
+            f"'{folder}' has padding_idx {saved.padding} for the tables {saved.layout.tables}, but "
+            f"the model has {wanted.padding}; build the model as it was saved"
         )
     for name, before, now in zip(saved.layout.tables, saved.rows, wanted.rows, strict=True):
         if now is not None and (before is None or before > now):
@@ -132,8 +138,8 @@ def _replace(model: nn.Module, chain: Chain, pairs: list[tuple[Pool, int]], path
     modules = [module for _, module in tiered_modules(model)]
     prepared = _prepared(chain, pairs)
     why = StoreError(
-        f"restoring from '{chain.folder}' failed midway: the rows are gone until "
-        "te.checkpoint.load(model, path) succeeds"
+        f"restoring from '{chain.folder}' failed midway, so the model has no rows; call "
+        "te.checkpoint.load(model, path) again"
     )
     indices = [index for _, index in pairs]
     try:
@@ -183,7 +189,7 @@ def _prepared(chain: Chain, pairs: list[tuple[Pool, int]]) -> list[tuple[Replace
 
 
 def _rows(chain: Chain, index: int, pool: Pool, path: Path) -> Iterator[tuple[int, Any, Any]]:
-    """(table's index in the pool, ids, records) of every row."""
+    """(index of the table in the pool, ids, records) of every row of the step."""
     tables = {h.tobytes(): t for t, h in enumerate(pool.layout.table_hashes)}
     for keys, records in scan_pool(chain, index, path):
         heads = keys[:, :4].copy().view("<u4").ravel()
@@ -191,7 +197,7 @@ def _rows(chain: Chain, index: int, pool: Pool, path: Path) -> Iterator[tuple[in
             mine = heads == head
             table = tables.get(keys[mine][0, :4].tobytes())
             if table is None:
-                raise CorruptionError(f"'{chain.folder}' has rows of a table that it does not name")
+                raise CorruptionError(f"'{chain.folder}' has rows of a table that it does not list")
             ids = decode_rows(keys[mine])
             name, rows = pool.layout.tables[table]
             if rows is not None and not (ids.min() >= 0 and ids.max() < rows):
@@ -203,7 +209,11 @@ def _rows(chain: Chain, index: int, pool: Pool, path: Path) -> Iterator[tuple[in
 
 
 def _check_room(pool: Pool, chain: Chain, index: int, path: Path) -> None:
-    """Without a tier below, all of the step's rows must fit."""
+    """Without an SSD tier all rows of the step must fit into memory.
+
+    Raises:
+        CapacityError: they do not.
+    """
     counts = np.zeros(len(pool.layout.tables), np.int64)
     for table, ids, _ in _rows(chain, index, pool, path):
         counts[table] += len(ids)
@@ -211,5 +221,5 @@ def _check_room(pool: Pool, chain: Chain, index: int, path: Path) -> None:
     if needed > room:
         raise CapacityError(
             f"step {chain.manifest.step} has {needed} rows of {[n for n, _ in pool.layout.tables]} "
-            f"but DDR has {room} slots for them and nothing below; raise ddr or pass ssd"
+            f"but DDR has {room} slots for them, and there is no SSD tier; raise ddr or pass ssd"
         )

@@ -1,10 +1,12 @@
 """``manifest.json``: what a committed step consists of, to the byte.
 
 Format 2; format 1, which had neither ``ranks`` nor ``shards``, is read as one rank's whole tables.
-The file is ``{"content": ..., "sha256": ...}``, where the digest is of the content as
-canonical JSON; the content is a :class:`Manifest`. Every other file of the step is listed with size
-and SHA-256; nothing may be missing, and nothing else may be there. A manifest is treated as
-hostile: sizes, counts and names are capped, names are relative and plain, and no link is followed.
+The file is ``{"content": ..., "sha256": ...}``: the content is a :class:`Manifest`, and the digest
+is that of the content as canonical JSON. Every other file of the step is listed with its size and
+SHA-256; no file may be missing, and no other file may be there. A manifest is treated as hostile:
+sizes, counts and names have limits, names are relative and plain, and no link is followed.
+
+Threading: immutable data and pure functions of a folder.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class FileEntry(_Strict):
 
 
 class Layout(_Strict):
-    """``PoolLayout.describe()``: equal for pools whose records can take each other's place."""
+    """``PoolLayout.describe()``: two pools with equal layouts can take each other's records."""
 
     tables: Annotated[list[Text], Field(min_length=1, max_length=65536)]
     dim: Annotated[int, Field(ge=1, lt=2**24)]
@@ -77,11 +79,11 @@ class Layout(_Strict):
 
 
 class PoolEntry(_Strict):
-    """One pool's rows: a store, or for a delta the rows that changed.
+    """The rows of one pool: a store or, in a delta, the rows that changed.
 
-    module: its name inside the model, for people and where layouts are equal. rows, padding: per
-    table of the layout, its size (None: unbounded) and its padding row. shards: per table, the
-    part of it that this entry holds.
+    module: its name inside the model, to tell entries of equal layout apart. rows, padding, shards:
+    per table of the layout, its number of rows (None: any id), its padding row (None: it has none)
+    and the part of it that this entry holds.
     """
 
     folder: Annotated[str, Field(pattern=FOLDER_PATTERN)]
@@ -91,7 +93,7 @@ class PoolEntry(_Strict):
     padding: Annotated[list[Count | None], Field(max_length=65536)]
     shards: Annotated[list[Text], Field(max_length=65536)]
     record_bytes: Annotated[int, Field(ge=1, lt=2**31)]
-    steps: Annotated[int, Field(ge=0, lt=2**62)]  # updates of its module so far
+    steps: Annotated[int, Field(ge=0, lt=2**62)]  # updates of its module until then
 
     @model_validator(mode="after")
     def _one_per_table(self) -> PoolEntry:
@@ -125,10 +127,10 @@ class PoolEntry(_Strict):
 
 
 class Manifest(_Strict):
-    """A committed step. base, base_id: of the step that a delta stands on, None for a whole one.
+    """A committed step.
 
-    id: of this step's content, at random: another run's step of the same number is another one.
-    ranks: how many processes wrote it.
+    id: random, so that steps of two runs with the same number are told apart. base, base_id: the
+    step that a delta stands on, None for a whole step. ranks: how many processes wrote it.
     """
 
     version: Literal[2]
@@ -143,7 +145,7 @@ class Manifest(_Strict):
     ]
 
     def write(self, folder: Path) -> None:
-        """Into ``folder``, fsynced."""
+        """Writes the manifest into ``folder``, durably."""
         content = self.model_dump()
         path = folder / MANIFEST
         with os_errors(f"cannot write '{path}'"), open(path, "xb") as file:
@@ -156,16 +158,16 @@ class Manifest(_Strict):
         """The manifest of a committed step.
 
         Raises:
-            CorruptionError: not as written. StoreError: of another format version.
+            CorruptionError: it is damaged. StoreError: another version must read it.
         """
         path = folder / MANIFEST
         remedy = "restore an earlier step, or the file"
         document, raw = _load(path, remedy)
         content = document.get("content")
         if not isinstance(content, dict) or set(document) != {"content", "sha256"}:
-            raise CorruptionError(f"'{path}' is no manifest; {remedy}")
+            raise CorruptionError(f"'{path}' is not a manifest; {remedy}")
         try:
-            # Spaces carry nothing, and still no byte may be another one.
+            # Also the bytes that carry no meaning, such as spaces, must be as they were written.
             intact = _digest(content) == document["sha256"] and _text(document) == raw
         except (ValueError, RecursionError):
             intact = False
@@ -184,16 +186,18 @@ class Manifest(_Strict):
             raise CorruptionError(f"'{path}': {' '.join(first)}; {remedy}") from error
         folders = [pool.folder for pool in manifest.pools]
         if len(set(folders)) != len(folders):
-            raise CorruptionError(f"'{path}' names a pool's folder twice; {remedy}")
+            raise CorruptionError(f"'{path}' names the folder of a pool twice; {remedy}")
         if manifest.base is not None and manifest.base >= manifest.step:
-            raise CorruptionError(f"'{path}': base {manifest.base} is no earlier step; {remedy}")
+            raise CorruptionError(
+                f"'{path}': base {manifest.base} is not an earlier step; {remedy}"
+            )
         return manifest
 
     def check_files(self, folder: Path, *, hashed: bool = True) -> int:
-        """Compares ``folder`` with what is listed; returns the bytes.
+        """Compares the files in ``folder`` with the manifest; returns their bytes.
 
         Raises:
-            CorruptionError: a file is missing, differs, is no plain file, or is not listed.
+            CorruptionError: a file is missing, differs, is not a plain file, or is not listed.
         """
         present: dict[str, int] = {}
         folders: set[str] = set()
@@ -218,8 +222,8 @@ class Manifest(_Strict):
         for name, entry in self.files.items():
             if present[name] != entry.size:
                 raise CorruptionError(
-                    f"'{folder / name}' has {present[name]} bytes, the manifest says {entry.size}; "
-                    "restore an earlier step, or the file"
+                    f"'{folder / name}' has {present[name]} bytes, but the manifest says "
+                    f"{entry.size}; restore an earlier step, or the file"
                 )
             if hashed and sha256_of(folder / name) != entry.sha256:
                 raise CorruptionError(
@@ -253,7 +257,7 @@ def _with_shards(pool: Any) -> Any:
 def hashed(folder: Path, known: Mapping[tuple[int, int, int], str]) -> dict[str, FileEntry]:
     """An entry for every file below ``folder``.
 
-    known: (device, inode, size) -> digest of immutable files that need not be read again.
+    known: (device, inode, size) -> digest, of immutable files that need not be read again.
     """
     out = {}
     for name, size in files_below(folder):
@@ -267,14 +271,14 @@ def hashed(folder: Path, known: Mapping[tuple[int, int, int], str]) -> dict[str,
 
 
 def identity(path: Path) -> tuple[int, int, int]:
-    """(device, inode, size): the same for names of one file."""
+    """(device, inode, size): equal for two names of one file."""
     with os_errors(f"cannot stat '{path}'"):
         status = os.lstat(path)
     return status.st_dev, status.st_ino, status.st_size
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
+    """The SHA-256 of a file, in hexadecimal."""
     sha = hashlib.sha256()
     with os_errors(f"cannot read '{path}'"), open(path, "rb", buffering=0) as file:
         while chunk := file.read(HASH_CHUNK):
@@ -286,8 +290,8 @@ def files_below(folder: Path) -> Iterator[tuple[str, int]]:
     """(name relative to ``folder``, bytes) of every file below it; folders end with a slash.
 
     Raises:
-        CorruptionError: a link, a device or anything else that is neither file nor folder, or
-            folders deeper than any that a step has.
+        CorruptionError: something is neither a file nor a folder, or a folder lies deeper than
+            any folder of a step.
     """
     pending = [""]
     while pending:
@@ -304,7 +308,7 @@ def files_below(folder: Path) -> Iterator[tuple[str, int]]:
             elif stat.S_ISREG(status.st_mode):
                 yield name, status.st_size
             else:
-                raise CorruptionError(f"'{entry.path}' is no file or folder of a step; remove it")
+                raise CorruptionError(f"'{entry.path}' does not belong to a step; remove it")
 
 
 def _text(document: dict[str, Any]) -> bytes:
@@ -316,7 +320,7 @@ def _load(path: Path, remedy: str) -> tuple[dict[str, Any], bytes]:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise CorruptionError(f"'{path}' is no plain file; {remedy}")
+                raise CorruptionError(f"'{path}' is not a plain file; {remedy}")
             raw = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise CorruptionError(f"cannot read '{path}': {error}; {remedy}") from error
@@ -327,7 +331,7 @@ def _load(path: Path, remedy: str) -> tuple[dict[str, Any], bytes]:
     except (ValueError, RecursionError) as error:
         raise CorruptionError(f"'{path}' is not readable JSON ({error}); {remedy}") from error
     if not isinstance(document, dict):
-        raise CorruptionError(f"'{path}' is no manifest; {remedy}")
+        raise CorruptionError(f"'{path}' is not a manifest; {remedy}")
     return document, raw
 
 
@@ -339,7 +343,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _digest(content: Any) -> str:

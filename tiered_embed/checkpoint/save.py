@@ -1,9 +1,11 @@
-"""Saving a step: everything that was trained, as of one moment, committed or absent.
+"""Saves a step: everything that was trained until one moment, committed or absent.
 
-A save has two halves. The *cut*, in the caller's thread, fixes what the step is: dirty rows are
-copied out, the user's ``extra`` is encoded, and every pool's store is told to link its files once
-it holds the rows of the cut. The rest (hash, manifest, fsync, rename) may run in the background.
-Training that goes on meanwhile changes nothing in the step.
+A save has two halves. The *snapshot*, in the caller's thread, fixes what the step holds: dirty rows
+are copied out, the user's ``extra`` is encoded, and every pool's store will link its files as soon
+as these rows have reached it. The rest (hash, manifest, fsync, rename) may run in the background.
+Training may go on; it changes nothing in the step.
+
+Threading: the thread that trains the model; the second half uses no row that is being trained.
 """
 
 from __future__ import annotations
@@ -18,42 +20,36 @@ from collections.abc import Callable, Mapping
 from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pydantic import ValidationError
 from torch import nn
 
 from ..engine import Pool
 from ..errors import ClosedError, ConfigError, StoreError
 from ..modules import TieredModule
-from ..store import WHOLE, encode_keys, mark_finished, open_store, os_errors, remove_tree
+from ..store import os_errors, remove_tree
 from ..tiers import ChangedKeys
 from . import extra as extras
-from .delta import write_delta
 from .folders import (
     check_step,
     commit,
     committed_steps,
     current_folder,
     directory,
-    drop_runtime_files,
     lock,
     prepare,
     step_folder,
 )
-from .manifest import Layout, Manifest, PoolEntry, hashed, identity
+from .manifest import Manifest, PoolEntry, hashed, identity
+from .pools import pool_entry, pools_of, tiered_modules
+from .snapshot import take_snapshot
 
 __all__ = [
     "Saved",
     "note_restored",
-    "pool_entry",
-    "pools_of",
     "save",
     "save_delta",
-    "tiered_modules",
     "wait_for_newest",
 ]
 
@@ -69,7 +65,7 @@ class Saved:
         self.step = step
         self._path = path
         self._future: Future[None] | None = None
-        self.told = False  # somebody has seen how it ended
+        self.seen = False  # a caller knows how it ended
 
     @property
     def path(self) -> Path:
@@ -84,22 +80,24 @@ class Saved:
         """Returns once the step is committed.
 
         Raises:
-            StoreError: it is not, and will not be; training may go on.
-            ClosedError: another process saves.
+            StoreError: the save failed; training may go on.
+            ClosedError: the save belongs to another process.
         """
         if self._pid != os.getpid():
-            raise ClosedError(f"process {self._pid} saves step {self.step}; wait for it there")
+            raise ClosedError(
+                f"step {self.step} is saved by process {self._pid}; wait for it there"
+            )
         try:
             if self._future is not None:
                 self._future.result()
         finally:
-            self.told = self.told or self.done
+            self.seen = self.seen or self.done
         return self
 
 
 @dataclass(frozen=True)
 class _Basis:
-    """What a delta stands on: the step that a model's rows were last saved as or restored from."""
+    """The step that a delta stands on: the one last saved from the model or restored to it."""
 
     path: Path
     step: int
@@ -107,28 +105,9 @@ class _Basis:
     changed: list[ChangedKeys]  # per pool, since then
 
 
-# Per model: the newest save, and what its next delta may stand on.
+# Per model: its newest save, and the step that its next delta may stand on.
 _newest: weakref.WeakKeyDictionary[nn.Module, Saved] = weakref.WeakKeyDictionary()
 _bases: weakref.WeakKeyDictionary[nn.Module, _Basis] = weakref.WeakKeyDictionary()
-
-
-def tiered_modules(model: nn.Module) -> list[tuple[str, TieredModule]]:
-    """(name, module) of the tiered modules inside ``model``, each once.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"the model is a {type(model).__name__}; pass an nn.Module")
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, TieredModule)]
-    if not found:
-        raise ConfigError("the model has no tiered module: there are no rows to save or restore")
-    return found
-
-
-def pools_of(model: nn.Module) -> list[tuple[str, TieredModule, Pool]]:
-    """(module's name, module, pool), in the order of the model."""
-    return [(n, m, pool) for n, m in tiered_modules(model) for pool in m.engine.pools]
 
 
 def save(
@@ -141,11 +120,11 @@ def save(
 ) -> Saved:
     """Saves every row, its optimizer state and ``extra`` as ``path/step-<step>``.
 
-    Call it between a backward and the next forward. Committed or absent: an interrupted save leaves
-    what the next one sweeps.
+    Call it between a backward and the next forward. The step is committed or absent: an interrupted
+    save leaves only files that the next save removes.
 
     Args:
-        step: names the step; any number that is not committed there yet.
+        step: the number of the step, which must not be committed there yet.
         extra: dense weights, optimizer and RNG states, a reader's cursor (``Prefetch.state_dict``):
             nested dicts, lists and tuples of tensors, arrays, strings and numbers.
         background: return once the snapshot is taken. Training may go on at once; the write buffer
@@ -156,10 +135,10 @@ def save(
         The save; without ``background`` it is committed.
 
     Raises:
-        ConfigError: a step that is committed already, an ``extra`` that is no plain data, a model
-            without tiered modules, gradients being accumulated.
-        StoreError: it could not be written, or an earlier background save failed. Nothing that was
-            committed is lost.
+        ConfigError: the step is committed already, ``extra`` is not plain data, the model has no
+            tiered module, or gradients are being accumulated.
+        StoreError: the step could not be written, or an earlier background save failed. No
+            committed step is lost.
     """
     return _save(model, directory(path), check_step(step), extra, background, None)
 
@@ -172,12 +151,12 @@ def save_delta(
     extra: Any = None,
     background: bool = False,
 ) -> Saved:
-    """As :func:`save`, of the rows alone that changed since the model's newest save or restore.
+    """As :func:`save`, but writes only the rows that changed since the newest save or restore.
 
-    Restoring the step restores the steps that it stands on first.
+    A restore of this step reads the steps that it stands on, too.
 
     Raises:
-        ConfigError: nothing in ``path`` to stand on, or a pool without an SSD tier. Else as
+        ConfigError: ``path`` has no step to stand on, or a pool has no SSD tier. Otherwise as
             :func:`save`.
     """
     where = directory(path)
@@ -186,19 +165,21 @@ def save_delta(
     if basis is None or basis.path != where:
         raise _no_basis(where)
     if basis.step >= check_step(step):
-        raise ConfigError(f"step {step} is not behind step {basis.step}, on which it stands")
+        raise ConfigError(
+            f"step {step} does not come after step {basis.step}, on which it would stand"
+        )
     return _save(model, where, step, extra, background, basis)
 
 
 def _no_basis(path: Path) -> ConfigError:
     return ConfigError(
-        f"a delta needs the newest save or restore of this model in '{path}', and all writes since "
-        "then; call te.checkpoint.save first"
+        f"a delta stands on this model's newest save or restore, which must be in '{path}', and "
+        "needs a record of all writes since then; call te.checkpoint.save first"
     )
 
 
 def note_restored(model: nn.Module, path: Path, manifest: Manifest) -> None:
-    """The model's rows are those of a committed step."""
+    """Notes that the model's rows are now those of a committed step."""
     _bases[model] = _Basis(path, manifest.step, manifest.id, _track(model))
 
 
@@ -206,12 +187,13 @@ def wait_for_newest(model: nn.Module, what: str) -> None:
     """Waits for the model's newest save.
 
     Raises:
-        StoreError: how it failed, unless somebody has seen that. As :meth:`Engine.check_idle`.
+        StoreError: the save failed, and no caller has seen that yet. Otherwise as
+            :meth:`Engine.check_idle`.
     """
     for _, module in tiered_modules(model):
         module.engine.check_idle(what)
     newest = _newest.get(model)
-    if newest is not None and not newest.told:
+    if newest is not None and not newest.seen:
         newest.wait()
 
 
@@ -245,7 +227,7 @@ def _save(
             entries.append(pool_entry(name, pool, f"{kind}/{i}", runtime.steps))
             target = folder / kind / str(i)
             since = None if basis is None else basis.changed[i]
-            snapshots.append(_snapshot(pool, target, runtime.steps, since, changed))
+            snapshots.append(take_snapshot(pool, target, runtime.steps, since, changed))
         this = secrets.token_hex(16)
 
         def finish() -> None:
@@ -276,39 +258,14 @@ def _save(
         raise
     _newest[model] = saved
     if not background:
-        saved.told = True
+        saved.seen = True
         finish()
     _bases[model] = _Basis(path, step, this, changed)
     return saved
 
 
-def pool_entry(module: str, pool: Pool, folder: str, steps: int) -> PoolEntry:
-    """What a manifest says of a pool.
-
-    Raises:
-        ConfigError: it cannot say it, such as a name of more than 65,536 characters.
-    """
-    layout = pool.layout
-    sizes = dict(layout.tables)
-    padding = dict(zip(sizes, layout.padding or repeat(None), strict=False))
-    described = layout.describe()
-    try:
-        return PoolEntry(
-            folder=folder,
-            module=module,
-            layout=Layout.model_validate(described),
-            rows=[sizes[name] for name in described["tables"]],
-            padding=[padding[name] for name in described["tables"]],
-            shards=[WHOLE] * len(sizes),
-            record_bytes=layout.record_bytes,
-            steps=steps,
-        )
-    except ValidationError as error:
-        raise ConfigError(f"a manifest cannot describe module {module[:99]!r}: {error}") from error
-
-
 def _check_basis(basis: _Basis, path: Path, pools: list[tuple[str, TieredModule, Pool]]) -> None:
-    """The step is still there, and every write since then is known. REQUIRES: the lock."""
+    """Raises unless the step is still there and every write since is known. REQUIRES: the lock."""
     if basis.step not in committed_steps(path) or len(basis.changed) != len(pools):
         raise _no_basis(path)
     if Manifest.read(current_folder(path, basis.step)).id != basis.id:
@@ -323,55 +280,9 @@ def _check(pools: list[tuple[str, TieredModule, Pool]], delta: bool) -> None:
         pool.scheduler.check()
         if delta and pool.store is None:
             raise ConfigError(
-                f"module {name!r} has no SSD tier, so nobody knows which rows changed; "
-                "save it whole"
+                f"module {name!r} has no SSD tier, which would record the rows that change; "
+                "use te.checkpoint.save"
             )
-
-
-def _snapshot(
-    pool: Pool, target: Path, steps: int, since: ChangedKeys | None, changed: list[ChangedKeys]
-) -> Future[None]:
-    """Fixes a pool's rows; the future tells that they are in ``target``."""
-    ssd, store = pool.scheduler.ssd, pool.store
-    if ssd is None or store is None:
-        changed.append(ChangedKeys())
-        return _copied(pool, target, steps)
-
-    def job() -> None:
-        # Between two writes: what the tier writes later belongs to the next step.
-        changed[place] = ssd.track()
-        if since is not None:
-            write_delta(store, since.keys(), target)
-            return
-        store.checkpoint(target)
-        mark_finished(target, [name for name, _ in pool.layout.tables], steps)
-
-    place = len(changed)
-    changed.append(ChangedKeys())
-    return pool.scheduler.cut(job)
-
-
-def _copied(pool: Pool, target: Path, steps: int) -> Future[None]:
-    """Without a store below: writes one, of every materialised row, before it returns."""
-    pool.scheduler.quiesce()
-    layout = pool.layout
-
-    def chunks() -> Any:
-        hashes = [layout.table_hashes[i].tobytes() for i in range(len(layout.tables))]
-        for key, i in sorted((h, i) for i, h in enumerate(hashes)):
-            for rows, records in pool.materialised(i):
-                yield encode_keys(key, rows), np.ascontiguousarray(records)
-
-    wanted = layout.store_layout()
-    with open_store(
-        "auto", target, wanted.record_bytes, wanted.record, "create", tables=wanted.tables
-    ) as store:
-        store.import_sorted(chunks())
-    mark_finished(target, [name for name, _ in pool.layout.tables], steps)
-    drop_runtime_files(target)
-    done: Future[None] = Future()
-    done.set_result(None)
-    return done
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -381,7 +292,7 @@ def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def _known(path: Path) -> dict[tuple[int, int, int], str]:
-    """Digests of the files of the newest steps, which a new one may share."""
+    """Digests of the files of the newest steps; a new step may share these files."""
     known: dict[tuple[int, int, int], str] = {}
     for step in reversed(committed_steps(path)[-KNOWN_STEPS:]):
         before = current_folder(path, step)
@@ -392,7 +303,7 @@ def _known(path: Path) -> dict[tuple[int, int, int], str]:
 
 
 def _sweep(folder: Path) -> None:
-    """Of a save that did not commit; of one that did the folder is gone."""
+    """Removes the folder of a save that did not commit; after a commit there is none."""
     with contextlib.suppress(OSError):
         if folder.exists():
             remove_tree(folder)

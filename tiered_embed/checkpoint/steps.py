@@ -1,4 +1,7 @@
-"""What is committed, and letting go of it."""
+"""Lists the committed steps, and removes old ones.
+
+Threading: one call at a time per directory; other processes are kept away by its lock.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,15 @@ def list(path: str | os.PathLike[str]) -> builtins.list[int]:
 
 
 def prune(path: str | os.PathLike[str], *, keep: int) -> builtins.list[int]:
-    """Removes all but the ``keep`` newest steps and those that they stand on; returns the removed.
+    """Removes all steps except the ``keep`` newest and those they stand on; returns the removed.
 
     Raises:
         ConfigError: ``keep`` is below 1.
-        CorruptionError: a kept step's manifest is damaged; nothing was removed.
+        CorruptionError: the manifest of a step to keep is damaged; nothing was removed.
         StoreError: another save is under way, or a folder cannot be removed.
     """
     if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-        raise ConfigError(f"keep is {keep!r}; it must be an integer, 1 or more")
+        raise ConfigError(f"keep is {keep!r}; it must be an integer of at least 1")
     directory = folders.directory(path)
     if not folders.committed_steps(directory):
         return []
@@ -37,7 +40,7 @@ def prune(path: str | os.PathLike[str], *, keep: int) -> builtins.list[int]:
         for step in steps[-keep:]:
             needed.update(manifest.step for _, manifest in open_chain(directory, step).links)
         removed = [step for step in steps if step not in needed]
-        # Newest first: no delta ever lacks its base.
+        # Newest first, so that no delta ever lacks its base.
         for step in reversed(removed):
             folders.remove(directory, step)
     return removed

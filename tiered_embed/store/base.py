@@ -1,10 +1,13 @@
-"""``RowStore``: what the tiers above ask of a store, checked and counted once for every backend.
+"""``RowStore``: what the tiers above need of a store, checked and counted once for all backends.
 
 A public method validates its arguments, refuses a closed store and a forked child, counts, and
-calls the one underscored method that the backend implements. Threads: ``get`` and ``put`` may run
-at the same time from different threads, as may everything but a second use of one ``scan``
-iterator. All arrays are C-contiguous uint8: ``keys`` ``(n, 12)``, ``records`` and ``out``
-``(n, record_bytes)``.
+calls the one underscored method that the backend implements.
+
+Threading: any method may run at the same time as any other, from different threads; one ``scan``
+iterator belongs to one thread at a time.
+
+All arrays are C-contiguous uint8: ``keys`` ``(n, 12)``, ``records`` and ``out`` ``(n,
+record_bytes)``.
 """
 
 import abc
@@ -43,18 +46,18 @@ _COUNTS = (
 
 @dataclass(frozen=True)
 class StoreOptions:
-    """Tuning of a store. A backend uses those that it can; none changes a result."""
+    """Tuning of a store. A backend ignores what it does not know; no option changes a result."""
 
     tuning: Tuning = "rows"
-    """``rocksdb_default``: RocksDB's own options, to compare with (``rocksdb``). Block cache and
-    write buffer are then RocksDB's too; ``direct_io`` and the store's contract stay."""
+    """``rocksdb_default`` is for comparisons (``rocksdb``): RocksDB's own options, block cache and
+    write buffer included. ``direct_io`` and the store's contract still hold."""
     num_read_threads: int | None = None
-    """Threads that read beside the caller's (``rocksdb``). None: 12 with direct I/O, where each has
-    up to 32 reads in flight, else 32, each with one."""
+    """Threads that read besides the caller's (``rocksdb``). None: 12 with direct I/O, where each
+    keeps up to 32 reads in flight; otherwise 32, each with one read."""
     direct_io: bool = False
     """Bypass the page cache (``rocksdb``)."""
     fill_cache: bool = False
-    """Let ``get`` fill the block cache (``rocksdb``): for traffic without a cache above."""
+    """Let ``get`` fill the block cache (``rocksdb``): for use without a cache above the store."""
     write_buffer_bytes: int = 64 << 20
     """Size of each of the two memtables (``rocksdb``, ``rocksdb_py``)."""
     block_cache_bytes: int = 32 << 20
@@ -63,7 +66,7 @@ class StoreOptions:
     def __post_init__(self) -> None:
         if self.tuning not in get_args(Tuning):
             raise ConfigError(
-                f"store option tuning={self.tuning!r} is none of {', '.join(get_args(Tuning))}"
+                f"store option tuning={self.tuning!r} must be one of {', '.join(get_args(Tuning))}"
             )
         for name, low, high in (
             ("num_read_threads", 0, 1024),
@@ -78,7 +81,7 @@ class StoreOptions:
 
 
 class RowStore(abc.ABC):
-    """Records of ``record_bytes`` bytes by 12-byte key, in a directory of their own."""
+    """Records of ``record_bytes`` bytes by 12-byte key, in the store's own directory."""
 
     def __init__(self, directory: StoreDirectory, record_bytes: int) -> None:
         self._directory = directory
@@ -107,10 +110,10 @@ class RowStore(abc.ABC):
     def get(self, keys: UInt8Array, out: UInt8Array) -> npt.NDArray[np.bool_]:
         """Copy the stored records of ``keys`` into ``out``; returns ``found`` ``(n,)``.
 
-        Rows of ``out`` whose key is missing are left alone. Keys may repeat, in any order.
+        Rows of ``out`` whose key is missing stay as they are. Keys may repeat, in any order.
 
         Raises:
-            CorruptionError: stored bytes fail their checksum; ``out`` is then unspecified.
+            CorruptionError: stored bytes fail their checksum; ``out`` may hold anything then.
         """
         self._check_usable()
         self._check_keys(keys)
@@ -130,7 +133,7 @@ class RowStore(abc.ABC):
         return found
 
     def put(self, keys: UInt8Array, records: UInt8Array) -> None:
-        """Insert or replace records. Of a repeated key the last one wins."""
+        """Insert or replace records. If a key is repeated, its last record wins."""
         self._check_writable()
         self._check_keys(keys)
         self._check_records("records", records, len(keys))
@@ -140,7 +143,7 @@ class RowStore(abc.ABC):
         self._count(put_calls=1, put_rows=len(keys), put_bytes=records.nbytes)
 
     def delete(self, keys: UInt8Array) -> None:
-        """Remove records; a missing key is no error."""
+        """Remove records; keys that are missing are ignored."""
         self._check_writable()
         self._check_keys(keys)
         if len(keys):
@@ -153,7 +156,7 @@ class RowStore(abc.ABC):
     ) -> Iterator[Chunk]:
         """Chunks ``(keys, records)`` in key order, ``start`` inclusive and ``stop`` exclusive.
 
-        A row that is written or deleted meanwhile may appear as it was or as it is.
+        A row that is written or deleted during the scan appears in its old or its new state.
         """
         self._check_usable()
         for name, bound in (("start", start), ("stop", stop)):
@@ -166,8 +169,8 @@ class RowStore(abc.ABC):
     def import_sorted(self, chunks: Iterable[Chunk]) -> int:
         """Bulk import into a store that has never held a record; returns the number of rows.
 
-        All rows are imported and durable when this returns; after an exception, none is.
-        Nobody else may write meanwhile.
+        When this returns, all rows are imported and durable; after an exception, none is.
+        No other thread may write until then.
 
         Raises:
             ConfigError: keys do not ascend strictly over all chunks, or the store is not empty.
@@ -178,16 +181,16 @@ class RowStore(abc.ABC):
         return num_rows[0]
 
     def flush(self) -> None:
-        """Make everything put so far durable."""
+        """Make everything durable that was written so far."""
         self._check_writable()
         with self._remember_failure():
             self._flush()
 
     def checkpoint(self, target: str | os.PathLike[str]) -> None:
-        """Make ``target`` (which must not exist) a store of its own with the rows as of now.
+        """Create ``target``, which must not exist: an independent store with the present rows.
 
-        Shares files by hard links where the file system allows, and is durable on return. A failure
-        leaves no ``target``.
+        It shares files by hard links where the file system allows, and is durable on return. After
+        a failure there is no ``target``.
         """
         self._check_writable()
         path = Path(target).absolute()
@@ -208,13 +211,13 @@ class RowStore(abc.ABC):
         """Read everything; returns the number of records.
 
         Raises:
-            CorruptionError: something does not match its checksum or its format.
+            CorruptionError: stored bytes do not match their checksum or their format.
         """
         self._check_usable()
         return self._verify()
 
     def stats(self) -> dict[str, int]:
-        """Counts of calls, rows and bytes since the store was opened, and the backend's own."""
+        """Counts of calls, rows and bytes since the store was opened, and those of the backend."""
         self._check_usable()
         with self._count_lock:
             counts = dict(self._counts)
@@ -279,7 +282,7 @@ class RowStore(abc.ABC):
     def _close(self) -> None: ...
 
     def _leak_after_fork(self) -> None:  # noqa: B027 (optional)
-        """In a forked child: keep whatever must not be destroyed there alive for ever."""
+        """In a forked child: keeps alive for ever what must not be destroyed there."""
 
     # Checks
 
@@ -349,7 +352,7 @@ class RowStore(abc.ABC):
 
     @contextlib.contextmanager
     def _remember_failure(self) -> Iterator[None]:
-        """After a failed write nobody knows what is stored: the store refuses everything after."""
+        """After a failed write the store's content is unknown, so it refuses every later call."""
         try:
             yield
         except StoreError as error:
@@ -363,7 +366,7 @@ class RowStore(abc.ABC):
 
 
 def close_at_exit(store: RowStore) -> None:
-    """Close ``store`` with the interpreter, and keep a forked child from touching it."""
+    """Close ``store`` when the interpreter exits, and protect it from forked children."""
     _live.add(store)
 
 

@@ -4,6 +4,7 @@ Format 2::
 
     {"format_version": 2, "backend": ..., "record_bytes": ...,
      "layout": {...},                    what every record has in common: dim, dtype, optimizer, ...
+                                         (and "tables", for version 0.1 alone: see below)
      "tables": {"user": {...}, ...}}     what must agree per table
 
 A table is added when it is first opened with the store and stays until it is dropped. Its facts are
@@ -11,8 +12,13 @@ A table is added when it is first opened with the store and stays until it is dr
 that are absent), and ``shard`` (which part of the table lies here; always ``"whole"`` so far). A
 fact that is not recorded is not compared.
 
-Format 1 has no ``tables``: its layout lists the names, with one ``seed`` and one ``init`` for all.
-Stores that were opened without tables are still written so.
+Format 1, of version 0.1, has no facts per table: its layout lists the names as ``tables``, with one
+``seed`` and one ``init`` for all. A store keeps format 1 while no table is added, and stores that
+are created without tables are still written so.
+
+Version 0.1 looks for its tables in the layouts of all stores in a directory, whatever their format.
+So the layout of format 2 lists them once more, with one name that no table has: version 0.1 then
+refuses the directory, instead of taking its tables for new ones.
 
 Pure functions of plain data; safe from any thread.
 """
@@ -31,6 +37,7 @@ __all__ = ["FORMAT_VERSION", "WHOLE", "Description", "StoreLayout", "Tables", "m
 
 FORMAT_VERSION = 2
 WHOLE = "whole"  # the shard that is the whole table
+NEWER = "(a newer version of tiered_embed wrote this)"
 
 Tables = Mapping[str, Mapping[str, Any]]
 
@@ -79,6 +86,8 @@ class Description:
             if isinstance(layout, dict) and isinstance(layout.get("tables"), list):
                 facts = {name: layout[name] for name in ("seed", "init") if name in layout}
                 tables = {str(name): facts for name in layout["tables"]}
+        elif isinstance(layout, dict):
+            layout = {name: value for name, value in layout.items() if name != "tables"}
         if not isinstance(layout, dict):
             raise CorruptionError(f"the description of store '{where}' has no layout")
         if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
@@ -93,13 +102,14 @@ class Description:
 
     def content(self) -> dict[str, Any]:
         """As it is stored."""
-        content = {
+        content: dict[str, Any] = {
             "format_version": self.version,
             "backend": self.backend,
             "record_bytes": self.record_bytes,
             "layout": dict(self.layout),
         }
         if self.version > 1:
+            content["layout"] = {**self.layout, "tables": [NEWER, *sorted(self.tables)]}
             content["tables"] = {name: dict(self.tables[name]) for name in sorted(self.tables)}
         return content
 

@@ -5,13 +5,15 @@
     path/LOCK          flock held for the life of a store; contains the holder's pid
     path/layout.json   the record layout and the tables (description.py); its presence commits the
                        creation
-    path/meta.json     small facts of the caller's, replaced as a whole (optional)
+    path/meta.json     small facts that the caller keeps (marks.py), replaced as a whole (optional)
     path/db/           the backend's files
-    path/import.tmp/   scratch of a bulk import, swept on open
+    path/import.tmp/   scratch space of a bulk import, removed by the next opening
     path/CREATING      exists while the store is being created
 
-Knows nothing of any backend. JSON files carry the SHA-256 of their content. Not thread-safe, except
-that ``write_meta`` may run beside anything but another ``write_meta``.
+This module knows no backend. Every JSON file carries the SHA-256 of its content.
+
+Threading: one thread at a time, except that ``write_meta`` may run at the same time as anything but
+another ``write_meta``.
 """
 
 import contextlib
@@ -47,7 +49,7 @@ _META = "meta.json"
 
 @contextlib.contextmanager
 def os_errors(what: str) -> Iterator[None]:
-    """The one place where an OSError becomes a StoreError."""
+    """Turns an OSError into a StoreError; nothing else in the package does."""
     try:
         yield
     except OSError as error:
@@ -64,7 +66,7 @@ def sync_path(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Creates ``path`` (0700) and what is missing above it, durably: its name survives, too."""
+    """Creates ``path`` (0700) and what is missing above it, so that it survives a power loss."""
     if path.is_dir():
         return
     if path.parent != path:
@@ -208,7 +210,7 @@ class StoreDirectory:
                 raise StoreError(
                     f"'{self.path}' already holds a store; open it with mode='read_write'"
                 )
-            if creating.exists():  # a creation that was killed; nothing in it was acknowledged
+            if creating.exists():  # a killed creation, in which nothing was acknowledged
                 shutil.rmtree(self.db_path, ignore_errors=True)
             elif self.db_path.exists() and any(self.db_path.iterdir()):
                 raise StoreError(
@@ -221,7 +223,7 @@ class StoreDirectory:
 
     @property
     def description(self) -> Description:
-        """Of the store that is there. REQUIRES: it was created."""
+        """The description of the store that is there. REQUIRES: it was created."""
         found = read_description(self.path)
         if found is None:
             raise StoreError(f"'{self.path / _LAYOUT}' is gone; restore the store")
@@ -230,7 +232,7 @@ class StoreDirectory:
     def commit_layout(
         self, backend: str, record_bytes: int, layout: Mapping[str, Any], tables: Tables | None
     ) -> None:
-        """Describes a new store: from here on it exists."""
+        """Writes the description of a new store, which exists from here on."""
         new = Description(backend, record_bytes, layout)
         if tables is not None:
             new = new.with_tables(merged({}, tables, str(self.path)))
@@ -240,10 +242,10 @@ class StoreDirectory:
             sync_path(self.path.parent)
 
     def register(self, tables: Tables) -> None:
-        """Adds ``tables`` to those that the store holds; without ``read_write`` all must be there.
+        """Adds ``tables`` to those that the store lists; if ``read_only``, it must list them all.
 
         Raises:
-            ConfigError: see :func:`tiered_embed.store.description.merged`; a table is not there.
+            ConfigError: as :func:`~tiered_embed.store.description.merged`, or a table is missing.
         """
         stored = self.description
         after = merged(stored.tables, tables, str(self.path))
@@ -258,7 +260,7 @@ class StoreDirectory:
             write_description(self.path, stored.with_tables(after))
 
     def copy_description(self, target: Path) -> None:
-        """Describe a copy of the store in ``target``; its layout, written last, commits it."""
+        """Describe a copy of the store in ``target``. Its layout is written last and commits it."""
         meta = read_meta(self.path)
         if meta:
             write_meta(target, meta)
@@ -275,12 +277,12 @@ class StoreDirectory:
         if self._lock_fd is None:
             return
         fd, self._lock_fd = self._lock_fd, None
-        # A child forked just now shares the lock: closing our descriptor alone would leave it held.
+        # A forked child shares the lock: closing our descriptor alone would leave it held.
         fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
     def forget_after_fork(self) -> None:
-        """In a forked child: leave the lock to the parent alone, so that it dies with it."""
+        """In a forked child: gives the lock up, so that it ends with the parent."""
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None

@@ -1,7 +1,9 @@
-"""Store keys: 4 bytes that name the table, then the row id as 8 big-endian bytes.
+"""Store keys: the 4-byte identity of the table, then the row id as 8 big-endian bytes.
 
-Bytes in key order are therefore tables together, and within one the ids in unsigned order: negative
-ids come after all others. Pure functions; safe from any thread. Shapes: ``(n, 12)`` uint8.
+In key order the rows of a table lie together, with their ids in unsigned order: negative ids come
+after all others. Shapes: ``(n, 12)`` uint8.
+
+Pure functions; safe from any thread.
 """
 
 import numpy as np
@@ -19,8 +21,8 @@ UInt8Array = npt.NDArray[np.uint8]
 
 
 def table_range(name: str) -> tuple[bytes, bytes | None]:
-    """The keys of a table's rows: the first that there can be, and the first after all of them;
-    None where no other table can follow."""
+    """The range of keys of a table's rows: its first key, and the first key after it (None: the
+    range reaches to the end)."""
     prefix = table_hash(name)
     following = int.from_bytes(prefix, "big") + 1
     if following >> 32:
@@ -29,7 +31,8 @@ def table_range(name: str) -> tuple[bytes, bytes | None]:
 
 
 def encode_keys(table: bytes | UInt8Array, rows: npt.NDArray[np.int64]) -> UInt8Array:
-    """Keys ``(n, 12)`` of int64 ``rows`` ``(n,)`` of one table, or of a table ``(n, 4)`` each."""
+    """Keys ``(n, 12)`` of int64 ``rows`` ``(n,)``. ``table``: the identity of the table of all rows
+    (4 bytes), or of each row ``(n, 4)``."""
     if rows.dtype != np.int64 or rows.ndim != 1:
         raise ConfigError(f"rows must be int64 (n,), not {rows.dtype} {rows.shape}")
     prefix = np.frombuffer(table, np.uint8) if isinstance(table, bytes) else table

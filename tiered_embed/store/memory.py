@@ -1,8 +1,9 @@
 """A store in memory, for tests and as the readable reference of the contract.
 
 It keeps the durability rule of the others: ``flush``, ``import_sorted``, ``checkpoint`` and
-``close`` write all rows to one ``.npy`` file, and what came later is lost with the process.
-Threads: one lock around everything.
+``close`` write all rows to one ``.npy`` file, and what is written later is lost with the process.
+
+Threading: one lock around everything.
 """
 
 import os
@@ -24,7 +25,7 @@ _FILE = "rows.npy"
 
 
 class MemoryRowStore(RowStore):
-    """``RowStore`` over a dict from key to a row of one array."""
+    """``RowStore`` over a dict that maps a key to a row of one array."""
 
     def __init__(self, directory: StoreDirectory, record_bytes: int, options: StoreOptions) -> None:
         super().__init__(directory, record_bytes)

@@ -1,6 +1,6 @@
-"""Opens a store: chooses the backend, checks the arguments, creates the directory or compares it.
+"""Opens one store: chooses the backend, checks the arguments, creates or compares the directory.
 
-Threading: any thread may open stores; two openings of one directory do not both succeed.
+Threading: any thread may open stores. Of two openings of one directory, one is refused.
 """
 
 import dataclasses
@@ -37,16 +37,16 @@ def _notice_fallback() -> None:
 
 
 def default_backend() -> str:
-    """The backend that ``"auto"`` gives a new store here.
+    """The backend that ``"auto"`` chooses for a new store.
 
     Raises:
-        StoreError: this installation has none.
+        StoreError: this installation has no backend.
     """
     if rocksdb.available():
         return "rocksdb"
     if not rocksdb_py.available():
         raise StoreError(
-            "no store backend: build with librocksdb-dev installed, or pip install rocksdb-py"
+            "no store backend: install librocksdb-dev and rebuild, or pip install rocksdb-py"
         )
     return "rocksdb_py"
 
@@ -60,7 +60,7 @@ def _parse_options(options: Mapping[str, Any]) -> StoreOptions:
     known = [field.name for field in dataclasses.fields(StoreOptions)]
     for name in options:
         if name not in known:
-            raise ConfigError(f"unknown store option {name!r}; there are {', '.join(known)}")
+            raise ConfigError(f"unknown store option {name!r}; the options are {', '.join(known)}")
     return StoreOptions(**options)
 
 
@@ -77,20 +77,21 @@ def open_store(
     """Open or create the store in directory ``path``.
 
     ``layout`` is what the caller must find unchanged (dim, dtype, optimizer, ...): JSON values that
-    are stored on creation and compared on every opening. ``tables`` are those that the caller will
-    use: a store lists all that it has ever been opened with, and compares what it knows of each
-    (see ``description.py``); None leaves the list alone. ``mode="auto"`` creates a store where
-    there is none. ``options`` are the fields of ``StoreOptions``.
+    are stored on creation and compared on every opening. ``tables`` are the tables that the caller
+    will use. A store lists all tables that it was ever opened with, and compares the facts that it
+    knows of each (see ``description.py``); None leaves the list as it is. ``mode="auto"`` creates a
+    store where there is none. ``options`` are the fields of ``StoreOptions``.
 
     Raises:
-        ConfigError: another layout, record size or backend than the stored; a bad argument.
+        ConfigError: layout, record size, backend or tables differ from the stored ones, or an
+            argument is bad.
         StoreError: open elsewhere, not writable, absent, or present with ``mode="create"``.
         CorruptionError: its description is damaged.
     """
     if backend not in get_args(Backend):
-        raise ConfigError(f"backend {backend!r} is none of {', '.join(get_args(Backend))}")
+        raise ConfigError(f"backend is {backend!r}; choose one of {', '.join(get_args(Backend))}")
     if mode not in {*get_args(Mode), "auto"}:
-        raise ConfigError(f"mode {mode!r} is none of auto, {', '.join(get_args(Mode))}")
+        raise ConfigError(f"mode is {mode!r}; choose one of auto, {', '.join(get_args(Mode))}")
     if isinstance(record_bytes, bool) or not isinstance(record_bytes, int) or record_bytes < 1:
         raise ConfigError(f"record_bytes={record_bytes!r} must be a positive integer")
     try:

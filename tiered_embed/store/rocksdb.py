@@ -1,7 +1,9 @@
 """The default store: RocksDB through the package's own extension ``tiered_embed._rocksdb``.
 
-The extension maps RocksDB's errors, checks the pid, keeps reads in flight on its own threads and
-releases the GIL. It exists only where the package was built with ``librocksdb-dev``.
+The extension translates RocksDB's errors, checks the pid, keeps reads in flight on its own threads
+and releases the GIL. It exists only where the package was built with ``librocksdb-dev``.
+
+Threading: as :class:`RowStore`; calls run in parallel.
 """
 
 import importlib
@@ -56,7 +58,7 @@ class RocksDbRowStore(RowStore):
         )
 
     def compact(self) -> None:
-        """Merge all files, so that every read looks into one level."""
+        """Merge all files, so that every read searches one level."""
         self._check_writable()
         self._db.compact()
 

@@ -1,12 +1,12 @@
 """The fallback store: RocksDB through the ``rocksdb-py`` wheel (import name ``rocksdbpy``).
 
-What that wheel does not offer shapes this module. Its write-ahead log cannot be turned off. Every
-call holds the GIL, so reads do not overlap and batches are cut into slices that let other threads
-in between. It has no checkpoint: ours closes the database, links its immutable files, copies the
-others and opens it again. It raises Rust panics (``BaseException``) for some errors. An iterator
-that outlives its database crashes, so none is kept between two chunks of a scan.
+The limits of that wheel shape this module. Its write-ahead log cannot be turned off. Every call
+holds the GIL, so reads do not overlap; batches are divided into slices so that other threads run in
+between. It has no checkpoint: ours closes the database, links its immutable files, copies the
+others and opens it again. For some errors it raises Rust panics (``BaseException``). An iterator
+that outlives its database crashes, so a scan keeps none between two chunks.
 
-Threads: one lock around every use of the database.
+Threading: one lock around every use of the database.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ def available() -> bool:
 
 @contextlib.contextmanager
 def _mapped(what: str) -> Iterator[None]:
-    """The one place where the wheel's exceptions become ours."""
+    """Turns the wheel's exceptions into ours; nothing else does."""
     try:
         yield
     except BaseException as error:
@@ -54,7 +54,7 @@ def _mapped(what: str) -> Iterator[None]:
         if not (kind.__module__.startswith("rocksdbpy") or kind.__name__ == "PanicException"):
             raise
         message = f"{what}: {error}"
-        # "Iterator completed?" is all that the wheel says of a block that fails its checksum.
+        # For a block that fails its checksum the wheel says no more than "Iterator completed".
         if "Corruption" in message or "Iterator completed" in message:
             raise CorruptionError(message) from error
         raise StoreError(message) from error
@@ -63,7 +63,7 @@ def _mapped(what: str) -> Iterator[None]:
 def _options(options: StoreOptions, create: bool) -> Any:
     rocks = _rocksdbpy.Option()
     rocks.create_if_missing(create)
-    # The only switch that gives whole-key bloom filters and sets the block cache (in MiB).
+    # Nothing else gives whole-key bloom filters and sets the block cache (in MiB).
     rocks.optimize_for_point_lookup(max(1, options.block_cache_bytes >> 20))
     rocks.set_write_buffer_size(options.write_buffer_bytes)
     rocks.set_max_write_buffer_number(2)
@@ -74,7 +74,7 @@ def _options(options: StoreOptions, create: bool) -> Any:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """SST files never change once written; everything else does, and is copied."""
+    """Links SST files, which never change once written, and copies all others."""
     if source.suffix == ".sst":
         try:
             os.link(source, target)
@@ -175,7 +175,7 @@ class RocksDbPyRowStore(RowStore):
                 keys.reshape(-1, KEY_BYTES).copy(),
                 records.reshape(-1, self._record_bytes).copy(),
             )
-            start = rows[-1][0] + b"\0"  # the least key above it
+            start = rows[-1][0] + b"\0"  # the smallest key after it
 
     def _import(self, chunks: Iterator[Chunk]) -> None:
         if self._read_chunk(None, None, 1):
@@ -205,13 +205,13 @@ class RocksDbPyRowStore(RowStore):
     def _checkpoint(self, db_path: Path) -> None:
         with self._using("checkpoint of") as db:
             db.flush()
-            # Open, it may compact and delete files between two links; closed, nothing moves.
+            # An open database may delete files between two links; a closed one changes nothing.
             self._db = None
             db.close()
             try:
                 db_path.mkdir(mode=0o700)
                 for source in sorted(self._directory.db_path.iterdir()):
-                    # LOCK: closing a copy of it would drop the process's lock. LOG: only text.
+                    # Not LOCK: closing a copy would end the process's lock. Not LOG: only text.
                     if source.is_file() and not source.name.startswith("LO"):
                         _link_or_copy(source, db_path / source.name)
                 sync_path(db_path)
@@ -242,5 +242,5 @@ class RocksDbPyRowStore(RowStore):
                     db.close()
 
     def _leak_after_fork(self) -> None:
-        # Its destructor would wait for threads that do not exist in the child.
+        # The destructor would wait for threads that do not exist in the child.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._db))

@@ -67,9 +67,19 @@ def open_pool_store(
     with locked(root):
         finish_interrupted(root)
         folder = _home(root, layout)
-        store = open_store(
-            backend, folder, layout.record_bytes, layout.record, tables=layout.tables, **options
-        )
+        try:
+            store = open_store(
+                backend, folder, layout.record_bytes, layout.record, tables=layout.tables, **options
+            )
+        except StoreError as error:
+            stored = read_description(folder)
+            others = sorted(stored.tables.keys() - layout.tables.keys()) if stored else []
+            if others and isinstance(error.__cause__, BlockingIOError):
+                raise StoreError(
+                    f"{error}. The tables {sorted(layout.tables)} were trained in one module with "
+                    f"{others}; keep them in one module, or use another ssd directory"
+                ) from error
+            raise
     remove_leftovers(folder)
     return store
 
@@ -84,7 +94,9 @@ def drop_table(directory: str | os.PathLike[str], name: str) -> int:
     Raises:
         ConfigError: there is no such table. StoreError: its store is open, or cannot be written.
     """
-    root = Path(directory)
+    if not isinstance(directory, (str, os.PathLike)):
+        raise ConfigError(f"directory is {directory!r}; pass the one given as Tiers(ssd=...)")
+    root = Path(directory).absolute()
     if not root.is_dir():
         raise ConfigError(f"there is no directory '{root}'; pass the one given as Tiers(ssd=...)")
     with locked(root):
@@ -111,7 +123,8 @@ def _drop(folder: Path, stored: Description, name: str) -> int:
     start, stop = table_range(name)
     try:
         with (
-            open_store(backend, folder, *record, "read_only", tables={}) as source,
+            # Not read_only, which would share the lock with other readers.
+            open_store(backend, folder, *record, "read_write", tables={}) as source,
             open_store(backend, replacement.restoring, *record, "create", tables=left) as target,
         ):
             after = () if stop is None else source.scan(start=stop)

@@ -1,4 +1,7 @@
-"""Record arrays of the tiers. A tier holds bytes and copies them; it decides nothing."""
+"""The tiers: HBM and DDR as record arrays by slot, the SSD as a store with a write buffer.
+
+A tier holds bytes and copies them. Which row lies where is the planner's decision.
+"""
 
 from .hbm import HbmTier
 from .host import HostTier

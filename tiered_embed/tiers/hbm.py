@@ -1,10 +1,10 @@
-"""The HBM tier: records of one pool on a device, by slot.
+"""The HBM tier: the records of one pool on a device, by slot.
 
-Weights (slots, D) and every state array (slots, width) are tensors of their own, as the kernels
-want them; a record on the move is their rows side by side, as everywhere else.
+Weights (slots, D) and every state array (slots, width) are separate tensors, as the kernels need
+them. A record that travels is their rows, one after the other, as everywhere else.
 
-Threading: calls may overlap when they name different slots; the planner's pins see to that. A
-kernel uses the tensors inside :meth:`HbmTier.use`, and growing waits for all users.
+Threading: calls may overlap when they name different slots; the planner's pins ensure that. A
+kernel uses the tensors inside :meth:`HbmTier.use`; growing them waits until no kernel does.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ Bools = npt.NDArray[np.bool_]
 
 
 class HbmTier:
-    """Slots of ``layout``-shaped records on ``moves``' device.
+    """Slots for records of ``layout`` on the device of ``moves``.
 
     Args:
-        num_slots: taken at once; :meth:`reserve` adds to them for a batch beyond the budget.
+        num_slots: allocated at once; :meth:`reserve` adds more for a batch beyond the budget.
 
     Raises:
-        CapacityError: the device has no such room.
+        CapacityError: the device does not have enough memory.
     """
 
     name = "HBM"
@@ -62,11 +62,11 @@ class HbmTier:
             larger = [self._allocate(wanted, a.shape[1], a.dtype) for a in self._arrays()]
             for old, new in zip(self._arrays(), larger, strict=True):
                 self.moves.move(old, new)
-                old.data = new  # in place: others hold these objects
+                old.data = new  # in place: kernels hold these tensor objects
             self.num_slots = wanted
 
     def free(self) -> None:
-        """Lets go of the device's memory, with every record lost."""
+        """Frees the device's memory. Every record is lost."""
         with self._alone():
             for array in self._arrays():
                 array.data = self._allocate(0, array.shape[1], array.dtype)
@@ -74,14 +74,14 @@ class HbmTier:
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """Meanwhile the tensors stay where they are, and rows in their slots are as filled."""
+        """Inside, the tensors stay in place and hold every record that was written before."""
         self._enter()
         try:
             self.moves.before_use()
             try:
                 yield
             finally:
-                self.moves.after_use()  # of a kernel before a failing one, too
+                self.moves.after_use()  # also after a failure: an earlier kernel has used slots
         finally:
             self._leave()
 
@@ -124,7 +124,7 @@ class HbmTier:
         try:
             return self.moves.zeros(num_slots, width, dtype)
         except RuntimeError as error:
-            # A CPU's has no class of its own.
+            # On a CPU the error has no class of its own.
             if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
                 raise
             names = ", ".join(repr(name) for name, _ in self.layout.tables)
@@ -134,7 +134,7 @@ class HbmTier:
                 f"({num_slots * self.layout.record_bytes} bytes); lower hbm, or free memory there"
             ) from error
 
-    # --- users of the tensors, and who replaces them ----------------------------------------------
+    # --- who uses the tensors, and when they may be replaced --------------------------------------
 
     def _enter(self) -> None:
         with self._changed:

@@ -1,7 +1,6 @@
-"""The DDR tier: records of one pool in host memory, by slot. Where no GPU is, also what stands for
-the HBM tier.
+"""The DDR tier: the records of one pool in host memory, by slot.
 
-Threading: calls may overlap when they name different slots; the planner's pins see to that.
+Threading: calls may overlap when they name different slots; the planner's pins ensure that.
 """
 
 from __future__ import annotations
@@ -19,7 +18,13 @@ Slots = npt.NDArray[np.int32]
 
 
 class HostTier:
-    """Slots of ``layout``-shaped records; memory is taken as slots are first used."""
+    """Slots for records of ``layout``. Memory is taken when a slot is first used.
+
+    ``name`` is ``"HBM"`` where this tier takes the place of one, on a CPU.
+
+    Raises:
+        CapacityError: the process may not reserve so much address space.
+    """
 
     def __init__(
         self, layout: PoolLayout, num_slots: int, num_threads: int, name: str = "DDR"
@@ -38,7 +43,7 @@ class HostTier:
             ) from None
 
     def reserve(self, num_slots: int) -> None:
-        """Nothing: every slot's address is taken already."""
+        """Does nothing: the addresses of all slots are reserved from the start."""
 
     def gather(self, slots: Slots) -> npt.NDArray[np.uint8]:
         """Copies of the records in ``slots`` (n,) -> (n, record_bytes)."""

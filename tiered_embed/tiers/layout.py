@@ -1,4 +1,7 @@
-"""What one record of a pool looks like, and which tables share it."""
+"""What one record of a pool looks like, and which tables share it.
+
+Immutable data and pure functions; safe from any thread.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class PoolLayout:
-    """A pool: tables whose records have one layout, weights (D) then state (S) float32.
+    """A pool: tables whose records have the same layout, weights (D) and then state (S) float32.
 
-    optimizer: None when rows are read-only. dtype: of the weights, as in ``weights.py``.
-    padding: per table, the row that starts as zeros, or None.
+    optimizer: None when rows are read-only. dtype: of the weights, as in ``spec/row_formats.py``.
+    padding: per table, the row that starts as zeros, or None; () where no table has one.
     """
 
     tables: tuple[tuple[str, int | None], ...]  # (name, rows or None)
@@ -39,7 +42,7 @@ class PoolLayout:
 
     @cached_property
     def state_layout(self) -> Mapping[str, int]:
-        """Name of each state array -> floats per row, in record order."""
+        """Name of each state array -> its floats per row, in the order of a record."""
         if self.dtype == "int8":
             return {"scale": 1, "bias": 1}
         return {} if self.optimizer is None else self.optimizer.state_layout(self.dim)
@@ -50,7 +53,7 @@ class PoolLayout:
 
     @cached_property
     def row_bytes(self) -> int:
-        """Of the weights."""
+        """Bytes of the weights of one row."""
         return self.dim * ITEM_BYTES[self.dtype]
 
     @cached_property
@@ -63,14 +66,14 @@ class PoolLayout:
 
     @cached_property
     def table_hashes(self) -> U8:
-        """(tables, 4): each table's identity, as in the store's keys."""
+        """(tables, 4): each table's 4-byte identity, as in the store's keys."""
         return np.frombuffer(b"".join(table_hash(n) for n, _ in self.tables), np.uint8).reshape(
             -1, 4
         )
 
     @cached_property
     def table_words(self) -> npt.NDArray[np.uint32]:
-        """(tables,): the same as little-endian numbers, as Philox counts them."""
+        """(tables,): the same bytes as little-endian numbers, for the counter of Philox."""
         return self.table_hashes.view("<u4").ravel().astype(np.uint32)
 
     @property
@@ -78,7 +81,7 @@ class PoolLayout:
         return float(np.float32(self.init.hi) - np.float32(self.init.lo))
 
     def initial_records(self, tables: npt.NDArray[np.uint16], rows: npt.NDArray[np.int64]) -> U8:
-        """Records of rows that were never stored, (n, record_bytes)."""
+        """The records (n, record_bytes) of rows (n,) that were never stored, of ``tables`` (n,)."""
         values = np.empty((len(rows), self.dim), np.float32)
         _native.initial_weights(
             self.table_words[tables], rows, self.seed, self.init.lo, self.init_scale, values
@@ -90,7 +93,7 @@ class PoolLayout:
 
     def records(self, values: F32, state: F32) -> U8:
         """Records (n, record_bytes) of float32 ``values`` (n, D), rounded to nearest, and ``state``
-        (n, S); an int8 row's state is what its values give."""
+        (n, S). The state of an int8 row (scale and bias) is computed from its values."""
         rows = np.empty((len(values), self.row_bytes), np.uint8)
         _native.encode_rows(np.ascontiguousarray(values), self.type_number, rows, state)
         return np.concatenate([rows, np.ascontiguousarray(state).view(np.uint8)], axis=1)
@@ -104,7 +107,7 @@ class PoolLayout:
 
     def state(self, records: U8) -> F32:
         """The state (n, S) of ``records`` (n, record_bytes)."""
-        # A copy always: one row counts as contiguous, but its floats need not be aligned.
+        # Always a copy: a single row counts as contiguous, but its floats may be misaligned.
         part = records[:, self.row_bytes :].copy()
         return part.view(np.float32).reshape(len(records), self.state_floats)
 

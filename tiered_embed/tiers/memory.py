@@ -1,4 +1,7 @@
-"""The memory tiers of one pool, as the pipeline sees them."""
+"""The memory tiers of one pool, as the engine's mover sees them: one, or two as a pair.
+
+Threading: as the tiers: calls may overlap when they name different slots.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class MemoryTier(Protocol):
     layout: PoolLayout
 
     def reserve(self, num_slots: int) -> None:
-        """Slots below ``num_slots`` can be used. Raises CapacityError: there is no such room."""
+        """Makes the slots below ``num_slots`` usable. Raises CapacityError: not enough memory."""
 
     def gather(self, slots: Slots) -> U8:
         """Copies of the records in ``slots`` (n,) -> (n, record_bytes)."""
@@ -43,10 +46,10 @@ class MemoryTier(Protocol):
 
 
 class MemoryTiers:
-    """The tier that computes, and the one below it that takes its victims, or none.
+    """The tier where kernels compute, and the tier below that takes its victims, if there is one.
 
     Args:
-        first_lower_slot: slots from here on are the lower tier's, as ``Planner.find`` tells them.
+        first_lower_slot: the number of the lower tier's first slot in ``Planner.find``.
     """
 
     def __init__(

@@ -1,15 +1,16 @@
 """How record bytes travel between the host and the device of an HBM tier.
 
-:class:`Copies` is for a tier in host memory. :class:`StreamCopies` uses a stream of its own beside
-the trainer's, pinned buffers with a bound, and events. What must be ordered, and how:
+:class:`Copies` is for a tier in host memory. :class:`StreamCopies` is for a CUDA device: it has its
+own stream (the side stream), a bounded number of pinned buffers, and events. The rules of order:
 
-- The side stream works behind ``used``, the event that the trainer's stream records behind every
-  kernel that uses slots: none is read or overwritten meanwhile.
-- ``gather`` returns when its own copy has arrived; nothing else is waited for.
-- The trainer's stream waits for the newest fill in :meth:`before_use` and nowhere else. The host
-  never waits for the device as a whole.
+- After every kernel that uses slots the trainer's stream records the event ``used``. The side
+  stream waits for it, so no slot is read or overwritten while a kernel uses it.
+- ``gather`` waits for its own copy and for nothing else.
+- The trainer's stream waits for the newest write in :meth:`before_use` and nowhere else. The host
+  never waits for the whole device.
 
-Threading: any thread may call anything. ``before_use`` and ``after_use`` are the trainer's.
+Threading: any thread may call anything, except that only the trainer calls ``before_use`` and
+``after_use``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 
 __all__ = ["PINNED_BYTES", "Copies", "Moves", "StreamCopies"]
 
-PINNED_BYTES = 64 << 20  # of all pinned buffers of one pool
+PINNED_BYTES = 64 << 20  # of all pinned buffers of one pool together
 NUM_BUFFERS = 4
 
 Slots = npt.NDArray[np.int32]
@@ -34,33 +35,33 @@ U8 = npt.NDArray[np.uint8]
 
 
 class Moves(Protocol):
-    """Legend: a tier's ``arrays`` are (slots, width) tensors, a record their rows side by side."""
+    """``arrays`` are a tier's tensors, (slots, width) each; a record is one row of each, joined."""
 
     device: torch.device
 
     def zeros(self, num_slots: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-        """An array for the other methods. Raises RuntimeError: no room."""
+        """An array for the other methods. Raises RuntimeError: not enough memory."""
 
     def gather(self, arrays: Sequence[torch.Tensor], slots: Slots) -> U8:
-        """Copies of the records in ``slots`` (n,) -> (n, record_bytes), here on return."""
+        """Copies of the records in ``slots`` (n,) -> (n, record_bytes), complete on return."""
 
     def scatter(self, arrays: Sequence[torch.Tensor], slots: Slots, records: U8) -> None:
-        """Writes ``records`` (n, record_bytes) into ``slots`` (n,), for :meth:`before_use`."""
+        """Writes ``records`` (n, record_bytes) into ``slots`` (n,); done by :meth:`before_use`."""
 
     def move(self, old: torch.Tensor, new: torch.Tensor) -> None:
-        """Copies a whole array (m, width) into the front of a larger one."""
+        """Copies a whole array (m, width) into the first rows of a larger one."""
 
     def before_use(self) -> None:
         """The trainer is about to use slots."""
 
     def after_use(self) -> None:
-        """The trainer has used slots, which may be evicted now."""
+        """The trainer is done with slots; they may be evicted now."""
 
 
 class Copies:
-    """A tier in host memory: a move is a copy, and done at once.
+    """For a tier in host memory: every method copies at once.
 
-    NumPy's, which leaves torch's threads to the trainer.
+    NumPy copies, so that torch's threads stay free for the trainer.
     """
 
     device = torch.device("cpu")
@@ -95,7 +96,7 @@ def _record_bytes(arrays: Sequence[torch.Tensor]) -> int:
 
 
 class _Buffer:
-    """Pinned bytes, free once ``arrived`` has happened."""
+    """Pinned bytes that may be used again once the event ``arrived`` has happened."""
 
     def __init__(self, data: torch.Tensor) -> None:
         self.data = data
@@ -103,12 +104,12 @@ class _Buffer:
 
 
 class StreamCopies:
-    """A tier on a CUDA device.
+    """For a tier on a CUDA device.
 
     Args:
         device: with its index.
-        cuda: ``torch.cuda``, or what stands for it in tests.
-        pinned_bytes: of all buffers; records travel in parts that fit one.
+        cuda: ``torch.cuda``, or a stand-in for tests.
+        pinned_bytes: of all buffers together. Records travel in parts that fit into one.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class StreamCopies:
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
-        """Work inside goes to the side stream, behind the trainer's last use."""
+        """Puts the work inside on the side stream, after the trainer's last use of slots."""
         with self._cuda.stream(self._stream):
             used = self._used
             if used is not None:
@@ -193,7 +194,7 @@ class StreamCopies:
         return self._to_device(slots.astype(np.int64).view(np.uint8)).view(torch.int64)
 
     def _to_host(self, tensor: torch.Tensor) -> U8:
-        """A copy of uint8 ``tensor`` (n, m); nothing but its arrival is waited for."""
+        """A copy of uint8 ``tensor`` (n, m). Waits for this copy alone."""
         with self._pinned(tensor.numel()) as buffer:
             pinned = buffer.data[: tensor.numel()].view(tensor.shape)
             pinned.copy_(tensor, non_blocking=True)

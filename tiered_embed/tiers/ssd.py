@@ -1,6 +1,6 @@
-"""The SSD tier: records of one pool in a RowStore, and those on their way into it.
+"""The SSD tier: the records of one pool in a RowStore, and those on their way into it.
 
-Threading: any thread may call anything; write-backs follow one another.
+Threading: any thread may call anything; write-backs run one after another.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ KEY = np.dtype("V12")  # compares as bytes, as the store does
 
 
 class ChangedKeys:
-    """Which keys a tier has written since somebody asked; bounded by their number.
+    """The keys that a tier has written since :meth:`SsdTier.track`, 12 bytes of memory each.
 
-    Threading: calls follow one another.
+    Threading: one call at a time.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class ChangedKeys:
             self._merge()
 
     def keys(self) -> npt.NDArray[np.uint8]:
-        """Each once, ascending, (n, 12)."""
+        """Every key once, ascending, (n, 12)."""
         self._merge()
         merged = self._parts[0] if self._parts else np.empty(0, KEY)
         return merged.view(np.uint8).reshape(-1, KEY.itemsize)
@@ -58,7 +58,12 @@ class ChangedKeys:
 
 
 class SsdTier:
-    """The store of one pool with a write buffer before it, and the counts of what passed."""
+    """The store of one pool, a write buffer in front of it, and counts of what passes.
+
+    Args:
+        stored_step: the training step that the store's rows are of.
+        unfinished: an error to raise on every use, where the rows come from different steps.
+    """
 
     name = "SSD"
 
@@ -70,36 +75,34 @@ class SsdTier:
         stored_step: int = 0,
         unfinished: StoreError | None = None,
     ) -> None:
-        """``stored_step``: the training step that the store's rows are of; ``unfinished``: why they
-        are of more than one, as an error to raise."""
         self.layout = layout
         self.store = store
         self.stored_step = stored_step
         self.unfinished = unfinished
         self._names = [name for name, _ in layout.tables]
         self._buffer = _native.WriteBuffer(layout.record_bytes)
-        self._writing = threading.Lock()  # held while records go from the buffer to the store
+        self._writing = threading.Lock()  # held while records move from the buffer to the store
         # Guarded by _writing.
-        self._training = False  # marked so, by this object
-        self._changed: ChangedKeys | None = None  # nobody asked
+        self._training = False  # this object has marked the tables as training
+        self._changed: ChangedKeys | None = None  # None: nobody tracks
         self._lock = threading.Lock()
         self._stats = TierStats()  # guarded by _lock
 
     @property
     def in_flight_bytes(self) -> int:
-        """Records handed down whose write has not arrived."""
+        """Bytes of records that were handed down and have not reached the store."""
         return self._buffer.bytes
 
     def read(
         self, tables: Tables, rows: Rows, *, counted: bool = True
     ) -> tuple[Records, npt.NDArray[np.bool_]]:
-        """Records (n, record_bytes) of the rows (n,), and which of them this tier has held (n,).
+        """The records (n, record_bytes) of the rows (n,), and which of them this tier holds (n,).
 
-        ``counted``: in ``stats()``, which tells what training asked for.
+        ``counted``: whether ``stats()`` counts this read; it counts those of training.
         """
         records = np.empty((len(rows), self.layout.record_bytes), np.uint8)
         found = np.zeros(len(rows), np.bool_)
-        # The buffer first: what leaves it meanwhile is in the store by then.
+        # The buffer first: what leaves it from now on is in the store before we look there.
         self._buffer.read(tables, rows, records, found)
         if not found.any():
             found = self.store.get(self._keys(tables, rows), records)
@@ -122,7 +125,7 @@ class SsdTier:
         return records, found
 
     def hand_down(self, tables: Tables, rows: Rows, records: Records) -> None:
-        """Takes ``records`` (n, record_bytes) of different rows (n,), for :meth:`write_back`."""
+        """Accepts ``records`` (n, record_bytes) of distinct rows (n,) for :meth:`write_back`."""
         self._buffer.add(tables, rows, records)
         with self._lock:
             self._stats.staged += len(rows)
@@ -169,19 +172,19 @@ class SsdTier:
             self._training = True
 
     def import_sorted(self, chunks: Iterable[Chunk]) -> int:
-        """As :meth:`RowStore.import_sorted`, past the buffer; nobody tracks its keys."""
+        """As :meth:`RowStore.import_sorted`, bypassing the buffer. Ends the tracking of keys."""
         with self._writing:
             self._changed = None
             return self.store.import_sorted(chunks)
 
     def track(self) -> ChangedKeys:
-        """Keys that are written from here on; the earlier object hears of no more."""
+        """The keys that are written from here on. The object that was given before gets no more."""
         with self._writing:
             self._changed = ChangedKeys()
             return self._changed
 
     def tracks(self, changed: ChangedKeys) -> bool:
-        """Whether ``changed`` has heard of every key written since :meth:`track` gave it."""
+        """Whether ``changed`` has every key that was written since :meth:`track` returned it."""
         with self._writing:
             return self._changed is changed
 
