@@ -6,6 +6,7 @@ The model says which rows may be victims and in what order; where a rule leaves 
 accepted and followed. Everything else (uniques, misses, slots, dirty bits, counts) must be equal.
 """
 
+import hashlib
 import heapq
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -17,12 +18,14 @@ from hypothesis import strategies as st
 
 import streams
 import tiered_embed as te
+from plan_text import plan_text
 from reference import Stream
 from running import OPTIMIZERS, Prepared, make_module, record_bytes
 from tiered_embed import traces
 from tiered_embed.errors import CapacityError, ConfigError
 from tiered_embed.residency.budgets import PoolSlots, allocate
-from tiered_embed.residency.planner import BASE_POLICIES, POLICIES, Planner, StepPlan, plan_text
+from tiered_embed.residency.planner import BASE_POLICIES, POLICIES, Planner, StepPlan
+from tiered_embed.spec import Counts
 
 Row = tuple[int, int]  # (table, id)
 Segments = list[tuple[int, list[int]]]
@@ -293,9 +296,6 @@ class Pair:
                 held.updated = False
         assert len(self.planner.dirty_rows()[0]) == 0
 
-    def renumber(self) -> None:
-        self.planner.renumber()
-
     def check(self) -> None:
         planner, model = self.planner, self.model
         assert planner.window_size == len(model.window)
@@ -326,7 +326,7 @@ segments_of = st.lists(
 push = st.tuples(st.just("push"), segments_of)
 plan = st.tuples(st.just("plan"), st.integers(0, 3))
 release = st.tuples(st.just("release"), st.integers(0, 3), st.booleans())
-simple = st.sampled_from([("flush",), ("renumber",)])
+flush = st.just(("flush",))
 upset = st.one_of(st.just(("cancel",)), st.tuples(st.just("plan_now"), segments_of))
 
 walk = settings(max_examples=250, deadline=None, derandomize=True)
@@ -336,7 +336,7 @@ setups = st.tuples(st.integers(1, 14), st.sampled_from(POLICIES), st.booleans())
 @walk
 @given(
     setups,
-    st.lists(st.one_of(push, push, plan, plan, release, release, simple), max_size=60),
+    st.lists(st.one_of(push, push, plan, plan, release, release, flush), max_size=60),
 )
 def test_plans_follow_the_rules(setup, operations):
     pair = Pair(*setup)
@@ -347,7 +347,7 @@ def test_plans_follow_the_rules(setup, operations):
 @walk
 @given(
     setups,
-    st.lists(st.one_of(push, push, plan, plan, release, release, simple, upset), max_size=60),
+    st.lists(st.one_of(push, push, plan, plan, release, release, flush, upset), max_size=60),
 )
 def test_plans_follow_the_rules_around_lone_batches_and_cancelled_windows(setup, operations):
     pair = Pair(*setup)
@@ -372,8 +372,6 @@ def test_a_long_walk(policy, seed):
             if done >= 0:
                 pair.planner.release(done, updated=done % 3 != 0)
                 pair.model.release(done, done % 3 != 0)
-        if t % 50 == 0:
-            pair.renumber()
         if t % 97 == 0:
             pair.flush()
 
@@ -531,23 +529,17 @@ def test_a_cancelled_window_does_not_change_what_is_farthest():
     assert planner.plan(0).victim_keys.tolist()[0] in (2, 3)
 
 
-def test_a_window_longer_than_the_position_ring_and_renumbering_change_nothing():
-    batches = skewed_batches(400, 30, 5000, 8)
-
-    def texts(renumber_every: int) -> list[str]:
-        planner = make_planner(200, "lookahead")
-        out = []
-        for t, batch in enumerate(batches):
-            planner.push([(0, batch)])
-            if t >= 150:
-                plan_ = planner.plan(2)
-                out.append(plan_text(plan_))
-                planner.release(plan_.number, updated=True)
-            if renumber_every and t % renumber_every == 0:
-                planner.renumber()
-        return out
-
-    assert texts(0) == texts(1) == texts(17)
+def test_a_window_longer_than_the_position_ring_changes_nothing():
+    """And renumbering changes nothing: ``make test-checked`` repeats this with few positions."""
+    planner = make_planner(200, "lookahead")
+    texts = hashlib.sha256()
+    for t, batch in enumerate(skewed_batches(400, 30, 5000, 8)):
+        planner.push([(0, batch)])
+        if t >= 150:
+            plan_ = planner.plan(2)
+            texts.update(plan_text(plan_).encode())
+            planner.release(plan_.number, updated=True)
+    assert texts.hexdigest() == "0b80c5a744a9fff9e43b5829cf97a0bd4c3f8bae31fafb2203147ff611457dd9"
 
 
 def test_held_plans_have_a_limit_that_says_so():
@@ -653,7 +645,7 @@ def simulate(
     return compared(counts), compared(flushed)
 
 
-def compared(c: te.stats.Counts) -> list[int]:
+def compared(c: Counts) -> list[int]:
     return [
         *(c.lookups, c.unique, c.hits, c.misses, c.staged, c.evicted, c.written_back, c.overflow),
         *(c.bytes_in, c.bytes_out),

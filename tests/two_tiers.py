@@ -176,9 +176,6 @@ class Tiers:
         assert len(self.planner.dirty_rows()[0]) == 0
         self.check()
 
-    def renumber(self) -> None:
-        self.planner.renumber()
-
     # --- what a plan must be ----------------------------------------------------------------------
 
     def follow(self, plan: StepPlan, single: StepPlan, moves: Moves) -> None:

@@ -51,7 +51,7 @@ void bind_replay(nb::module_& m) {
   nb::class_<Replay>(m, "Replay")
       .def(
           "__init__",
-          [](Replay* self, ShardedPlanner& planner, int64_t num_tables, int64_t lookahead,
+          [](Replay* self, PartitionedPlanner& planner, int64_t num_tables, int64_t lookahead,
              int64_t depth, bool updated, bool per_step) {
             new (self) Replay(&planner, {num_tables, lookahead, depth, updated, per_step});
           },

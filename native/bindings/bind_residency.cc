@@ -4,8 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "bindings/arrays.h"
-#include "core/thread_pool.h"
-#include "residency/sharded_planner.h"
+#include "residency/partitioned_planner.h"
 
 namespace te {
 namespace {
@@ -91,12 +90,12 @@ void bind_residency(nb::module_& m) {
     }
   });
 
-  nb::class_<ShardedPlanner>(m, "Planner")
+  nb::class_<PartitionedPlanner>(m, "Planner")
       .def(
           "__init__",
-          [](ShardedPlanner* self, const std::vector<std::tuple<int64_t, int64_t>>& tables,
+          [](PartitionedPlanner* self, const std::vector<std::tuple<int64_t, int64_t>>& tables,
              int64_t whole_slots, int64_t cached_slots, int64_t overflow_slots, int64_t lower_slots,
-             const std::string& policy, bool backed, int num_shards, int num_threads) {
+             const std::string& policy, bool backed, int num_partitions, int num_threads) {
             PlannerOptions o;
             for (const auto& [num_rows, first_slot] : tables) {
               o.tables.push_back({num_rows, first_slot});
@@ -107,30 +106,30 @@ void bind_residency(nb::module_& m) {
             o.lower_slots = lower_slots;
             o.policy = policy;
             o.backed = backed;
-            new (self) ShardedPlanner(o, num_shards, num_threads);
+            new (self) PartitionedPlanner(o, num_partitions, num_threads);
           },
           nb::arg("tables"), nb::kw_only(), nb::arg("whole_slots"), nb::arg("cached_slots"),
           nb::arg("overflow_slots"), nb::arg("lower_slots"), nb::arg("policy"), nb::arg("backed"),
-          nb::arg("num_shards"), nb::arg("num_threads"))
+          nb::arg("num_partitions"), nb::arg("num_threads"))
       .def("push",
-           [](ShardedPlanner& p, const nb::list& segments) {
+           [](PartitionedPlanner& p, const nb::list& segments) {
              const std::vector<Segment> s = segments_of(segments);
              nb::gil_scoped_release nogil;
              p.push(s);
            })
-      .def("plan", &ShardedPlanner::plan, nb::arg("depth"),
+      .def("plan", &PartitionedPlanner::plan, nb::arg("depth"),
            nb::call_guard<nb::gil_scoped_release>())
       .def("plan_now",
-           [](ShardedPlanner& p, const nb::list& segments) {
+           [](PartitionedPlanner& p, const nb::list& segments) {
              const std::vector<Segment> s = segments_of(segments);
              nb::gil_scoped_release nogil;
              return p.plan_now(s);
            })
-      .def("release", &ShardedPlanner::release, nb::arg("number"), nb::arg("updated"),
+      .def("release", &PartitionedPlanner::release, nb::arg("number"), nb::arg("updated"),
            nb::call_guard<nb::gil_scoped_release>())
-      .def("cancel", &ShardedPlanner::cancel, nb::call_guard<nb::gil_scoped_release>())
+      .def("cancel", &PartitionedPlanner::cancel, nb::call_guard<nb::gil_scoped_release>())
       .def("find",
-           [](ShardedPlanner& p, int32_t table, Ids ids) {
+           [](PartitionedPlanner& p, int32_t table, Ids ids) {
              std::vector<int32_t> slots(ids.size());
              {
                nb::gil_scoped_release nogil;
@@ -139,7 +138,7 @@ void bind_residency(nb::module_& m) {
              return own(std::move(slots));
            })
       .def("dirty_rows",
-           [](ShardedPlanner& p) {
+           [](PartitionedPlanner& p) {
              ResidentRows rows;
              {
                nb::gil_scoped_release nogil;
@@ -148,19 +147,16 @@ void bind_residency(nb::module_& m) {
              return nb::make_tuple(own(std::move(rows.tables)), own(std::move(rows.keys)),
                                    own(std::move(rows.slots)));
            })
-      .def("mark_clean", &ShardedPlanner::mark_clean, nb::call_guard<nb::gil_scoped_release>())
-      .def("renumber", &ShardedPlanner::renumber, nb::call_guard<nb::gil_scoped_release>())
-      .def("counts", [](const ShardedPlanner& p) { return list_of(p.counts()); })
-      .def("lower_counts", [](const ShardedPlanner& p) { return list_of(p.lower_counts()); })
-      .def_prop_ro("num_shards", &ShardedPlanner::num_shards)
-      .def_prop_ro("first_lower_slot", &ShardedPlanner::first_lower_slot)
-      .def_prop_ro("num_lower_resident", &ShardedPlanner::num_lower_resident)
-      .def_prop_ro("window_size", &ShardedPlanner::window_size)
-      .def_prop_ro("num_resident", &ShardedPlanner::num_resident)
-      .def_prop_ro("all_resident", &ShardedPlanner::all_resident)
-      .def_prop_ro("overhead_bytes", &ShardedPlanner::overhead_bytes);
-
-  m.def("loop_seconds", &loop_seconds);
+      .def("mark_clean", &PartitionedPlanner::mark_clean, nb::call_guard<nb::gil_scoped_release>())
+      .def("counts", [](const PartitionedPlanner& p) { return list_of(p.counts()); })
+      .def("lower_counts", [](const PartitionedPlanner& p) { return list_of(p.lower_counts()); })
+      .def_prop_ro("num_partitions", &PartitionedPlanner::num_partitions)
+      .def_prop_ro("first_lower_slot", &PartitionedPlanner::first_lower_slot)
+      .def_prop_ro("num_lower_resident", &PartitionedPlanner::num_lower_resident)
+      .def_prop_ro("window_size", &PartitionedPlanner::window_size)
+      .def_prop_ro("num_resident", &PartitionedPlanner::num_resident)
+      .def_prop_ro("all_resident", &PartitionedPlanner::all_resident)
+      .def_prop_ro("overhead_bytes", &PartitionedPlanner::overhead_bytes);
 
   m.def("first_bad_id", [](Ids ids, int64_t num_rows) {
     nb::gil_scoped_release nogil;

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -85,8 +84,6 @@ class Pool {
   int num_workers_ = 0;                      // guarded by mutex_
 };
 
-thread_local double in_loops = 0.0;
-
 void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -126,14 +123,5 @@ void parallel_for(int64_t num_blocks, int num_threads, const std::function<void(
   // Moved out: a worker that lets go of the loop later must not be the one to destroy it.
   if (loop->error) std::rethrow_exception(std::move(loop->error));
 }
-
-void timed_parallel_for(int64_t num_blocks, int num_threads,
-                        const std::function<void(int64_t)>& fn) {
-  const auto start = std::chrono::steady_clock::now();
-  parallel_for(num_blocks, num_threads, fn);
-  in_loops += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-double loop_seconds() { return in_loops; }
 
 }  // namespace te

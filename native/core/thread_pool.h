@@ -15,11 +15,4 @@ namespace te {
 // blocks may or may not have run.
 void parallel_for(int64_t num_blocks, int num_threads, const std::function<void(int64_t)>& fn);
 
-// As parallel_for, counted in loop_seconds(): the calling thread's time inside such loops. What is
-// left of a measured time ran on one thread. For large loops, whose two looks at the clock are
-// nothing.
-void timed_parallel_for(int64_t num_blocks, int num_threads,
-                        const std::function<void(int64_t)>& fn);
-double loop_seconds();
-
 }  // namespace te

@@ -1,6 +1,6 @@
 // How a row's weights are stored, and the plain conversions. The definitions in
-// tiered_embed/weights.py are their oracles; the vector forms in kernels/rows.inc give the same
-// bits.
+// tiered_embed/spec/row_formats.py are their oracles; the vector forms in kernels/lanes.inc give
+// the same bits.
 #pragma once
 
 #include <cmath>

@@ -19,6 +19,7 @@
 
 #include "core/plain_vector.h"
 #include "core/virtual_array.h"
+#include "residency/ids.h"
 #include "residency/lower_tier.h"
 #include "residency/policy.h"
 #include "residency/row_table.h"
@@ -41,12 +42,6 @@ struct PlannerOptions {
   bool backed = true;  // a store at the bottom takes evicted rows
   // Plans tell where each row occurs; else the caller does, by `take_occurrences`.
   bool keeps_occurrences = true;
-};
-
-struct Segment {
-  int32_t table;
-  const int64_t* ids;
-  int64_t num_ids;
 };
 
 // The tier has no room and nothing below it. `needed` slots are missing.
@@ -248,14 +243,5 @@ class Planner {
   std::vector<uint32_t> chain_;  // by position mod size; 0: no later use
   std::vector<TableCounts> counts_;
 };
-
-// First index whose id lies outside [0, num_rows), or -1. num_rows < 0: every id is inside.
-int64_t first_bad_id(const int64_t* ids, int64_t n, int64_t num_rows);
-
-// Whether n bounds make bags of num_ids ids: from 0 to num_ids, none below the one before.
-bool are_bag_bounds(const int64_t* bounds, int64_t n, int64_t num_ids);
-
-// Whether the plan's occurrences are exactly these ids, in order.
-bool plan_matches(const StepPlan& plan, const std::vector<Segment>& segments);
 
 }  // namespace te

@@ -4,7 +4,7 @@
 
 namespace te {
 
-Replay::Replay(ShardedPlanner* planner, ReplayOptions options)
+Replay::Replay(PartitionedPlanner* planner, ReplayOptions options)
     : planner_(planner),
       options_(options),
       seen_(0),

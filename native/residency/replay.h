@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "residency/sharded_planner.h"
+#include "residency/partitioned_planner.h"
 
 namespace te {
 
@@ -34,7 +34,7 @@ class Replay {
   static constexpr size_t kColumns = 7;
 
   // REQUIRES: the planner outlives the replay, and nobody else feeds it.
-  Replay(ShardedPlanner* planner, ReplayOptions options);
+  Replay(PartitionedPlanner* planner, ReplayOptions options);
 
   // Appends batches; of each, the tables' ids in the order given. Throws as Planner::plan.
   void push(const std::vector<BatchedIds>& tables, int64_t num_batches);
@@ -52,7 +52,7 @@ class Replay {
   void plan();
   void note_step(const std::vector<int64_t>& cold_before);
 
-  ShardedPlanner* planner_;
+  PartitionedPlanner* planner_;
   const ReplayOptions options_;
   RowTable seen_;
   std::vector<int64_t> cold_;

@@ -1,5 +1,5 @@
 // One thread pushes, plans and releases, as the staging thread does; others look on meanwhile. Some
-// pools are cut into shards, with batches that are worth several threads.
+// pools are cut into partitions, with batches that are worth several threads.
 // Every plan is compared with a model of who is in which slot.
 #include <algorithm>
 #include <atomic>
@@ -7,7 +7,7 @@
 #include <set>
 #include <utility>
 
-#include "residency/sharded_planner.h"
+#include "residency/partitioned_planner.h"
 #include "tests/stress.h"
 
 namespace te::stress {
@@ -30,7 +30,7 @@ constexpr const char* kPolicies[] = {"lookahead", "lookahead:s3fifo", "lru", "lf
 struct Setup {
   PlannerOptions options;
   int64_t depth;
-  int num_shards = 1;
+  int num_partitions = 1;
   int64_t num_operations = kOperations;
   int64_t max_ids = kMaxIdsPerTable;
 
@@ -52,10 +52,10 @@ Setup setup_of(Random* random) {
   s.options.overflow_slots = (kMaxHeld + s.depth + 1) * 2 * kMaxIdsPerTable;
   if (random->one_in(2)) s.options.lower_slots = random->between(8, 150);
   if (random->one_in(2)) {
-    s.num_shards = random->one_in(2) ? 2 : 8;
+    s.num_partitions = random->one_in(2) ? 2 : 8;
     s.num_operations = kLargeOperations;
     s.max_ids = kMaxIdsPerLargeTable;
-    s.options.overflow_slots = s.num_shards * (kMaxHeld + s.depth + 1) * 2 * kIdsPerTable;
+    s.options.overflow_slots = s.num_partitions * (kMaxHeld + s.depth + 1) * 2 * kIdsPerTable;
   }
   return s;
 }
@@ -71,7 +71,7 @@ class Model {
  public:
   using Batch = std::vector<std::pair<uint16_t, std::vector<int64_t>>>;  // segments
 
-  Model(const Setup& setup, ShardedPlanner* planner)
+  Model(const Setup& setup, PartitionedPlanner* planner)
       : setup_(setup), planner_(planner), counts_(setup.options.tables.size()) {}
 
   size_t num_waiting() const { return window_.size(); }
@@ -109,11 +109,11 @@ class Model {
   }
   void write_dirty() {
     const ResidentRows rows = planner_->dirty_rows();
-    TE_CHECK(rows.keys.size() == dirty_.size(), "%zu dirty rows, not %zu", rows.keys.size(),
-             dirty_.size());
+    TE_EXPECT(rows.keys.size() == dirty_.size(), "%zu dirty rows, not %zu", rows.keys.size(),
+              dirty_.size());
     for (size_t i = 0; i < rows.keys.size(); ++i) {
       const Key key{rows.tables[i], rows.keys[i]};
-      TE_CHECK(dirty_.count(key) == 1 && slot_of(key) == rows.slots[i], "a row is not dirty");
+      TE_EXPECT(dirty_.count(key) == 1 && slot_of(key) == rows.slots[i], "a row is not dirty");
     }
     planner_->mark_clean();
     for (const Key& key : dirty_) counts_[key.first].written_back += lower_.count(key) == 0;
@@ -123,15 +123,15 @@ class Model {
     const std::vector<TableCounts> counts = planner_->counts();
     for (size_t t = 0; t < counts.size(); ++t) {
       const TableCounts &a = counts[t], &b = counts_[t];
-      TE_CHECK(a.lookups == b.lookups && a.unique == b.unique && a.misses == b.misses &&
-                   a.evicted == b.evicted && a.written_back == b.written_back &&
-                   a.overflow == b.overflow,
-               "the counts of table %zu differ", t);
+      TE_EXPECT(a.lookups == b.lookups && a.unique == b.unique && a.misses == b.misses &&
+                    a.evicted == b.evicted && a.written_back == b.written_back &&
+                    a.overflow == b.overflow,
+                "the counts of table %zu differ", t);
     }
-    TE_CHECK(planner_->num_resident() == static_cast<int64_t>(slots_.size()),
-             "the number of resident rows differs");
-    TE_CHECK(planner_->num_lower_resident() == static_cast<int64_t>(lower_.size()),
-             "the number of rows in the lower tier differs");
+    TE_EXPECT(planner_->num_resident() == static_cast<int64_t>(slots_.size()),
+              "the number of resident rows differs");
+    TE_EXPECT(planner_->num_lower_resident() == static_cast<int64_t>(lower_.size()),
+              "the number of rows in the lower tier differs");
   }
 
  private:
@@ -149,12 +149,12 @@ class Model {
   }
 
   void check(const StepPlan& plan, const Batch& batch) {
-    TE_CHECK(plan_matches(plan, segments(batch)), "plan %lld is of another batch",
-             static_cast<long long>(plan.number));
+    TE_EXPECT(plan_matches(plan, segments(batch)), "plan %lld is of another batch",
+              static_cast<long long>(plan.number));
     check_groups(plan);
     std::set<Key> keys;
     for (size_t u = 0; u < plan.keys.size(); ++u) {
-      TE_CHECK(keys.insert({plan.tables[u], plan.keys[u]}).second, "a row is planned twice");
+      TE_EXPECT(keys.insert({plan.tables[u], plan.keys[u]}).second, "a row is planned twice");
     }
     for (const auto& [table, ids] : batch) {
       counts_[table].lookups += static_cast<int64_t>(ids.size());
@@ -168,34 +168,34 @@ class Model {
   }
 
   static void check_groups(const StepPlan& plan) {
-    TE_CHECK(plan.group_start.size() == plan.keys.size() + 1, "groups and rows differ in number");
-    TE_CHECK(plan.group.size() == plan.inverse.size(), "occurrences are missing in the groups");
+    TE_EXPECT(plan.group_start.size() == plan.keys.size() + 1, "groups and rows differ in number");
+    TE_EXPECT(plan.group.size() == plan.inverse.size(), "occurrences are missing in the groups");
     for (size_t u = 0; u < plan.keys.size(); ++u) {
       for (int32_t i = plan.group_start[u]; i < plan.group_start[u + 1]; ++i) {
         const bool ascends = i == plan.group_start[u] || plan.group[i - 1] < plan.group[i];
-        TE_CHECK(ascends && plan.inverse[plan.group[i]] == static_cast<int32_t>(u),
-                 "an occurrence is in the wrong group");
+        TE_EXPECT(ascends && plan.inverse[plan.group[i]] == static_cast<int32_t>(u),
+                  "an occurrence is in the wrong group");
       }
     }
   }
 
   // What goes up and what falls leaves the lower tier before anything comes down.
   void make_room_below(const StepPlan& plan) {
-    TE_CHECK(plan.staged_from.size() == plan.staged.size(), "staged rows without an origin");
+    TE_EXPECT(plan.staged_from.size() == plan.staged.size(), "staged rows without an origin");
     for (size_t i = 0; i < plan.staged.size(); ++i) {
       const auto u = static_cast<size_t>(plan.staged[i]);
       const auto it = lower_.find({plan.tables[u], plan.keys[u]});
-      TE_CHECK(plan.staged_from[i] == (it == lower_.end() ? kNoSlot : it->second),
-               "a row comes from a slot where it is not");
+      TE_EXPECT(plan.staged_from[i] == (it == lower_.end() ? kNoSlot : it->second),
+                "a row comes from a slot where it is not");
       if (it != lower_.end()) lower_.erase(it);
     }
     for (size_t f = 0; f < plan.fallen_keys.size(); ++f) {
       const Key key{plan.fallen_tables[f], plan.fallen_keys[f]};
       const auto it = lower_.find(key);
-      TE_CHECK(it != lower_.end() && it->second == plan.fallen_slots[f],
-               "a row falls from a slot where it is not");
-      TE_CHECK((dirty_.erase(key) == 1) == (plan.fallen_dirty[f] != 0),
-               "a fallen row's dirty bit is wrong");
+      TE_EXPECT(it != lower_.end() && it->second == plan.fallen_slots[f],
+                "a row falls from a slot where it is not");
+      TE_EXPECT((dirty_.erase(key) == 1) == (plan.fallen_dirty[f] != 0),
+                "a fallen row's dirty bit is wrong");
       lower_.erase(it);
     }
   }
@@ -205,19 +205,19 @@ class Model {
     for (const auto& [key, slot] : lower_) taken.insert(slot);
     for (size_t v = 0; v < plan.victim_keys.size(); ++v) {
       const Key key{plan.victim_tables[v], plan.victim_keys[v]};
-      TE_CHECK(keys.count(key) == 0, "a victim belongs to its own plan");
+      TE_EXPECT(keys.count(key) == 0, "a victim belongs to its own plan");
       for (const Held& held : held_) {
-        TE_CHECK(held.keys.count(key) == 0, "a victim of plan %lld is held by plan %lld",
-                 static_cast<long long>(plan.number), static_cast<long long>(held.number));
+        TE_EXPECT(held.keys.count(key) == 0, "a victim of plan %lld is held by plan %lld",
+                  static_cast<long long>(plan.number), static_cast<long long>(held.number));
       }
       for (const std::set<Key>& pinned : recent_) {
-        TE_CHECK(pinned.count(key) == 0, "a victim was used inside the depth");
+        TE_EXPECT(pinned.count(key) == 0, "a victim was used inside the depth");
       }
       const auto it = slots_.find(key);
-      TE_CHECK(it != slots_.end() && it->second == plan.victim_slots[v],
-               "a victim is not in its slot");
+      TE_EXPECT(it != slots_.end() && it->second == plan.victim_slots[v],
+                "a victim is not in its slot");
       const bool dirty = dirty_.count(key) == 1;
-      TE_CHECK(dirty == (plan.victim_dirty[v] != 0), "a victim's dirty bit is wrong");
+      TE_EXPECT(dirty == (plan.victim_dirty[v] != 0), "a victim's dirty bit is wrong");
       owners_.erase(it->second);
       slots_.erase(it);
       ++counts_[key.first].evicted;
@@ -227,14 +227,14 @@ class Model {
         dirty_.erase(key);
         continue;
       }
-      TE_CHECK(to >= 0 && to < setup_.options.lower_slots && taken.insert(to).second,
-               "slot %d below was given to two rows", to);
+      TE_EXPECT(to >= 0 && to < setup_.options.lower_slots && taken.insert(to).second,
+                "slot %d below was given to two rows", to);
       lower_[key] = to;
     }
   }
 
   void fill(const StepPlan& plan, size_t num_unique) {
-    TE_CHECK(plan.slots.size() == num_unique, "rows without a slot");
+    TE_EXPECT(plan.slots.size() == num_unique, "rows without a slot");
     size_t next_staged = 0;
     int64_t overflow = 0;
     for (size_t u = 0; u < num_unique; ++u) {
@@ -243,25 +243,25 @@ class Model {
       const bool staged =
           next_staged < plan.staged.size() && plan.staged[next_staged] == static_cast<int32_t>(u);
       next_staged += staged;
-      TE_CHECK(staged == (slots_.count(key) == 0), "staged rows are not the missing ones");
+      TE_EXPECT(staged == (slots_.count(key) == 0), "staged rows are not the missing ones");
       if (!staged) {
-        TE_CHECK(slots_.at(key) == slot, "a resident row changed its slot");
+        TE_EXPECT(slots_.at(key) == slot, "a resident row changed its slot");
         continue;
       }
-      TE_CHECK(slot >= 0 && slot < setup_.num_slots(), "slot %d does not exist", slot);
-      TE_CHECK(owners_.emplace(slot, key).second, "slot %d was given to two rows", slot);
+      TE_EXPECT(slot >= 0 && slot < setup_.num_slots(), "slot %d does not exist", slot);
+      TE_EXPECT(owners_.emplace(slot, key).second, "slot %d was given to two rows", slot);
       slots_[key] = slot;
       const bool transient = slot >= setup_.options.whole_slots + setup_.options.cached_slots;
       overflow += transient;
       counts_[key.first].overflow += transient;
       ++counts_[key.first].misses;
     }
-    TE_CHECK(next_staged == plan.staged.size(), "staged rows that the batch lacks");
-    TE_CHECK(plan.overflow == overflow, "overflow is counted wrong");
+    TE_EXPECT(next_staged == plan.staged.size(), "staged rows that the batch lacks");
+    TE_EXPECT(plan.overflow == overflow, "overflow is counted wrong");
   }
 
   const Setup& setup_;
-  ShardedPlanner* const planner_;
+  PartitionedPlanner* const planner_;
   std::deque<Batch> window_;
   std::vector<Held> held_;            // planned, not released
   std::deque<std::set<Key>> recent_;  // the last plans that the depth pins
@@ -283,7 +283,7 @@ Model::Batch batch_of(const Setup& setup, Random* random) {
   return batch;
 }
 
-void stage(const Setup& setup, ShardedPlanner* planner, Random* random) {
+void stage(const Setup& setup, PartitionedPlanner* planner, Random* random) {
   Model model(setup, planner);
   for (int64_t i = 0; i < setup.num_operations; ++i) {
     const int64_t choice = random->below(100);
@@ -309,7 +309,7 @@ void stage(const Setup& setup, ShardedPlanner* planner, Random* random) {
   model.check_counts();
 }
 
-void observe(const Setup& setup, ShardedPlanner* planner, Random random,
+void observe(const Setup& setup, PartitionedPlanner* planner, Random random,
              const std::atomic<bool>* over) {
   const int64_t num_slots = setup.num_slots();
   const int64_t all_slots = num_slots + setup.options.lower_slots;
@@ -321,31 +321,31 @@ void observe(const Setup& setup, ShardedPlanner* planner, Random random,
     std::vector<int32_t> slots(ids.size());
     planner->find(table, ids.data(), static_cast<int64_t>(ids.size()), slots.data());
     for (size_t i = 0; i < ids.size(); ++i) {
-      TE_CHECK(slots[i] >= kNoSlot && slots[i] < all_slots, "slot %d does not exist", slots[i]);
-      TE_CHECK(table != 2 || slots[i] == kNoSlot || slots[i] == static_cast<int32_t>(ids[i]),
-               "a whole table's row is elsewhere");
+      TE_EXPECT(slots[i] >= kNoSlot && slots[i] < all_slots, "slot %d does not exist", slots[i]);
+      TE_EXPECT(table != 2 || slots[i] == kNoSlot || slots[i] == static_cast<int32_t>(ids[i]),
+                "a whole table's row is elsewhere");
     }
     const std::vector<TableCounts> now = planner->counts();
     for (size_t t = 0; t < now.size(); ++t) {
-      TE_CHECK(now[t].lookups >= before[t].lookups && now[t].misses >= before[t].misses &&
-                   now[t].evicted >= before[t].evicted && now[t].unique <= now[t].lookups &&
-                   now[t].misses <= now[t].unique,
-               "counts that cannot be");
+      TE_EXPECT(now[t].lookups >= before[t].lookups && now[t].misses >= before[t].misses &&
+                    now[t].evicted >= before[t].evicted && now[t].unique <= now[t].lookups &&
+                    now[t].misses <= now[t].unique,
+                "counts that cannot be");
     }
     before = now;
     const int64_t waiting = planner->window_size();
-    TE_CHECK(waiting >= 0 && waiting <= kMaxWindow, "%lld batches wait",
-             static_cast<long long>(waiting));
+    TE_EXPECT(waiting >= 0 && waiting <= kMaxWindow, "%lld batches wait",
+              static_cast<long long>(waiting));
     const int64_t resident = planner->num_resident();
-    TE_CHECK(resident >= 0 && resident <= num_slots, "%lld rows are resident",
-             static_cast<long long>(resident));
+    TE_EXPECT(resident >= 0 && resident <= num_slots, "%lld rows are resident",
+              static_cast<long long>(resident));
     const int64_t below = planner->num_lower_resident();
-    TE_CHECK(below >= 0 && below <= setup.options.lower_slots, "%lld rows are below",
-             static_cast<long long>(below));
-    TE_CHECK(planner->lower_counts().size() == (setup.options.lower_slots > 0 ? before.size() : 0),
-             "counts of a tier that is not there");
-    TE_CHECK(planner->overhead_bytes() > 0, "no overhead");
-    TE_CHECK(!planner->all_resident(), "a pool with cached slots never has all rows");
+    TE_EXPECT(below >= 0 && below <= setup.options.lower_slots, "%lld rows are below",
+              static_cast<long long>(below));
+    TE_EXPECT(planner->lower_counts().size() == (setup.options.lower_slots > 0 ? before.size() : 0),
+              "counts of a tier that is not there");
+    TE_EXPECT(planner->overhead_bytes() > 0, "no overhead");
+    TE_EXPECT(!planner->all_resident(), "a pool with cached slots never has all rows");
   }
 }
 
@@ -355,7 +355,7 @@ void stress_planner(const Run& run) {
   for (Rounds rounds(run); rounds.next();) {
     Random random(rounds.seed());
     const Setup setup = setup_of(&random);
-    ShardedPlanner planner(setup.options, setup.num_shards, kNumThreads);
+    PartitionedPlanner planner(setup.options, setup.num_partitions, kNumThreads);
     std::atomic<bool> over{false};
     Threads observers;
     for (uint64_t o = 0; o < kNumObservers; ++o) {

@@ -10,9 +10,6 @@
 namespace te::faults {
 namespace {
 
-using tiered_embed::ErrorKind;
-using tiered_embed::StoreException;
-
 constexpr int kMostBroken = 5;  // of one workload and kind of fault
 
 struct Workload {

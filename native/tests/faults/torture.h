@@ -64,7 +64,7 @@ class Life {
   void remove(stress::Random* random);
   void read(stress::Random* random);
   void flush();
-  void compact() { store_->Compact(); }
+  void compact() { store_->compact(); }
   void checkpoint();
   void read_all();
   void import();                     // into a store that was never written
@@ -83,7 +83,7 @@ class Life {
   rocksdb::Env* const env_;
   History* const history_;
   uint64_t* const next_version_;
-  std::shared_ptr<tiered_embed::RocksDbStore> store_;
+  std::shared_ptr<RocksDbStore> store_;
   std::map<std::string, Rows> checkpoints_;
   uint64_t num_checkpoints_ = 0;
 };
