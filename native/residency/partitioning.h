@@ -1,4 +1,4 @@
-// Which partition a row belongs to, and how a partition's own row ids and slots are called outside.
+// Which partition a row belongs to, and what its own row ids and slots are called outside.
 //
 // A pool's rows are dealt to `num_partitions` planners: rows that share slots by a hash of their
 // key, rows of whole tables in turn. Slots are dealt in turn too, region by region (whole, shared,
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "residency/planner.h"
+#include "residency/row_table.h"
 
 namespace te {
 
@@ -18,7 +19,7 @@ class Partitioning {
  public:
   static constexpr int kMaxPartitions = 256;  // a partition's number is kept in a byte
 
-  // REQUIRES: num_partitions is a power of two.
+  // See make_planner. Throws std::invalid_argument.
   Partitioning(const PlannerOptions& options, int num_partitions)
       : options_(options),
         count_(num_partitions),
@@ -27,13 +28,13 @@ class Partitioning {
         lower_first_(overflow_first_ + options.overflow_slots) {
     while ((1 << bits_) < num_partitions) ++bits_;
     if (num_partitions < 1 || num_partitions > kMaxPartitions || (1 << bits_) != num_partitions) {
-      throw std::invalid_argument("partitions: " + std::to_string(num_partitions) +
-                                  " is no power of two up to 256");
+      throw std::invalid_argument("num_partitions is " + std::to_string(num_partitions) +
+                                  "; it must be a power of two, at most 256");
     }
-    if (count_ == 1) return;
     if (!options.backed || options.cached_slots < count_ ||
         (options.lower_slots > 0 && options.lower_slots < count_)) {
-      throw std::invalid_argument("partitions: a store below, and a slot each, in every tier");
+      throw std::invalid_argument(
+          "partitions need a store below, and at least one slot each in every tier");
     }
     for (int s = 0; s < count_; ++s) parts_.push_back(options_of(s));
   }

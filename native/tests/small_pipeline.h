@@ -124,7 +124,7 @@ class Pipeline {
   // What a user may ask at any time.
   void look_on() {
     int64_t misses = 0;
-    for (const TableCounts& c : planner_.counts()) misses += c.misses;
+    for (const TableCounts& c : planner_.counts({})) misses += c.misses;
     TE_EXPECT(misses >= misses_seen_, "misses went from %lld to %lld",
               static_cast<long long>(misses_seen_), static_cast<long long>(misses));
     misses_seen_ = misses;
@@ -240,7 +240,7 @@ class Pipeline {
   const Task& task_;
   const PipelineSetup& setup_;
   const uint64_t seed_;
-  Planner planner_;
+  SinglePlanner planner_;
   RecordArray records_;
   WriteBuffer buffer_;
   Store store_;

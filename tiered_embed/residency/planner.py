@@ -112,15 +112,25 @@ class Planner:
             raise self._capacity_error(error) from None
 
     def plan_now(self, segments: Sequence[Segment]) -> StepPlan:
-        """Plans a batch alone, ahead of whatever the window holds. Raises as :meth:`plan`."""
+        """Plans a batch alone, at depth 0; the window's batches come one plan later.
+
+        Raises:
+            CapacityError: no room, with nothing changed.
+        """
         try:
             return self._native.plan_now(list(segments))
         except (_native.NoCapacity, _native.TooManyHeld) as error:
             raise self._capacity_error(error) from None
 
-    def release(self, number: int, *, updated: bool) -> None:
-        """The batch of plan ``number`` is done; ``updated`` says that its rows were changed."""
-        self._native.release(number, updated)
+    def release(self, number: int, *, updated: bool, used: bool = True) -> None:
+        """The batch of plan ``number`` is done.
+
+        Args:
+            updated: its rows were changed.
+            used: a forward used the batch. If not, its lookups, unique rows, misses and overflow
+                no longer count in the upper tier. Rows that it staged or evicted stay counted.
+        """
+        self._native.release(number, updated, used)
 
     def cancel(self) -> None:
         """Drops every batch of the window that has no plan yet."""
@@ -129,7 +139,7 @@ class Planner:
     def find(self, table: int, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
         """The slot of each id (n,), -1 where the row is not resident.
 
-        The lower tier's slots are numbered behind the upper tier's: see ``first_lower_slot``.
+        The lower tier's slots follow the upper tier's, from ``first_lower_slot`` on.
         """
         return self._native.find(table, ids)
 
@@ -144,9 +154,14 @@ class Planner:
         """The dirty rows have been written back."""
         self._native.mark_clean()
 
-    def counts(self, record_bytes: int) -> list[Counts]:
-        """Of the upper tier, per table, in the order given at construction."""
-        return _counts(self._native.counts(), record_bytes)
+    def counts(self, record_bytes: int, unused: Sequence[int] = ()) -> list[Counts]:
+        """Counts of the upper tier, per table, in the order given at construction.
+
+        Args:
+            unused: numbers of plans that no forward has used yet. What they add to lookups, unique,
+                misses and overflow is left out. Numbers of released plans are ignored.
+        """
+        return _counts(self._native.counts(list(unused)), record_bytes)
 
     def lower_counts(self, record_bytes: int) -> list[Counts]:
         """Of the lower tier: lookups are the rows that the upper tier staged, and overflow those
