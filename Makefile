@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NATIVE := $(shell find native -type f) CMakeLists.txt pyproject.toml
 
-.PHONY: help setup demo test test-long test-gpu soak torture check sanitize format bench clean
+.PHONY: help setup demo test test-checked test-long test-gpu soak torture check sanitize format bench clean
 
 help:
 	@echo "make demo       train a DLRM through HBM, DDR and RocksDB, with a live picture"
 	@echo "make test       the whole test suite (under 5 minutes on two cores)"
+	@echo "make test-checked  planner, engine and model tests with the native contracts checked"
 	@echo "make test-long  the full equality matrix and other long runs"
 	@echo "make test-gpu   the HBM tier on a CUDA device"
 	@echo "make soak       a minute of training, watched for growth and drift"
@@ -33,6 +34,13 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not gpu"
+
+# What drives the planner, the record arrays and the kernels; the rest of the suite adds nothing.
+CHECKED := $(wildcard tests/residency tests/engine tests/model) $(wildcard $(addprefix tests/test_, \
+  planner.py parallel_planning.py lower_tier.py policies.py pipeline.py write_buffer.py moves.py \
+  three_tiers.py updates.py kernels.py max_pooling.py))
+test-checked: $(READY)
+	tools/test_checked.sh $(BIN)/python -n 2 --dist worksteal -m "not long and not gpu" $(CHECKED)
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m long

@@ -401,9 +401,9 @@ def test_a_long_walk(policy, seed):
 # --- the planner alone ----------------------------------------------------------------------------
 
 
-def make_planner(capacity: int, policy: str, num_tables: int = 1) -> Planner:
+def make_planner(capacity: int, policy: str, num_tables: int = 1, overflow: int = 1000) -> Planner:
     tables = [(f"t{i}", None) for i in range(num_tables)]
-    slots = PoolSlots((-1,) * num_tables, 0, capacity, 1000)
+    slots = PoolSlots((-1,) * num_tables, 0, capacity, overflow)
     return Planner(tables, slots, policy=policy, backed=True, tier="DDR")
 
 
@@ -536,6 +536,51 @@ def test_a_lone_batch_does_not_change_what_is_farthest():
             planner.release(number, updated=True)
         victims[lone] = planner.plan(0).victim_keys.tolist()
     assert victims == {False: [2], True: [3, 2]}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_lone_batch_without_room_leaves_no_trace(policy):
+    """Rows that the batch shares with the window and the tier keep their places and their order."""
+    batches = skewed_batches(80, 10, 300, 9)
+    plain, refused = (make_planner(40, policy, overflow=30) for _ in range(2))
+    for t, batch in enumerate(batches):
+        plain.push([(0, batch)])
+        refused.push([(0, batch)])
+        if t % 3 == 0:
+            found = [refused.find(0, np.arange(900)).tolist(), refused.counts(8)]
+            lone = np.concatenate([batch, batches[t // 2], np.arange(t, t + 80)])
+            with pytest.raises(CapacityError, match="DDR has 40 slots"):
+                refused.plan_now([(0, lone)])
+            assert found == [refused.find(0, np.arange(900)).tolist(), refused.counts(8)]
+        if t < 5:
+            continue
+        plans = [planner.plan(1) for planner in (plain, refused)]
+        assert plan_text(plans[0]) == plan_text(plans[1])
+        for planner in (plain, refused):
+            planner.release(plans[0].number, updated=t % 2 == 0)
+
+
+def test_a_batch_that_no_forward_used_is_not_counted():
+    planner = make_planner(2, "lru")
+
+    def counted(*unused: int) -> tuple[int, ...]:
+        (c,) = planner.counts(8, unused)
+        return c.lookups, c.unique, c.misses, c.overflow, c.staged, c.evicted
+
+    for batch in ([1, 2, 1], [1, 3, 4, 4]):
+        planner.push(ids(*batch))
+        planner.plan(0)
+    assert counted() == (7, 5, 4, 2, 4, 0)
+    assert counted(0) == (4, 3, 2, 2, 4, 0)
+    assert counted(1) == (3, 2, 2, 0, 4, 0)
+    assert counted(0, 1) == (0, 0, 0, 0, 4, 0)
+    planner.release(1, updated=False, used=False)
+    assert counted() == counted(1) == (3, 2, 2, 0, 4, 0), "once, however often it is asked for"
+    planner.release(0, updated=True)
+    assert counted(0, 1, 99) == (3, 2, 2, 0, 4, 0), "only plans that wait can still be unused"
+    planner.push(ids(5))
+    planner.plan(0)
+    assert counted() == (4, 3, 3, 0, 5, 3)
 
 
 def test_a_cancelled_window_does_not_change_what_is_farthest():

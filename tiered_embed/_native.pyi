@@ -13,6 +13,8 @@ F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 Segments = list[tuple[int, I64]]
 
+HAS_CHECKS: bool  # contracts are checked while running: a build for tests
+
 class NoCapacity(RuntimeError): ...
 class TooManyHeld(RuntimeError): ...
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "core/check.h"
 #include "core/thread_pool.h"
 
 namespace te {
@@ -49,6 +50,9 @@ void DealtIds::deal(const std::vector<Segment>& segments, int num_threads) {
 
 void DealtIds::count_piece(size_t p) {
   const Piece& piece = pieces_[p];
+  TE_CHECK(first_bad_id(piece.ids, piece.num_ids,
+                        partitioning_->options().tables[piece.table].num_rows) < 0,
+           "ids lie inside their tables");
   uint8_t* partitions = partitions_.data() + piece.first;
   std::array<int32_t, Partitioning::kMaxPartitions> counts{};
   const auto count_by = [&](const auto& partition_of) {

@@ -21,7 +21,7 @@ HeldPlans::Held* HeldPlans::find(int64_t number) {
   return it == held_.end() || it->number != number ? nullptr : &*it;
 }
 
-void HeldPlans::let_go(int64_t end, const Window& window) {
+void HeldPlans::drop_pins(int64_t end, const Window& window) {
   for (auto it = held_.begin(); it != held_.end() && it->number < end;) {
     if (it->released) {
       note_update(&*it);
@@ -37,15 +37,16 @@ void HeldPlans::let_go(int64_t end, const Window& window) {
 
 void HeldPlans::unpin(const Held& held, const Window& window) {
   if (whole_.is_everything()) return;  // no row was ever listed
+  RowTable& rows = rows_;
   const uint32_t base = window.base();
   for (size_t u = 0; u < held.handles.size(); ++u) {
     const RowHandle r = held.handles[u];
-    prefetch_row(rows_, held.handles, u);
+    prefetch_row(rows, held.handles, u);
     if (is_whole(r)) continue;
-    const Row& row = rows_[r];
+    Row& row = rows[r];
     const uint32_t position = held.base == 0 ? 0 : held.base + static_cast<uint32_t>(u);
     const bool is_last = row.pins == 1 && row.mark >= base;
-    tier_.unpin(r, is_last ? window.next_use_after(position, row.mark) : kNever);
+    tier_.unpin(r, row, is_last ? window.next_use_after(position, row.mark) : kNever);
   }
 }
 

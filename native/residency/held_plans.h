@@ -1,4 +1,4 @@
-// The plans whose rows are pinned: made, and not let go of yet, oldest first.
+// The plans that still pin their rows, oldest first.
 //
 // A plan is held until its batch is released and `depth` more plans have been made; then each of
 // its rows drops a pin. That a batch changed its rows reaches their dirty bits at that moment, or
@@ -43,9 +43,9 @@ class HeldPlans {
   Held* find(int64_t number);
   const Held* find(int64_t number) const { return const_cast<HeldPlans*>(this)->find(number); }
 
-  // Released plans below `end` drop their pins. Of the others, those that are far behind the window
+  // Released plans below `end` drop their pins. Of the others, those that lie far before the window
   // forget their positions.
-  void let_go(int64_t end, const Window& window);
+  void drop_pins(int64_t end, const Window& window);
 
   // Dirty bits of the rows of released plans.
   void note_updates();
@@ -54,7 +54,7 @@ class HeldPlans {
   int64_t num_staying(int64_t next, int64_t depth) const;
   size_t size() const { return held_.size(); }
 
-  // Calls fn(plan) for every plan that `let_go(end)` would let go of.
+  // Calls fn(plan) for every plan that `drop_pins(end)` would drop.
   template <typename Fn>
   void for_each_leaving(int64_t end, const Fn& fn) const {
     for (const Held& held : held_) {

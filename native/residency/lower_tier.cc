@@ -67,6 +67,7 @@ void LowerTier::fall(RowHandle r, uint32_t window_base, StepPlan* plan) {
 // The slot of a row that descends; kNoSlot when all are taken, and it passes on to the tier below.
 int32_t LowerTier::place(const Descent& descent) {
   Row& row = (*rows_)[descent.row];
+  TE_CHECK(row.slot == kNoSlot && row.pins == 0 && !row.listed, "a row that descends has no slot");
   TableCounts& counts = counts_[row.table];
   ++counts.staged;
   if (slots_.num_free() == 0) {

@@ -3,7 +3,7 @@
 // Every partition is a SinglePlanner over the rows and slots that Partitioning deals to it. A step
 // takes three turns: the batch's ids are dealt to the partitions, every partition works alone, and
 // what they found is merged (BatchMerger, PlanMerger). How many partitions there are is part of the
-// pool's configuration, since it decides who is evicted; how many threads run them is not.
+// pool's configuration, since it decides which rows are evicted; how many threads run them is not.
 //
 // Threading: as Planner's. Loops run on core/thread_pool and on the calling thread.
 #pragma once

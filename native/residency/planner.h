@@ -111,9 +111,9 @@ class Planner {
   virtual int num_partitions() const = 0;
 };
 
-// One partition: a SinglePlanner. More want a power of two of them, a store at the bottom, and a
-// slot each in every tier; their number decides who is evicted, that of threads does not. Throws
-// std::invalid_argument.
+// One partition: a SinglePlanner. Several must be a power of two, and need a store at the bottom
+// and at least one slot each in every tier; else std::invalid_argument. The number of partitions
+// decides which rows are evicted, the number of threads does not.
 std::unique_ptr<Planner> make_planner(const PlannerOptions& options, int num_partitions,
                                       int num_threads);
 

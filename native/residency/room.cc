@@ -7,7 +7,8 @@
 namespace te {
 namespace {
 
-using Pin = std::pair<RowHandle, bool>;  // of a plan that lets go; whether it updated the row
+using Pin =
+    std::pair<RowHandle, bool>;  // of a plan that drops it; whether the plan updated the row
 
 bool is_in(const std::vector<RowHandle>& sorted, RowHandle r) {
   return std::binary_search(sorted.begin(), sorted.end(), r);
@@ -66,7 +67,7 @@ int64_t SinglePlanner::shortage(const Batch& batch, int64_t depth) const {
   }
   std::sort(stay.begin(), stay.end());
 
-  // Rows lose their slot when all plans that pin them let go.
+  // A row may lose its slot when every plan that pins it drops its pin.
   std::vector<Pin> dropped;
   held_.for_each_leaving(window_.next_plan() - depth, [&](const HeldPlans::Held& held) {
     for (RowHandle r : held.handles) {

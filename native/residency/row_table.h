@@ -12,12 +12,12 @@
 
 #include "core/check.h"
 #include "core/virtual_array.h"
+#include "residency/step_plan.h"
 
 namespace te {
 
 using RowHandle = uint32_t;
 constexpr RowHandle kNoRow = 0xFFFFFFFFu;
-constexpr int32_t kNoSlot = -1;
 constexpr uint32_t kMaxPins = (1u << 12) - 1;
 
 struct Row {

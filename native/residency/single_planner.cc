@@ -127,7 +127,7 @@ std::shared_ptr<StepPlan> SinglePlanner::plan_batch(Batch batch, int64_t depth) 
   plan->number = window_.next_plan() - 1;
   // Pin what is resident first, so that no row of this batch passes through the policy.
   pin_resident(batch, plan.get());
-  held_.let_go(plan->number - depth, window_);
+  held_.drop_pins(plan->number - depth, window_);
   upper_.advance(plan->number);
   upper_.evict_leaving(window_.base(), plan.get());
   stage(&batch, plan.get());
@@ -156,8 +156,8 @@ void SinglePlanner::pin_resident(const Batch& batch, StepPlan* plan) {
       if (whole_resident) continue;
       prefetch_flag(whole_, batch.handles, u);
       if (whole_.is_resident(whole_slot(r))) continue;
-    } else if (upper_.holds(rows_[r])) {
-      upper_.pin(r);
+    } else if (Row& row = rows_[r]; upper_.holds(row)) {
+      upper_.pin(r, row);
       continue;
     }
     plan->staged.push_back(static_cast<int32_t>(u));

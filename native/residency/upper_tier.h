@@ -33,9 +33,8 @@ class UpperTier {
   // Whether the row, unpinned, keeps its slot for good: it was changed and no tier lies below.
   bool stays(bool dirty) const { return dirty && !backed_ && lower_ == nullptr; }
 
-  // A batch takes the row. REQUIRES: holds(row).
-  void pin(RowHandle r) {
-    Row& row = rows_[r];
+  // Here and below, `row` is the row that `r` names. A batch takes it. REQUIRES: holds(row).
+  void pin(RowHandle r, Row& row) {
     TE_CHECK(holds(row) && row.pins < kMaxPins, "a row to pin is here");
     row.pins = (row.pins + 1u) & kMaxPins;
     if (!row.listed) return;
@@ -43,9 +42,8 @@ class UpperTier {
     row.listed = 0;
     --num_listed_;
   }
-  // A batch lets go of the row; `next_use` is a plan's number or kNever. REQUIRES: it is pinned.
-  void unpin(RowHandle r, int64_t next_use) {
-    Row& row = rows_[r];
+  // A batch drops its pin; `next_use` is a plan's number or kNever. REQUIRES: it is pinned.
+  void unpin(RowHandle r, Row& row, int64_t next_use) {
     TE_CHECK(holds(row) && row.pins > 0 && !row.listed, "a row to unpin is pinned");
     row.pins = (row.pins - 1u) & kMaxPins;
     if (row.pins != 0) return;
@@ -59,15 +57,18 @@ class UpperTier {
   }
 
   // The next use of a listed row, in either tier, became known, or (kNever) was taken back.
-  void reschedule(RowHandle r, int64_t next_use) {
-    TE_CHECK(rows_[r].listed, "only listed rows wait for a use");
-    holds(rows_[r]) ? policy_->reschedule(r, next_use) : lower_->reschedule(r, next_use);
+  void reschedule(RowHandle r, const Row& row, int64_t next_use) {
+    TE_CHECK(row.listed, "only listed rows wait for a use");
+    holds(row) ? policy_->reschedule(r, next_use) : lower_->reschedule(r, next_use);
   }
   // For the policies of both tiers; see EvictionPolicy.
   void postpone();
   void advance(int64_t plan);
   // A planned batch uses the row. REQUIRES: it is pinned.
-  void use(RowHandle r) { policy_->use(r); }
+  void use(RowHandle r) {
+    TE_CHECK(holds(rows_[r]) && rows_[r].pins > 0 && !rows_[r].listed, "a used row is pinned");
+    policy_->use(r);
+  }
 
   // Evicts the rows whose last pin dropped while they were in overflow slots. As in `place`, the
   // victims go into the plan, and a row without a use from `window_base` on is forgotten.

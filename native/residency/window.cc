@@ -18,6 +18,8 @@ Window::Window(RowTable* rows, UpperTier* tiers, const PlannerOptions& options)
     : rows_(*rows),
       tiers_(*tiers),
       tables_(options.tables),
+      has_cached_(std::any_of(tables_.begin(), tables_.end(),
+                              [](const TableShape& t) { return t.first_slot < 0; })),
       whole_marks_(static_cast<size_t>(options.whole_slots)),
       chain_(kFirstChain, 0) {}
 
@@ -145,6 +147,7 @@ void Window::dedupe_whole(const Segment& segment, Batch* batch, int32_t* inverse
 
 template <bool kAside>
 void Window::dedupe_cached(const Segment& segment, Batch* batch, int32_t* inverse) {
+  RowTable& rows = rows_;  // a local name: the loop need not read the reference again
   const uint32_t base = batch->base;
   const uint32_t table = static_cast<uint32_t>(segment.table);
   const int64_t plan_number = next_plan_ + size() - 1;
@@ -155,12 +158,12 @@ void Window::dedupe_cached(const Segment& segment, Batch* batch, int32_t* invers
     for (int64_t i = begin; i < end; ++i) {
       const uint32_t h = RowTable::hash(table, segment.ids[i]);
       hashes[i % (4 * kBlock)] = h;
-      rows_.prefetch_index(h);
+      rows.prefetch_index(h);
     }
   };
   const auto fetch_block = [&](int64_t begin) {
     const int64_t end = std::min(segment.num_ids, begin + kBlock);
-    for (int64_t i = begin; i < end; ++i) rows_.prefetch_row(hashes[i % (4 * kBlock)]);
+    for (int64_t i = begin; i < end; ++i) rows.prefetch_row(hashes[i % (4 * kBlock)]);
   };
   hash_block(0);
   hash_block(kBlock);
@@ -172,17 +175,16 @@ void Window::dedupe_cached(const Segment& segment, Batch* batch, int32_t* invers
     for (int64_t i = begin; i < end; ++i) {
       const int64_t id = segment.ids[i];
       const uint32_t h = hashes[i % (4 * kBlock)];
-      RowHandle r = rows_.find(h, table, id);
-      if (r == kNoRow) r = rows_.insert(h, table, id);
-      uint32_t mark = rows_[r].mark;
+      RowHandle r = rows.find(h, table, id);
+      if (r == kNoRow) r = rows.insert(h, table, id);
+      uint32_t mark = rows[r].mark;
       if (mark < base) {
         if constexpr (kAside) {
           were_marked_[static_cast<size_t>(batch->num_unique)] = mark;
-          rows_[r].mark = next_position_++;
+          rows[r].mark = mark = next_position_++;
         } else {
-          note_use(r, plan_number);
+          mark = note_use(r, plan_number);
         }
-        mark = rows_[r].mark;
         batch->add(r, segment.table);
       }
       inverse[i] = static_cast<int32_t>(mark - base);
@@ -190,13 +192,15 @@ void Window::dedupe_cached(const Segment& segment, Batch* batch, int32_t* invers
   }
 }
 
-// Row `r` gets the next position as a use by plan `plan_number`.
-void Window::note_use(RowHandle r, int64_t plan_number) {
+// Row `r` gets the next position, which is returned, as a use by plan `plan_number`.
+uint32_t Window::note_use(RowHandle r, int64_t plan_number) {
   const uint32_t position = take_position();
-  const uint32_t before = rows_[r].mark;
+  Row& row = rows_[r];
+  const uint32_t before = row.mark;
   if (before != 0 && before >= live_from_) link(before) = position;
-  rows_[r].mark = position;
-  if (rows_[r].listed && before < base()) tiers_.reschedule(r, plan_number);
+  row.mark = position;
+  if (row.listed && before < base()) tiers_.reschedule(r, row, plan_number);
+  return position;
 }
 
 Batch Window::take_oldest() {
@@ -211,8 +215,9 @@ void Window::cancel() {
   for (const Batch& b : batches_) {
     for (RowHandle r : b.handles) {
       if (is_whole(r)) continue;
-      rows_[r].mark = 0;
-      if (rows_[r].scheduled) tiers_.reschedule(r, kNever);
+      Row& row = rows_[r];
+      row.mark = 0;
+      if (row.scheduled) tiers_.reschedule(r, row, kNever);
     }
   }
   for (const Batch& b : batches_) {
@@ -239,7 +244,7 @@ void Window::restore(uint32_t first, const PlainVector<RowHandle>& handles,
 
 Batch Window::push_aside(const std::vector<Segment>& segments) {
   Batch batch = new_batch(num_ids_of(segments));
-  were_marked_.resize(batch.handles.size());
+  if (has_cached_) were_marked_.resize(batch.handles.size());
   dedupe<true>(segments, &batch);
   return batch;
 }
@@ -248,7 +253,7 @@ void Window::adopt(Batch* batch) {
   if (!batches_.empty()) {
     put_back(*batch);
     batch->base = 0;
-  } else {
+  } else if (has_cached_) {
     for (size_t u = 0; u < batch->handles.size(); ++u) {
       if (is_whole(batch->handles[u])) continue;
       const uint32_t position = batch->base + static_cast<uint32_t>(u);

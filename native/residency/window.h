@@ -83,7 +83,7 @@ class Window {
     link(position) = 0;
     return position;
   }
-  void note_use(RowHandle r, int64_t plan_number);
+  uint32_t note_use(RowHandle r, int64_t plan_number);
   void put_back(const Batch& batch);
   void grow_chain();
   uint32_t& link(uint32_t position) { return chain_[position & (chain_.size() - 1)]; }
@@ -94,6 +94,7 @@ class Window {
   RowTable& rows_;
   UpperTier& tiers_;
   const std::vector<TableShape> tables_;
+  const bool has_cached_;               // some table is not whole
   VirtualArray<uint32_t> whole_marks_;  // by slot
   std::deque<Batch> batches_;           // oldest first
   int64_t next_plan_ = 0;

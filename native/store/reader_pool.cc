@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/check.h"
+
 namespace te {
 
 void ReaderPool::Job::run_tasks() {
@@ -16,6 +18,7 @@ ReaderPool::ReaderPool(size_t num_threads) {
 ReaderPool::~ReaderPool() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
+    TE_CHECK(jobs_.empty(), "no parallel_for is running");
     stopping_ = true;
   }
   work_ready_.notify_all();

@@ -82,7 +82,7 @@ RocksDbStore::~RocksDbStore() {
   try {
     close();
   } catch (const StoreException&) {
-    // A caller who wants to know calls close().
+    // A caller that wants to know calls close().
   }
 }
 

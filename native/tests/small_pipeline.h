@@ -20,7 +20,7 @@ struct PipelineSetup {
   size_t lookahead;
   size_t num_kept;  // batches that the trainer releases late
   int64_t num_readers;
-  int64_t buffer_bytes;  // of the write buffer, beside one plan's
+  int64_t buffer_bytes;  // of the write buffer, in addition to one plan's
   PlannerOptions planner;
 };
 

@@ -11,7 +11,6 @@
 #include <utility>
 
 #include "residency/planner.h"
-#include "residency/row_table.h"
 #include "tests/stress.h"
 
 namespace te::stress {

@@ -70,7 +70,7 @@ class Life {
   void import();                     // into a store that was never written
   void any(stress::Random* random);  // one of the above, import apart
   // False where that failed; the store is gone in any case. A close that works promises that all is
-  // durable, unless an error was told before (`refused`).
+  // durable, unless an error was reported before (`refused`).
   bool close(bool refused);
 
   // What each acknowledged checkpoint holds, by its name in `folder`.
