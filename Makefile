@@ -9,12 +9,13 @@ DEV := $(VENV)/.ready-dev
 BROWSER := $(VENV)/.ready-browser
 NATIVE := $(shell find native -type f) CMakeLists.txt pyproject.toml
 
-.PHONY: help setup demo test test-long test-gpu soak torture check sanitize format bench clean
+.PHONY: help setup demo test test-checked test-long test-gpu soak torture check sanitize format bench clean
 
 help:
 	@echo "make setup      all that the targets below need; each of them also sets up what it needs"
 	@echo "make demo       train a DLRM through HBM, DDR and RocksDB, with a live picture"
 	@echo "make test       the whole test suite (under 5 minutes on two cores)"
+	@echo "make test-checked  planner, engine and model tests with the native contracts checked"
 	@echo "make test-long  the full equality matrix and other long runs"
 	@echo "make test-gpu   the HBM tier on a CUDA device"
 	@echo "make soak       a minute of training, watched for growth and drift"
@@ -45,6 +46,12 @@ demo: $(DEMO)
 
 test: $(DEV) $(BROWSER)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not gpu"
+
+# What drives the planner, the record arrays and the kernels; the rest of the suite adds nothing.
+CHECKED := tests/residency tests/engine tests/model tests/tiers tests/kernels/test_choice.py \
+  tests/promises/test_three_tiers.py tests/modules/test_max_pooling.py
+test-checked: $(DEV)
+	tools/test_checked.sh $(BIN)/python -n 2 --dist worksteal -m "not long and not gpu" $(CHECKED)
 
 test-long: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m long

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds native/tests with sanitizers and runs it; fails on the first finding. Usage:
-# tools/sanitize.sh [argument of stress]..., for example `tools/sanitize.sh --seed 7 pipeline`.
+# Builds native/tests with sanitizers and contract checks, and runs it; fails on the first finding.
+# Usage: tools/sanitize.sh [argument of stress]..., for example `tools/sanitize.sh --seed 7 pipeline`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,7 +11,7 @@ export UBSAN_OPTIONS="print_stacktrace=1 exitcode=66"
 
 for sanitizers in thread address,undefined; do
   build=build/sanitize-${sanitizers/,/-}
-  cmake -S . -B "$build" -DTE_PYTHON=OFF -DTE_TESTS=ON -DTE_SANITIZE=$sanitizers \
+  cmake -S . -B "$build" -DTE_PYTHON=OFF -DTE_TESTS=ON -DTE_CHECKS=ON -DTE_SANITIZE=$sanitizers \
     -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 >/dev/null
   cmake --build "$build" --parallel "$(nproc)" >/dev/null
   echo "== $sanitizers"

@@ -1,8 +1,8 @@
-"""Planning in parallel: a step of a million ids, by threads, beside the planner that is not cut.
+"""Planning in parallel: a step of a million ids by number of threads, and by a single planner.
 
 Steps run turn by turn over one stream, every planner with its own window. Before anything is
-timed, plans of all thread counts are compared with one another, and with those of the planner that
-is not cut where they must be equal (all but slots and victims). Turns in which other processes took
+timed, plans of all thread counts are compared with one another, and with those of the single
+planner where they must be equal (all but slots and victims). Turns in which other processes took
 part of the cores are left out, if enough remain.
 
   python benchmarks/planning --json benchmarks/results/planning.json
@@ -36,8 +36,7 @@ from benchmarks.support.reports import (
     spread,
     write_json,
 )
-from tiered_embed import _native
-from tiered_embed.residency import planner as residency
+from tiered_embed.residency import budgets
 from tiered_embed.residency.budgets import PoolSlots
 from tiered_embed.residency.planner import BASE_POLICIES, Planner, Segment, StepPlan
 from tiered_embed.simulate.planner_replay import replay
@@ -74,9 +73,9 @@ class Planning:
 
 
 @contextlib.contextmanager
-def cut(*, in_shards: bool) -> Iterator[None]:
-    """Whether planners made inside are cut, whatever their size."""
-    with mock.patch.object(residency, "SHARDED_SLOTS", 0 if in_shards else 2**40):
+def partitioned(*, always: bool) -> Iterator[None]:
+    """Whether planners made inside are partitioned, whatever their size."""
+    with mock.patch.object(budgets, "PARTITIONED_SLOTS", 0 if always else 2**40):
         yield
 
 
@@ -98,16 +97,15 @@ class Contestant:
     """A planner in the middle of a training run."""
 
     def __init__(self, p: Planning, batches: list[list[Segment]], threads: int | None) -> None:
-        """``threads``: None for the planner that is not cut."""
+        """``threads``: None for the single planner."""
         self.p = p
         self.batches = batches
         self.times: list[float] = []
-        self.serial: list[float] = []
         self.cpu: list[float] = []
         self.held: list[int] = []
         self.pushed = 0
         slots = PoolSlots((-1,) * p.tables, 0, int(p.tables * p.rows * p.cached_share), 1 << 24)
-        with cut(in_shards=threads is not None):
+        with partitioned(always=threads is not None):
             self.planner = Planner(
                 [(f"t{t}", p.rows) for t in range(p.tables)],
                 slots,
@@ -124,7 +122,6 @@ class Contestant:
         self.pushed += 1
 
     def step(self) -> StepPlan:
-        in_loops = _native.loop_seconds()
         cpu = time.process_time()
         start = time.perf_counter()
         self._push()
@@ -132,13 +129,12 @@ class Contestant:
         if len(self.held) == self.p.depth:
             self.planner.release(self.held.pop(0), updated=True)
         self.times.append(time.perf_counter() - start)
-        self.serial.append(self.times[-1] - (_native.loop_seconds() - in_loops))
         self.cpu.append(time.process_time() - cpu)
         self.held.append(plan.number)
         return plan
 
     def keep_turns(self, which: list[int]) -> None:
-        for values in (self.times, self.serial, self.cpu):
+        for values in (self.times, self.cpu):
             values[:] = [values[turn] for turn in which]
 
 
@@ -155,16 +151,16 @@ def same(a: StepPlan, b: StepPlan) -> bool:
 
 
 def steps(p: Planning, threads: list[int]) -> dict[str, Any]:
-    """Seconds of a step, by contestant, and the part of it that runs on one thread."""
+    """Seconds of a step, by contestant."""
     tables = [Zipf(p.rows, p.exponent, t) for t in range(p.tables)]
     batches = [[(t, table.draw(p.ids)) for t, table in enumerate(tables)] for _ in range(p.batches)]
-    named: dict[str, int | None] = {"not cut": None} | {str(n): n for n in threads}
+    named: dict[str, int | None] = {"single": None} | {str(n): n for n in threads}
     contestants = {name: Contestant(p, batches, n) for name, n in named.items()}
     for _ in range(p.warm_steps):
         plans = {name: contestant.step() for name, contestant in contestants.items()}
         assert all(same(plans[str(n)], plans[str(threads[0])]) for n in threads)
-        assert same_rows(plans["not cut"], plans[str(threads[0])])
-    unique = len(plans["not cut"].keys)
+        assert same_rows(plans["single"], plans[str(threads[0])])
+    unique = len(plans["single"].keys)
     for contestant in contestants.values():
         contestant.keep_turns([])
     order = list(contestants.values())
@@ -179,11 +175,10 @@ def steps(p: Planning, threads: list[int]) -> dict[str, Any]:
     for contestant in order:
         contestant.keep_turns(turns)
     one = contestants[str(threads[0])]
-    whole = statistics.median(contestants["not cut"].times)
+    whole = statistics.median(contestants["single"].times)
     alone = statistics.median(one.times)
-    serial = statistics.median(one.serial) / alone
     table = Table()
-    for column in ("threads", "step", "CPU", "over one thread", "over the one not cut"):
+    for column in ("threads", "step", "CPU", "over one thread", "over the single planner"):
         table.add_column(column, justify="left" if column == "threads" else "right")
     ratios: dict[str, dict[str, float]] = {}
     for name, contestant in contestants.items():
@@ -191,33 +186,27 @@ def steps(p: Planning, threads: list[int]) -> dict[str, Any]:
         # Turn for turn, so that a busy moment meets all of them.
         ratios[name] = {
             "over_one_thread": _ratio(one.times, contestant.times),
-            "over_not_cut": _ratio(contestants["not cut"].times, contestant.times),
+            "over_single": _ratio(contestants["single"].times, contestant.times),
         }
         shown = [f"{ratio:.2f} x" for ratio in ratios[name].values()]
         cpu = statistics.median(contestant.cpu)
         table.add_row(name, f"{mine * 1e3:.1f} ms", f"{cpu * 1e3:.1f} ms", *shown)
     console.print(table)
-    bound = 1 / (serial + (1 - serial) / CORES)
     console.print(
-        f"{p.tables * p.ids:,} ids, {unique:,} unique; {serial * alone * 1e6:.0f} us of a step"
-        f" ({serial:.2%}) run on one thread: at most {bound:.1f} x on {CORES} cores;"
-        f" {len(calm)} of {p.steps} turns were calm"
+        f"{p.tables * p.ids:,} ids, {unique:,} unique; {len(calm)} of {p.steps} turns were calm"
     )
     return {
         "ids": p.tables * p.ids,
         "unique": unique,
-        "shards": one.planner.num_shards,
+        "partitions": one.planner.num_partitions,
         "step_s": {name: spread(c.times) for name, c in contestants.items()},
         "cpu_s": {name: spread(c.cpu) for name, c in contestants.items()},
         "speedup": ratios,
-        "serial_s": spread(one.serial),
-        "serial_share": serial,
-        "bound_on_16_cores": bound,
-        "one_thread_of_not_cut": alone / whole,
+        "one_thread_of_single": alone / whole,
         "calm_turns": len(calm),
         "neighbours_cores": spread([busy[turn] for turn in turns]),
         "overhead_bytes": {
-            name: contestants[name].planner.overhead_bytes for name in ("not cut", str(threads[0]))
+            name: contestants[name].planner.overhead_bytes for name in ("single", str(threads[0]))
         },
     }
 
@@ -227,19 +216,23 @@ def _ratio(reference: list[float], mine: list[float]) -> float:
 
 
 def hit_rates(p: Planning) -> dict[str, Any]:
-    """Hits per access with and without shards, on one skewed stream."""
+    """Hits per access with and without partitions, on one skewed stream."""
     source = Zipf(p.hit_rows, p.exponent, 99)
     trace = Trace.from_ids(source.draw(p.hit_ids * p.hit_batches), batch=p.hit_ids)
     table = Table()
-    for column in ("policy", "not cut", "cut", "difference"):
+    for column in ("policy", "single", "partitioned", "difference"):
         table.add_column(column, justify="left" if column == "policy" else "right")
     out = {}
     for policy in (*BASE_POLICIES, "lookahead"):
         rates = []
-        for in_shards in (False, True):
-            with cut(in_shards=in_shards):
+        for always in (False, True):
+            with partitioned(always=always):
                 rates.append(replay(trace, p.hit_slots, policy, 4, 2).total.hit_rate)
-        out[policy] = {"not_cut": rates[0], "cut": rates[1], "difference": rates[1] - rates[0]}
+        out[policy] = {
+            "single": rates[0],
+            "partitioned": rates[1],
+            "difference": rates[1] - rates[0],
+        }
         shown = (f"{rate:.5f}" for rate in rates)
         table.add_row(policy, *shown, f"{rates[1] - rates[0]:+.5f}")
     console.print(table)
@@ -273,7 +266,7 @@ def main(
     least = min(rates["difference"] for rates in made["hit_rates"].values())
     targets = [
         Target(f"a step on {CORES} cores over one core", SPEEDUP, speedup),
-        Target("hit rate that shards cost at most: room left", 0.0, 0.001 + least, ""),
+        Target("hit rate that partitions cost at most: room left", 0.0, 0.001 + least, ""),
     ]
     made["targets"] = [target.as_dict() for target in targets]
     write_json(json, made)

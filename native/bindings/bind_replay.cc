@@ -51,8 +51,8 @@ void bind_replay(nb::module_& m) {
   nb::class_<Replay>(m, "Replay")
       .def(
           "__init__",
-          [](Replay* self, ShardedPlanner& planner, int64_t num_tables, int64_t lookahead,
-             int64_t depth, bool updated, bool per_step) {
+          [](Replay* self, Planner& planner, int64_t num_tables, int64_t lookahead, int64_t depth,
+             bool updated, bool per_step) {
             new (self) Replay(&planner, {num_tables, lookahead, depth, updated, per_step});
           },
           nb::keep_alive<1, 2>(), nb::arg("planner"), nb::kw_only(), nb::arg("num_tables"),

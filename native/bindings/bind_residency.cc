@@ -1,11 +1,11 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include "bindings/arrays.h"
-#include "core/thread_pool.h"
-#include "residency/sharded_planner.h"
+#include "residency/planner.h"
 
 namespace te {
 namespace {
@@ -25,6 +25,13 @@ std::vector<Segment> segments_of(const nb::list& list) {
     out.push_back({nb::cast<int32_t>(pair[0]), ids.data(), static_cast<int64_t>(ids.size())});
   }
   return out;
+}
+
+// What fn() returns, computed while other Python threads run.
+template <typename Fn>
+auto without_gil(const Fn& fn) {
+  nb::gil_scoped_release released;
+  return fn();
 }
 
 nb::list list_of(const std::vector<TableCounts>& counts) {
@@ -69,7 +76,7 @@ void bind_residency(nb::module_& m) {
       .def_prop_ro("fallen_dirty", array_of(&StepPlan::fallen_dirty))
       .def("matches", [](const StepPlan& plan, const nb::list& segments) {
         const std::vector<Segment> s = segments_of(segments);
-        nb::gil_scoped_release nogil;
+        nb::gil_scoped_release released;
         return plan_matches(plan, s);
       });
 
@@ -91,12 +98,13 @@ void bind_residency(nb::module_& m) {
     }
   });
 
-  nb::class_<ShardedPlanner>(m, "Planner")
+  // Every call releases the GIL: a view may wait for the lock while a plan is being made.
+  const auto nogil = nb::call_guard<nb::gil_scoped_release>();
+  nb::class_<Planner>(m, "Planner")
       .def(
-          "__init__",
-          [](ShardedPlanner* self, const std::vector<std::tuple<int64_t, int64_t>>& tables,
-             int64_t whole_slots, int64_t cached_slots, int64_t overflow_slots, int64_t lower_slots,
-             const std::string& policy, bool backed, int num_shards, int num_threads) {
+          nb::new_([](const std::vector<std::tuple<int64_t, int64_t>>& tables, int64_t whole_slots,
+                      int64_t cached_slots, int64_t overflow_slots, int64_t lower_slots,
+                      const std::string& policy, bool backed, int num_partitions, int num_threads) {
             PlannerOptions o;
             for (const auto& [num_rows, first_slot] : tables) {
               o.tables.push_back({num_rows, first_slot});
@@ -107,63 +115,65 @@ void bind_residency(nb::module_& m) {
             o.lower_slots = lower_slots;
             o.policy = policy;
             o.backed = backed;
-            new (self) ShardedPlanner(o, num_shards, num_threads);
-          },
+            return make_planner(o, num_partitions, num_threads);
+          }),
           nb::arg("tables"), nb::kw_only(), nb::arg("whole_slots"), nb::arg("cached_slots"),
           nb::arg("overflow_slots"), nb::arg("lower_slots"), nb::arg("policy"), nb::arg("backed"),
-          nb::arg("num_shards"), nb::arg("num_threads"))
+          nb::arg("num_partitions"), nb::arg("num_threads"))
       .def("push",
-           [](ShardedPlanner& p, const nb::list& segments) {
+           [](Planner& p, const nb::list& segments) {
              const std::vector<Segment> s = segments_of(segments);
-             nb::gil_scoped_release nogil;
+             nb::gil_scoped_release released;
              p.push(s);
            })
-      .def("plan", &ShardedPlanner::plan, nb::arg("depth"),
-           nb::call_guard<nb::gil_scoped_release>())
+      .def("plan", &Planner::plan, nb::arg("depth"), nogil)
       .def("plan_now",
-           [](ShardedPlanner& p, const nb::list& segments) {
+           [](Planner& p, const nb::list& segments) {
              const std::vector<Segment> s = segments_of(segments);
-             nb::gil_scoped_release nogil;
+             nb::gil_scoped_release released;
              return p.plan_now(s);
            })
-      .def("release", &ShardedPlanner::release, nb::arg("number"), nb::arg("updated"),
-           nb::call_guard<nb::gil_scoped_release>())
-      .def("cancel", &ShardedPlanner::cancel, nb::call_guard<nb::gil_scoped_release>())
+      .def("release", &Planner::release, nb::arg("number"), nb::arg("updated"),
+           nb::arg("used") = true, nogil)
+      .def("cancel", &Planner::cancel, nogil)
       .def("find",
-           [](ShardedPlanner& p, int32_t table, Ids ids) {
+           [](Planner& p, int32_t table, Ids ids) {
              std::vector<int32_t> slots(ids.size());
              {
-               nb::gil_scoped_release nogil;
+               nb::gil_scoped_release released;
                p.find(table, ids.data(), static_cast<int64_t>(ids.size()), slots.data());
              }
              return own(std::move(slots));
            })
       .def("dirty_rows",
-           [](ShardedPlanner& p) {
+           [](Planner& p) {
              ResidentRows rows;
              {
-               nb::gil_scoped_release nogil;
+               nb::gil_scoped_release released;
                rows = p.dirty_rows();
              }
              return nb::make_tuple(own(std::move(rows.tables)), own(std::move(rows.keys)),
                                    own(std::move(rows.slots)));
            })
-      .def("mark_clean", &ShardedPlanner::mark_clean, nb::call_guard<nb::gil_scoped_release>())
-      .def("renumber", &ShardedPlanner::renumber, nb::call_guard<nb::gil_scoped_release>())
-      .def("counts", [](const ShardedPlanner& p) { return list_of(p.counts()); })
-      .def("lower_counts", [](const ShardedPlanner& p) { return list_of(p.lower_counts()); })
-      .def_prop_ro("num_shards", &ShardedPlanner::num_shards)
-      .def_prop_ro("first_lower_slot", &ShardedPlanner::first_lower_slot)
-      .def_prop_ro("num_lower_resident", &ShardedPlanner::num_lower_resident)
-      .def_prop_ro("window_size", &ShardedPlanner::window_size)
-      .def_prop_ro("num_resident", &ShardedPlanner::num_resident)
-      .def_prop_ro("all_resident", &ShardedPlanner::all_resident)
-      .def_prop_ro("overhead_bytes", &ShardedPlanner::overhead_bytes);
-
-  m.def("loop_seconds", &loop_seconds);
+      .def("mark_clean", &Planner::mark_clean, nogil)
+      .def(
+          "counts",
+          [](const Planner& p, const std::vector<int64_t>& unused) {
+            return list_of(without_gil([&] { return p.counts(unused); }));
+          },
+          nb::arg("unused") = std::vector<int64_t>())
+      .def("lower_counts",
+           [](const Planner& p) { return list_of(without_gil([&] { return p.lower_counts(); })); })
+      .def_prop_ro("num_partitions", &Planner::num_partitions)
+      .def_prop_ro("first_lower_slot", &Planner::first_lower_slot)
+      .def_prop_ro("num_lower_resident", &Planner::num_lower_resident, nogil)
+      .def_prop_ro("window_size", &Planner::window_size, nogil)
+      .def_prop_ro("num_resident", &Planner::num_resident, nogil)
+      .def_prop_ro("all_resident", &Planner::all_resident, nogil)
+      .def_prop_ro("overhead_bytes", &Planner::overhead_bytes, nogil);
 
   m.def("first_bad_id", [](Ids ids, int64_t num_rows) {
-    nb::gil_scoped_release nogil;
+    nb::gil_scoped_release released;
     return first_bad_id(ids.data(), static_cast<int64_t>(ids.size()), num_rows);
   });
 

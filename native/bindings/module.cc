@@ -1,7 +1,9 @@
 #include "bindings/arrays.h"
+#include "core/check.h"
 
 NB_MODULE(_native, m) {
   m.doc() = "Native mechanisms of tiered_embed: residency, records and kernels.";
+  m.attr("HAS_CHECKS") = te::kHasChecks;
   te::bind_residency(m);
   te::bind_replay(m);
   te::bind_records(m);

@@ -1,4 +1,5 @@
-// Philox4x32-10 (Salmon et al., SC 2011). The definition in tiered_embed/init.py is its oracle.
+// Philox4x32-10 (Salmon et al., SC 2011). The definition in tiered_embed/spec/init.py is its
+// oracle.
 #pragma once
 
 #include <cstdint>

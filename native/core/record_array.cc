@@ -43,12 +43,16 @@ RecordArray::RecordArray(int64_t num_slots, int64_t dim, WeightType type, int64_
       type_(type),
       state_floats_(state_floats),
       weights_(static_cast<size_t>(num_slots * dim * te::weight_bytes(type))),
-      state_(static_cast<size_t>(num_slots * state_floats)) {}
+      state_(static_cast<size_t>(num_slots * state_floats)) {
+  TE_CHECK(num_slots > 0 && dim > 0 && state_floats >= 0, "records have a shape");
+  TE_CHECK(type != WeightType::kInt8 || state_floats >= 2, "int8 rows keep scale and bias");
+}
 
 void RecordArray::gather(const int32_t* slots, int64_t n, uint8_t* records, int num_threads) const {
   const size_t weight_bytes = static_cast<size_t>(row_bytes());
   const size_t state_bytes = static_cast<size_t>(state_floats_) * 4;
   for_rows(n, num_threads, [&](int64_t i) {
+    require_slot(slots[i]);
     uint8_t* out = records + i * record_bytes();
     std::memcpy(out, weights_.data() + slots[i] * row_bytes(), weight_bytes);
     if (state_bytes != 0) {
@@ -63,6 +67,7 @@ void RecordArray::scatter(const int32_t* slots, int64_t n, const uint8_t* record
   const size_t state_bytes = static_cast<size_t>(state_floats_) * 4;
   for_rows(n, num_threads, [&](int64_t i) {
     if (keep != nullptr && !keep[i]) return;
+    require_slot(slots[i]);
     const uint8_t* in = records + i * record_bytes();
     std::memcpy(weights_.data() + slots[i] * row_bytes(), in, weight_bytes);
     if (state_bytes != 0) {
@@ -79,6 +84,7 @@ void RecordArray::initialise(const int32_t* slots, int64_t n, const uint32_t* ta
     const int64_t end = std::min(n, (block + 1) * kBlock);
     for (int64_t i = block * kBlock; i < end; ++i) {
       if (skip != nullptr && skip[i]) continue;
+      require_slot(slots[i]);
       float* state = state_.data() + slots[i] * state_floats_;
       initial_weights(init, tables[i], rows[i], dim_, values.data());
       std::fill_n(state, state_floats_, 0.0f);

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "core/check.h"
 #include "core/virtual_array.h"
 #include "core/weight_type.h"
 
@@ -34,7 +35,8 @@ class RecordArray {
   uint8_t* weights() { return weights_.data(); }
   float* state() { return state_.data(); }
 
-  // Copies the records in `slots` (n) to `records` (n, record_bytes).
+  // Copies the records in `slots` (n) to `records` (n, record_bytes). REQUIRES, here and below:
+  // every slot is one of num_slots().
   void gather(const int32_t* slots, int64_t n, uint8_t* records, int num_threads) const;
 
   // Copies records[i] into slots[i] where keep[i]; keep == nullptr means all.
@@ -47,6 +49,10 @@ class RecordArray {
                   const bool* skip, const UniformInit& init, int num_threads);
 
  private:
+  void require_slot(int32_t slot) const {
+    TE_CHECK(slot >= 0 && slot < num_slots_, "the slot exists");
+  }
+
   const int64_t num_slots_;
   const int64_t dim_;
   const WeightType type_;

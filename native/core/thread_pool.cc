@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -13,13 +12,15 @@
 #include <thread>
 #include <utility>
 
+#include "core/check.h"
+
 namespace te {
 namespace {
 
 constexpr int kMaxWorkers = 256;
 constexpr int kSpins = 1000;  // some 20 us: less than it takes to sleep and be woken
 
-// One loop. It lives until the last worker that saw it has let go of it.
+// One loop. It lives until the last worker that saw it has dropped it.
 struct Loop {
   Loop(int64_t n, const std::function<void(int64_t)>* f) : num_blocks(n), fn(f) {}
 
@@ -85,8 +86,6 @@ class Pool {
   int num_workers_ = 0;                      // guarded by mutex_
 };
 
-thread_local double in_loops = 0.0;
-
 void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -110,6 +109,7 @@ Pool& pool() {
 }  // namespace
 
 void parallel_for(int64_t num_blocks, int num_threads, const std::function<void(int64_t)>& fn) {
+  TE_CHECK(num_threads >= 1, "the caller's own thread takes part");
   if (num_blocks <= 0) return;
   const int helpers = static_cast<int>(std::min<int64_t>(num_threads, num_blocks)) - 1;
   if (helpers <= 0) {
@@ -123,17 +123,8 @@ void parallel_for(int64_t num_blocks, int num_threads, const std::function<void(
   for (int i = 0; i < kSpins && loop->finished.load() != num_blocks; ++i) relax();
   std::unique_lock<std::mutex> lock(loop->mutex);
   loop->done.wait(lock, [&] { return loop->finished.load() == num_blocks; });
-  // Moved out: a worker that lets go of the loop later must not be the one to destroy it.
+  // Moved out: a worker that drops the loop later must not be the one to destroy it.
   if (loop->error) std::rethrow_exception(std::move(loop->error));
 }
-
-void timed_parallel_for(int64_t num_blocks, int num_threads,
-                        const std::function<void(int64_t)>& fn) {
-  const auto start = std::chrono::steady_clock::now();
-  parallel_for(num_blocks, num_threads, fn);
-  in_loops += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-double loop_seconds() { return in_loops; }
 
 }  // namespace te

@@ -12,14 +12,7 @@ namespace te {
 
 // Calls fn(i) once for every i in [0, num_blocks), on at most `num_threads` threads, and returns
 // when all calls have returned. The first exception thrown by fn is rethrown here; the other
-// blocks may or may not have run.
+// blocks may or may not have run. REQUIRES: num_threads >= 1.
 void parallel_for(int64_t num_blocks, int num_threads, const std::function<void(int64_t)>& fn);
-
-// As parallel_for, counted in loop_seconds(): the calling thread's time inside such loops. What is
-// left of a measured time ran on one thread. For large loops, whose two looks at the clock are
-// nothing.
-void timed_parallel_for(int64_t num_blocks, int num_threads,
-                        const std::function<void(int64_t)>& fn);
-double loop_seconds();
 
 }  // namespace te

@@ -8,6 +8,8 @@
 #include <new>
 #include <type_traits>
 
+#include "core/check.h"
+
 namespace te {
 
 template <typename T>
@@ -48,8 +50,15 @@ class VirtualArray {
 
   T* data() { return data_; }
   const T* data() const { return data_; }
-  T& operator[](size_t i) { return data_[i]; }
-  const T& operator[](size_t i) const { return data_[i]; }
+  // REQUIRES: i < capacity().
+  T& operator[](size_t i) {
+    TE_CHECK(i < capacity_, "the element exists");
+    return data_[i];
+  }
+  const T& operator[](size_t i) const {
+    TE_CHECK(i < capacity_, "the element exists");
+    return data_[i];
+  }
   size_t capacity() const { return capacity_; }
   size_t bytes() const { return capacity_ * sizeof(T); }
 
@@ -87,8 +96,15 @@ class PagedVector {
     data_ = static_cast<T*>(p);
     capacity_ = capacity;
   }
-  T& operator[](size_t i) { return data_[i]; }
-  const T& operator[](size_t i) const { return data_[i]; }
+  // REQUIRES: i < size().
+  T& operator[](size_t i) {
+    TE_CHECK(i < size_, "the element exists");
+    return data_[i];
+  }
+  const T& operator[](size_t i) const {
+    TE_CHECK(i < size_, "the element exists");
+    return data_[i];
+  }
   T* data() { return data_; }
   size_t size() const { return size_; }
   size_t bytes() const { return size_ * sizeof(T); }

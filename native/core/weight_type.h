@@ -1,5 +1,6 @@
-// How a row's weights are stored, and the plain conversions. tiered_embed/spec/row_formats.py holds
-// the definitions; the vector forms in kernels/lanes.inc give the same bits.
+// How a row's weights are stored, and the plain conversions. The definitions in
+// tiered_embed/spec/row_formats.py are their oracles; the vector forms in kernels/lanes.inc give
+// the same bits.
 #pragma once
 
 #include <cmath>

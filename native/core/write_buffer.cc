@@ -5,6 +5,8 @@
 #include <unordered_set>
 #include <utility>
 
+#include "core/check.h"
+
 namespace te {
 
 void WriteBuffer::add(const uint16_t* tables, const int64_t* rows, const uint8_t* records,
@@ -51,6 +53,8 @@ void WriteBuffer::lift_cut() {
 
 BufferedRows WriteBuffer::take() {
   std::lock_guard<std::mutex> lock(mutex_);
+  TE_CHECK(batches_.empty() || batches_.front().number >= taken_before_,
+           "what was taken last has arrived");
   const int64_t before = cuts_.empty() ? next_number_ : cuts_.front();
   BufferedRows out;
   const size_t size = static_cast<size_t>(record_bytes_);

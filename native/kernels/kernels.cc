@@ -5,6 +5,7 @@
 #include <memory>
 #include <stdexcept>
 
+#include "core/check.h"
 #include "core/thread_pool.h"
 #include "kernels/isa.h"
 
@@ -48,6 +49,20 @@ std::atomic<const Isa*>& chosen() {
 
 const KernelTable& kernels() { return *chosen().load()->table; }
 
+void check_bags(const Bags& bags) {
+  const int64_t num_bags = bags.num_features * bags.bags_per_feature;
+  TE_CHECK(num_bags >= 0 && bags.num_ids >= 0, "sizes are not negative");
+  TE_CHECK(bags.offsets != nullptr || bags.num_ids == num_bags, "without offsets, a bag per id");
+  TE_CHECK(
+      bags.offsets == nullptr || (bags.offsets[0] == 0 && bags.offsets[num_bags] == bags.num_ids),
+      "offsets reach from 0 to the number of ids");
+}
+
+void check_groups(const Bags& bags, const Groups& groups) {
+  TE_CHECK(groups.start[0] == 0 && groups.start[groups.num_unique] == bags.num_ids,
+           "every occurrence is in a group");
+}
+
 // Few rows are looked up or updated sooner than a worker wakes.
 int useful_threads(const Records& records, int64_t num_rows, int num_threads) {
   return num_rows * records.dim * weight_bytes(records.type) <= kFewBytes ? 1 : num_threads;
@@ -63,6 +78,7 @@ struct GradientRows {
 };
 
 GradientRows gradient_rows(const Bags& bags, const float* grad, int64_t dim, int num_threads) {
+  check_bags(bags);
   const KernelTable& k = kernels();
   GradientRows out;
   out.base = grad;
@@ -72,6 +88,7 @@ GradientRows gradient_rows(const Bags& bags, const float* grad, int64_t dim, int
            bags.pooling + bags.num_features;
   };
   const bool any_max = any(Pooling::kMax);
+  TE_CHECK(!any_max || bags.winners != nullptr, "a maximum's gradient needs its winners");
   const bool any_own = any_max || any(Pooling::kMean);
   const int64_t num_bags = bags.num_features * bags.bags_per_feature;
   if (any_own) {
@@ -119,6 +136,7 @@ GradientRows gradient_rows(const Bags& bags, const float* grad, int64_t dim, int
 template <typename Block, typename Hot>
 void for_groups(const Bags& bags, const Groups& groups, const GradientRows& rows, int64_t dim,
                 int num_threads, const Block& block, const Hot& hot) {
+  check_groups(bags, groups);
   const KernelTable& k = kernels();
   const int64_t limit = num_threads > 1
                             ? std::max<int64_t>(16 * kChunk, bags.num_ids / (8 * num_threads))
@@ -130,7 +148,7 @@ void for_groups(const Bags& bags, const Groups& groups, const GradientRows& rows
   std::vector<Range> ranges, chunks;  // of unique rows; of occurrences of the hot ones
   std::vector<int64_t> hot_rows;
   int64_t begin = 0, work = 0;
-  const auto cut = [&](int64_t end) {
+  const auto end_range = [&](int64_t end) {
     if (begin < end) ranges.push_back({begin, end});
     begin = end;
     work = 0;
@@ -138,7 +156,7 @@ void for_groups(const Bags& bags, const Groups& groups, const GradientRows& rows
   for (int64_t u = 0; u < groups.num_unique; ++u) {
     const int64_t first = groups.start[u], last = groups.start[u + 1];
     if (last - first > limit) {
-      cut(u);
+      end_range(u);
       begin = u + 1;
       hot_rows.push_back(u);
       for (int64_t i = first; i < last; i += kChunk)
@@ -146,9 +164,9 @@ void for_groups(const Bags& bags, const Groups& groups, const GradientRows& rows
       continue;
     }
     work += last - first + 1;
-    if (work >= work_per_block) cut(u + 1);
+    if (work >= work_per_block) end_range(u + 1);
   }
-  cut(groups.num_unique);
+  end_range(groups.num_unique);
   const int64_t num_chunks = static_cast<int64_t>(chunks.size());
   std::vector<float> sums(static_cast<size_t>(num_chunks * dim));
   parallel_for(num_chunks + static_cast<int64_t>(ranges.size()), num_threads, [&](int64_t n) {
@@ -180,6 +198,7 @@ void for_rows(int64_t num_unique, int num_threads, const Fn& fn) {
 }  // namespace
 
 void lookup(const Records& records, const Bags& bags, float* out, int num_threads) {
+  check_bags(bags);
   const KernelTable& k = kernels();
   const int64_t num_bags = bags.num_features * bags.bags_per_feature;
   const int64_t ids_per_bag = bags.num_ids / std::max<int64_t>(num_bags, 1) + 1;

@@ -1,8 +1,7 @@
 // Lookup and fused update over the slots of a RecordArray, grouped by a step plan.
 //
-// Arithmetic is fixed by docs/design.md, "Exact arithmetic": results are the same bits for every
-// instruction set and every number of threads. Legend: N occurrences, U unique rows, B bags per
-// feature, F features, D dim.
+// Results are the same bits for every instruction set and every number of threads. Legend: N
+// occurrences, U unique rows, B bags per feature, F features, D dim.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +25,7 @@ enum class Pooling : uint8_t { kSum = 0, kMean = 1, kMax = 2 };
 struct Bags {
   const int32_t* slots;         // (U)
   const int32_t* inverse;       // (N)
-  const int64_t* offsets;       // (F * B + 1), or nullptr: one bag per occurrence
+  const int64_t* offsets;       // (F * B + 1) from 0 to N, or nullptr: one bag per occurrence
   const float* sample_weights;  // (N), or nullptr
   int64_t num_ids;              // N
   int64_t num_features;         // F
@@ -52,7 +51,7 @@ struct Records {
 };
 
 struct Groups {
-  const int32_t* start;  // (U + 1)
+  const int32_t* start;  // (U + 1), from 0 to N
   const int32_t* group;  // (N)
   int64_t num_unique;
 };
@@ -110,14 +109,18 @@ struct Step {
   const Rounding* rounding;  // nullptr: to nearest
 };
 
+// REQUIRES, of all that follows: arrays have the shapes that the structs above name, and slots lie
+// inside the records.
+
 // out[b, columns[f] : columns[f] + D] = pooled rows of bag (f, b); empty bags give zeros.
 void lookup(const Records& records, const Bags& bags, float* out, int num_threads);
 
 // One optimizer step per unique row with its full gradient; `grad` is shaped like `out`.
+// REQUIRES, here and in `row_gradients`: `winners` is given where a feature takes a maximum.
 void update(const Records& records, const Bags& bags, const Groups& groups, const float* grad,
             const Step& step, int num_threads);
 
-// The two halves of `update`, for who must see all gradients first. `rows` is (U, D).
+// The two halves of `update`, for callers that need every gradient first. `rows` is (U, D).
 void row_gradients(const Bags& bags, const Groups& groups, const float* grad, int64_t dim,
                    float* rows, int num_threads);
 void apply_rows(const Records& records, const Bags& bags, const Groups& groups, float* rows,

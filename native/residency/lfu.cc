@@ -13,6 +13,7 @@
 #include <array>
 #include <vector>
 
+#include "core/check.h"
 #include "core/virtual_array.h"
 #include "residency/policy.h"
 
@@ -100,7 +101,10 @@ class Lfu final : public EvictionPolicy {
     heats_[i] = kAfterUse[heat];
   }
 
-  void insert(RowHandle row, int64_t) override { list(heats_[space_.index(row)]).push_back(row); }
+  void insert(RowHandle row, int64_t) override {
+    TE_CHECK(heats_[space_.index(row)] != 0, "the row has been used in its slot");
+    list(heats_[space_.index(row)]).push_back(row);
+  }
   void remove(RowHandle row) override { RowList::unlink(space_.rows, row); }
   void reschedule(RowHandle, int64_t) override {}
 
@@ -148,7 +152,7 @@ class Lfu final : public EvictionPolicy {
   const int64_t uses_per_step_;
   int64_t num_uses_ = 0;         // since the last step
   VirtualArray<uint8_t> heats_;  // by slot; 0: no row that was used
-  size_t num_heats_ = 0;         // behind them all are 0
+  size_t num_heats_ = 0;         // all after these are 0
   Ghosts ghosts_;
   std::vector<RowList> lists_;  // by heat, from `coolest_` on, around the end
   uint32_t coolest_ = 0;

@@ -63,11 +63,18 @@ class Lookahead final : public EvictionPolicy {
     }
   }
 
+  // The buckets keep their rows; their numbers move with the first one's.
+  void postpone() override {
+    ++first_plan_;
+    base_->postpone();
+  }
+
   size_t bytes() const override { return base_->bytes(); }
 
  private:
   // REQUIRES: plan >= first_plan_.
   RowList& bucket(int64_t plan) {
+    TE_CHECK(plan >= first_plan_, "the use lies ahead");
     while (first_plan_ + static_cast<int64_t>(buckets_.size()) <= plan) {
       if (spare_.empty()) {
         buckets_.emplace_back(rows_);

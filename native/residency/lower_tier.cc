@@ -6,15 +6,19 @@ LowerTier::LowerTier(RowTable* rows, const std::string& policy, int64_t first_sl
                      int64_t num_slots, bool backed, size_t num_tables)
     : rows_(rows),
       first_slot_(first_slot),
-      num_slots_(num_slots),
       backed_(backed),
       policy_(make_policy(policy, {rows, first_slot, num_slots, 0})),
+      slots_(0, num_slots),
       counts_(num_tables) {}
 
-int64_t LowerTier::room() const { return num_free() + num_listed_; }
+int64_t LowerTier::room() const {
+  TE_CHECK(descending_.empty(), "nothing descends");
+  return slots_.num_free() + num_listed_;
+}
 
 int32_t LowerTier::give(RowHandle r) {
   Row& row = (*rows_)[r];
+  TE_CHECK(holds(row), "the row is here");
   if (row.listed) {
     policy_->remove(r);
     row.listed = 0;
@@ -22,14 +26,14 @@ int32_t LowerTier::give(RowHandle r) {
   }
   policy_->leave(r);
   const int32_t slot = static_cast<int32_t>(row.slot - first_slot_);
-  free_.push_back(slot);
+  slots_.give_back(slot);
   row.slot = kNoSlot;
   return slot;
 }
 
-void LowerTier::settle(uint32_t window_base, StepPlan* plan) {
+void LowerTier::place_descended(uint32_t window_base, StepPlan* plan) {
   // Room first, so that no row falls out in the plan that brought it.
-  while (num_free() < static_cast<int64_t>(descending_.size())) {
+  while (slots_.num_free() < static_cast<int64_t>(descending_.size())) {
     int64_t next_use;
     const RowHandle r = policy_->evict(&next_use);
     if (r == kNoRow) break;
@@ -56,28 +60,24 @@ void LowerTier::fall(RowHandle r, uint32_t window_base, StepPlan* plan) {
   counts.written_back += row.dirty;
   plan->fallen_slots.push_back(give(r));
   row.dirty = 0;
-  // Still used inside the window: the batches there name it by its handle.
+  // A row with a use inside the window stays known: the batches there name it by its handle.
   if (row.mark < window_base) rows_->erase(r);
 }
 
 // The slot of a row that descends; kNoSlot when all are taken, and it passes on to the tier below.
 int32_t LowerTier::place(const Descent& descent) {
   Row& row = (*rows_)[descent.row];
+  TE_CHECK(row.slot == kNoSlot && row.pins == 0 && !row.listed, "a row that descends has no slot");
   TableCounts& counts = counts_[row.table];
   ++counts.staged;
-  int32_t slot;
-  if (!free_.empty()) {
-    slot = free_.back();
-    free_.pop_back();
-  } else if (fresh_ < num_slots_) {
-    slot = static_cast<int32_t>(fresh_++);
-  } else {
+  if (slots_.num_free() == 0) {
     ++counts.overflow;
     ++counts.evicted;
     counts.written_back += row.dirty;
     row.dirty = 0;
     return kNoSlot;
   }
+  const int32_t slot = slots_.take();
   row.slot = static_cast<int32_t>(first_slot_ + slot);
   policy_->use(descent.row);
   list(descent.row, descent.next_use);
@@ -99,6 +99,7 @@ void LowerTier::note(size_t table, int64_t num_asked, int64_t num_missed) {
 }
 
 void LowerTier::mark_clean(Row* row) {
+  TE_CHECK(holds(*row), "the row is here");
   counts_[row->table].written_back += row->dirty;
   row->dirty = 0;
 }

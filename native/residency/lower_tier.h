@@ -1,9 +1,8 @@
 // The tier below the one that computes, for one pool: it holds what lost its slot above, until the
 // row is used again or there is no room. A row is in one tier at a time, so the capacities add up.
 //
-// What the tier above asks for and what falls out of it are this tier's stream. Rows in it carry
-// slots behind all of the upper tier's; plans name them from 0. Part of the Planner, which holds
-// its lock.
+// What the tier above asks for and what falls out of it are this tier's stream. Its slots follow
+// the upper tier's; plans number them from 0. Part of a planner, which holds its lock.
 #pragma once
 
 #include <cstdint>
@@ -11,31 +10,14 @@
 #include <string>
 #include <vector>
 
+#include "core/check.h"
+#include "residency/planner.h"
 #include "residency/policy.h"
 #include "residency/row_table.h"
+#include "residency/slots.h"
 #include "residency/step_plan.h"
 
 namespace te {
-
-struct TableCounts {
-  int64_t lookups = 0;
-  int64_t unique = 0;
-  int64_t misses = 0;
-  int64_t staged = 0;
-  int64_t evicted = 0;
-  int64_t written_back = 0;
-  int64_t overflow = 0;
-
-  void add(const TableCounts& other) {
-    lookups += other.lookups;
-    unique += other.unique;
-    misses += other.misses;
-    staged += other.staged;
-    evicted += other.evicted;
-    written_back += other.written_back;
-    overflow += other.overflow;
-  }
-};
 
 class LowerTier {
  public:
@@ -55,22 +37,23 @@ class LowerTier {
   void descend(RowHandle r, int64_t next_use) { descending_.push_back({r, next_use}); }
 
   // Finds slots for what descended since the last call, in that order, and names them in the plan,
-  // with the rows that fall out for it. Rows without a slot and a use from `window_base` on are
-  // forgotten.
-  void settle(uint32_t window_base, StepPlan* plan);
+  // with the rows that fall out to make room. Rows without a slot and without a use from
+  // `window_base` on are forgotten.
+  void place_descended(uint32_t window_base, StepPlan* plan);
 
   // `num_asked` rows of `table` were asked for by a plan, and `num_missed` of them were not here.
   void note(size_t table, int64_t num_asked, int64_t num_missed);
 
+  void postpone() { policy_->postpone(); }
   void advance(int64_t plan) { policy_->advance(plan); }
   void reschedule(RowHandle r, int64_t next_use) { policy_->reschedule(r, next_use); }
 
   // The row's record has been written back. REQUIRES: holds(*row).
   void mark_clean(Row* row);
 
-  int64_t num_resident() const { return fresh_ - static_cast<int64_t>(free_.size()); }
+  int64_t num_resident() const { return slots_.num_taken(); }
   const std::vector<TableCounts>& counts() const { return counts_; }
-  size_t bytes() const { return policy_->bytes() + free_.capacity() * sizeof(int32_t); }
+  size_t bytes() const { return policy_->bytes() + slots_.bytes(); }
 
  private:
   struct Descent {
@@ -78,19 +61,16 @@ class LowerTier {
     int64_t next_use;
   };
 
-  int64_t num_free() const { return num_slots_ - fresh_ + static_cast<int64_t>(free_.size()); }
   void list(RowHandle r, int64_t next_use);
   void fall(RowHandle r, uint32_t window_base, StepPlan* plan);
   int32_t place(const Descent& descent);
 
   RowTable* rows_;
   const int64_t first_slot_;
-  const int64_t num_slots_;
   const bool backed_;
   std::unique_ptr<EvictionPolicy> policy_;
   int64_t num_listed_ = 0;
-  int64_t fresh_ = 0;          // slots that were ever used
-  std::vector<int32_t> free_;  // of these, given back
+  Slots slots_;  // from 0
   std::vector<Descent> descending_;
   std::vector<TableCounts> counts_;
 };

@@ -1,9 +1,9 @@
 // Which evictable row goes first. One small file per policy; the planner drives it.
 //
-// A row is handed over (`insert`) when its last pin drops and taken back (`remove`) when a batch
-// pins it again. Between the two it may be chosen by `evict`. Around that, the policy hears of
-// every use of a resident row, and of every row that loses its slot, whoever chose it. Decisions
-// depend on the calls alone, never on time. Not thread-safe: the planner holds its lock.
+// A row is *listed* (`insert`) when its last pin drops and unlisted (`remove`) when a batch pins it
+// again. Between the two `evict` may choose it. The policy also learns of every use of a resident
+// row, and of every row that loses its slot, whoever chose it. Decisions depend on the calls alone,
+// never on time. Not thread-safe: the planner holds its lock.
 #pragma once
 
 #include <cstdint>
@@ -57,7 +57,11 @@ class EvictionPolicy {
   // Plan `plan` is being made: no listed row has its next use at or before it any more.
   virtual void advance(int64_t plan) = 0;
 
-  // Memory taken beside the rows.
+  // A batch from outside the window gets the next plan: all plans that rows are listed under get a
+  // number higher by one. Comes before the `advance` of that plan.
+  virtual void postpone() {}
+
+  // Memory taken in addition to the rows.
   virtual size_t bytes() const = 0;
 };
 

@@ -4,7 +4,7 @@
 
 namespace te {
 
-Replay::Replay(ShardedPlanner* planner, ReplayOptions options)
+Replay::Replay(Planner* planner, ReplayOptions options)
     : planner_(planner),
       options_(options),
       seen_(0),
@@ -44,7 +44,7 @@ void Replay::plan() {
 }
 
 void Replay::note_step(const std::vector<int64_t>& cold_before) {
-  std::vector<TableCounts> now = planner_->counts();
+  std::vector<TableCounts> now = planner_->counts({});
   for (size_t t = 0; t < now.size(); ++t) {
     const TableCounts& a = counts_[t];
     const TableCounts& b = now[t];

@@ -1,6 +1,6 @@
 // Feeds a planner as a training run does, and moves no bytes.
 //
-// Batch t is planned when `lookahead` batches behind it are known, or the stream has ended, and is
+// Batch t is planned when `lookahead` batches after it are known, or the stream has ended, and is
 // released before the next plan. When exactly a run releases a batch changes no decision, so its
 // counts are these. Not thread-safe; the planner locks.
 #pragma once
@@ -9,7 +9,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "residency/sharded_planner.h"
+#include "residency/planner.h"
+#include "residency/row_table.h"
 
 namespace te {
 
@@ -34,7 +35,7 @@ class Replay {
   static constexpr size_t kColumns = 7;
 
   // REQUIRES: the planner outlives the replay, and nobody else feeds it.
-  Replay(ShardedPlanner* planner, ReplayOptions options);
+  Replay(Planner* planner, ReplayOptions options);
 
   // Appends batches; of each, the tables' ids in the order given. Throws as Planner::plan.
   void push(const std::vector<BatchedIds>& tables, int64_t num_batches);
@@ -52,7 +53,7 @@ class Replay {
   void plan();
   void note_step(const std::vector<int64_t>& cold_before);
 
-  ShardedPlanner* planner_;
+  Planner* planner_;
   const ReplayOptions options_;
   RowTable seen_;
   std::vector<int64_t> cold_;

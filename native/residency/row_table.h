@@ -10,13 +10,14 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/check.h"
 #include "core/virtual_array.h"
+#include "residency/step_plan.h"
 
 namespace te {
 
 using RowHandle = uint32_t;
 constexpr RowHandle kNoRow = 0xFFFFFFFFu;
-constexpr int32_t kNoSlot = -1;
 constexpr uint32_t kMaxPins = (1u << 12) - 1;
 
 struct Row {
@@ -28,7 +29,7 @@ struct Row {
   uint32_t listed : 1;     // the policy may evict it
   uint32_t scheduled : 1;  // listed under a known next use
   int32_t slot;            // kNoSlot: not resident, but used inside the window
-  uint32_t mark;           // position of the row's last pushed occurrence (see Planner)
+  uint32_t mark;           // position of the row's last pushed occurrence (see Window)
   RowHandle prev;          // the policy's list
   RowHandle next;
 
@@ -60,6 +61,8 @@ class RowTable {
     if (e.handle != kNoRow) __builtin_prefetch(&rows_[e.handle], 1);
   }
 
+  void prefetch(RowHandle r) const { __builtin_prefetch(&rows_[r], 1); }
+
   RowHandle find(uint32_t h, uint32_t table, int64_t id) const {
     for (size_t i = home(h);; i = after(i)) {
       const Entry e = index_[i];
@@ -70,6 +73,7 @@ class RowTable {
 
   // Adds a row that is not there. REQUIRES: find(h, table, id) == kNoRow.
   RowHandle insert(uint32_t h, uint32_t table, int64_t id) {
+    TE_CHECK(find(h, table, id) == kNoRow, "the row is not there");
     if ((num_keys_ + 1) * 20 > num_entries_ * 17) grow(next_size());
     const RowHandle r = allocate();
     Row& row = rows_[r];
@@ -83,6 +87,8 @@ class RowTable {
 
   // Forgets a row; its handle may be given out again. REQUIRES: no list holds it.
   void erase(RowHandle r) {
+    TE_CHECK(rows_[r].slot == kNoSlot && rows_[r].pins == 0, "the row is in no tier");
+    TE_CHECK(rows_[r].prev == r && rows_[r].next == r, "no list holds the row");
     size_t hole = locate(r);
     // Backward-shift deletion: no tombstones, so probe lengths never degrade.
     for (size_t i = after(hole);; i = after(i)) {
@@ -203,7 +209,9 @@ class RowList {
   RowHandle front() const { return (*rows_)[head_].next; }
   RowHandle sentinel() const { return head_; }
 
+  // REQUIRES: no list holds the row.
   void push_back(RowHandle r) {
+    TE_CHECK((*rows_)[r].next == r && (*rows_)[r].prev == r, "no list holds the row");
     const RowHandle last = (*rows_)[head_].prev;
     (*rows_)[r].prev = last;
     (*rows_)[r].next = head_;
@@ -224,7 +232,9 @@ class RowList {
     (*rows_)[next].prev = last;
   }
 
+  // REQUIRES: a list holds the row.
   static void unlink(RowTable* rows, RowHandle r) {
+    TE_CHECK((*rows)[r].next != r, "a list holds the row");
     Row& row = (*rows)[r];
     (*rows)[row.prev].next = row.next;
     (*rows)[row.next].prev = row.prev;

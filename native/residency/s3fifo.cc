@@ -9,6 +9,7 @@
 // State: 1 byte per slot, and 1.8 for nine tenths of a remembered row.
 #include <algorithm>
 
+#include "core/check.h"
 #include "core/virtual_array.h"
 #include "residency/policy.h"
 
@@ -82,7 +83,10 @@ class S3Fifo final : public EvictionPolicy {
     }
   }
 
-  void insert(RowHandle row, int64_t) override { push(row, states_[space_.index(row)]); }
+  void insert(RowHandle row, int64_t) override {
+    TE_CHECK(states_[space_.index(row)] != 0, "the row has been used in its slot");
+    push(row, states_[space_.index(row)]);
+  }
 
   void remove(RowHandle row) override {
     --(states_[space_.index(row)] & kMain ? num_main_ : num_small_);
@@ -127,7 +131,7 @@ class S3Fifo final : public EvictionPolicy {
 
   const PolicySpace space_;
   VirtualArray<uint8_t> states_;  // by slot; 0: no row that was used
-  size_t num_states_ = 0;         // behind them all are 0
+  size_t num_states_ = 0;         // all after these are 0
   Ghosts ghosts_;
   RowList small_;  // oldest first
   RowList main_;

@@ -1,4 +1,4 @@
-// Everything one batch needs, as plain arrays (docs/design.md, "How a batch flows").
+// Everything that one batch needs, as plain arrays.
 //
 // Legend: N occurrences in lookup order (feature after feature), U unique rows in order of first
 // occurrence, M rows to stage, V victims, W rows that fall out of the tier below.
@@ -9,6 +9,8 @@
 #include "core/plain_vector.h"
 
 namespace te {
+
+constexpr int32_t kNoSlot = -1;
 
 struct StepPlan {
   int64_t number = 0;  // the planner's count of plans
@@ -29,9 +31,9 @@ struct StepPlan {
   PlainVector<uint8_t> victim_dirty;    // (V) 1: the tier below must get the record
 
   // With a tier below that holds what loses its slot here (LowerTier); empty without. Its slots
-  // count from 0, -1 is none. What `staged_from` names goes up before anything comes down.
-  PlainVector<int32_t> staged_from;     // (M) slot that the row leaves; -1: it is further down
-  PlainVector<int32_t> victim_to;       // (V) slot that it gets; -1: it passes on
+  // count from 0. What `staged_from` names goes up before anything comes down.
+  PlainVector<int32_t> staged_from;     // (M) slot that the row leaves; kNoSlot: it is further down
+  PlainVector<int32_t> victim_to;       // (V) slot that it gets; kNoSlot: it passes on
   PlainVector<int64_t> fallen_keys;     // (W) rows that lose their slot there
   PlainVector<uint16_t> fallen_tables;  // (W)
   PlainVector<int32_t> fallen_slots;    // (W)

@@ -1,134 +1,118 @@
-// The planner's window: which future batches use which rows, told by positions (see planner.h).
+#include "residency/window.h"
+
 #include <algorithm>
 #include <utility>
-
-#include "residency/planner.h"
 
 namespace te {
 namespace {
 
 constexpr uint32_t kLastPosition = 0xF0000000u;
+// Builds with checks have few positions, so that tests renumber them all the time.
+constexpr size_t kFirstChain = kHasChecks ? 16 : 1024;
 constexpr int64_t kBlock = 32;  // ids whose cache misses overlap
 constexpr int64_t kMarksAhead = 256;
 
 }  // namespace
 
+Window::Window(RowTable* rows, UpperTier* tiers, const PlannerOptions& options)
+    : rows_(*rows),
+      tiers_(*tiers),
+      tables_(options.tables),
+      has_cached_(std::any_of(tables_.begin(), tables_.end(),
+                              [](const TableShape& t) { return t.first_slot < 0; })),
+      whole_marks_(static_cast<size_t>(options.whole_slots)),
+      chain_(kFirstChain, 0) {}
+
 // --- positions ------------------------------------------------------------------------------
 
-uint32_t Planner::oldest_live_position() const {
-  for (const Planned& p : planned_) {
-    if (p.base != 0) return p.base;
-  }
-  return window_base();
+uint32_t Window::last_position() const {
+  if (!kHasChecks) return kLastPosition;
+  return static_cast<uint32_t>(std::min<size_t>(kLastPosition, 4 * chain_.size()));
 }
 
-// Makes room for `n` positions more, so that take_position need not look.
-void Planner::reserve_positions(int64_t n) {
-  if (uint64_t{next_position_} + static_cast<uint64_t>(n) >= kLastPosition) renumber_locked();
-  if (uint64_t{next_position_} + static_cast<uint64_t>(n) >= kLastPosition) {
-    throw std::overflow_error("push: the window holds more rows than positions can count");
-  }
-  live_from_ = oldest_live_position();
-  while (next_position_ - live_from_ + static_cast<uint64_t>(n) >= chain_.size()) grow_chain();
+bool Window::reserve(int64_t n, uint32_t oldest) {
+  live_from_ = oldest != 0 ? oldest : base();
+  const uint64_t end = uint64_t{next_position_} + static_cast<uint64_t>(n);
+  while (end - live_from_ >= chain_.size() && end < kLastPosition) grow_chain();
+  return end < last_position();
 }
 
-uint32_t Planner::take_position() {
-  const uint32_t position = next_position_++;
-  chain_[position & (chain_.size() - 1)] = 0;
-  return position;
-}
-
-void Planner::grow_chain() {
+void Window::grow_chain() {
   std::vector<uint32_t> larger(chain_.size() * 2, 0);
   for (uint32_t p = live_from_; p < next_position_; ++p) {
-    larger[p & (larger.size() - 1)] = chain_[p & (chain_.size() - 1)];
+    larger[p & (larger.size() - 1)] = link(p);
   }
   chain_.swap(larger);
 }
 
-void Planner::renumber() {
-  std::lock_guard<std::mutex> lock(mutex_);
-  renumber_locked();
-}
-
-void Planner::renumber_locked() {
+uint32_t Window::renumber(uint32_t oldest) {
   // A multiple of the ring's size, so that every live position keeps its place in the ring.
   const uint32_t size = static_cast<uint32_t>(chain_.size());
-  const uint32_t shift = (oldest_live_position() - 1) / size * size;
-  if (shift == 0) return;
+  const uint32_t shift = ((oldest != 0 ? oldest : base()) - 1) / size * size;
+  if (shift == 0) return 0;
   const auto moved = [shift](uint32_t p) { return p > shift ? p - shift : 0; };
   for (uint32_t& p : chain_) p = moved(p);
   rows_.for_each([&](Row& row) { row.mark = moved(row.mark); });
   for (size_t i = 0; i < whole_marks_.capacity(); ++i) {
     if (whole_marks_[i] != 0) whole_marks_[i] = moved(whole_marks_[i]);
   }
-  for (Batch& b : window_) b.base -= shift;
-  for (Planned& p : planned_) {
-    if (p.base != 0) p.base -= shift;
-  }
+  for (Batch& b : batches_) b.base -= shift;
   next_position_ -= shift;
+  return shift;
 }
 
-// The plan number of the first use behind `position` that has no plan yet. `mark` is the row's
-// last position. REQUIRES: mark >= window_base().
-int64_t Planner::next_use_after(uint32_t position, uint32_t mark) const {
-  const uint32_t base = window_base();
-  while (position != 0 && position < base) position = chain_[position & (chain_.size() - 1)];
-  // The chain ends early when a cancelled window lay in between; the last use is a safe answer.
+int64_t Window::next_use_after(uint32_t position, uint32_t mark) const {
+  const uint32_t first = base();
+  TE_CHECK(mark >= first, "the row has a use inside the window");
+  while (position != 0 && position < first) position = link(position);
   if (position == 0) position = mark;
-  const auto after = std::upper_bound(window_.begin(), window_.end(), position,
+  const auto after = std::upper_bound(batches_.begin(), batches_.end(), position,
                                       [](uint32_t p, const Batch& b) { return p < b.base; });
-  return next_plan_ + (after - window_.begin()) - 1;
+  return next_plan_ + (after - batches_.begin()) - 1;
 }
 
-// --- window ---------------------------------------------------------------------------------
+// --- batches in the window ------------------------------------------------------------------
 
-void Planner::push(const std::vector<Segment>& segments) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  push_locked(segments);
-}
-
-void Planner::push_locked(const std::vector<Segment>& segments) {
-  int64_t total = 0;
-  for (const Segment& s : segments) total += s.num_ids;
-  reserve_positions(total);
+Batch Window::new_batch(int64_t num_ids) const {
   Batch batch;
+  const size_t n = static_cast<size_t>(num_ids);
   batch.base = next_position_;
-  batch.inverse.resize(static_cast<size_t>(total));
-  batch.handles.resize(static_cast<size_t>(total));
-  if (counts_.size() > 1) batch.tables.resize(static_cast<size_t>(total));
-  batch.lookups.resize(counts_.size());
-  batch.unique.resize(counts_.size());
+  batch.inverse.resize(n);
+  batch.handles.resize(n);
+  if (tables_.size() > 1) batch.tables.resize(n);
+  batch.uses.resize(tables_.size());
+  return batch;
+}
+
+void Window::push(const std::vector<Segment>& segments) {
   // The batch is part of the window while its ids are noted, so that its first position counts.
-  window_.push_back(std::move(batch));
-  Batch* b = &window_.back();
-  int32_t* inverse = b->inverse.data();
+  batches_.push_back(new_batch(num_ids_of(segments)));
+  dedupe<false>(segments, &batches_.back());
+}
+
+template <bool kAside>
+void Window::dedupe(const std::vector<Segment>& segments, Batch* batch) {
+  int32_t* inverse = batch->inverse.data();
   for (const Segment& s : segments) {
-    const int32_t before = b->num_unique;
-    if (options_.tables[static_cast<size_t>(s.table)].first_slot >= 0) {
-      dedupe_whole(s, b, inverse);
+    TE_CHECK(s.table >= 0 && static_cast<size_t>(s.table) < tables_.size(), "the table exists");
+    TE_CHECK(first_bad_id(s.ids, s.num_ids, tables_[s.table].num_rows) < 0,
+             "ids lie inside their tables");
+    const int32_t before = batch->num_unique;
+    if (tables_[s.table].first_slot >= 0) {
+      dedupe_whole(s, batch, inverse);
     } else {
-      dedupe_cached(s, b, inverse);
+      dedupe_cached<kAside>(s, batch, inverse);
     }
     inverse += s.num_ids;
-    b->lookups[s.table] += s.num_ids;
-    b->unique[s.table] += b->num_unique - before;
+    batch->uses[s.table].lookups += s.num_ids;
+    batch->uses[s.table].unique += batch->num_unique - before;
   }
-  b->trim();
+  batch->trim();
 }
 
-void Planner::Batch::trim() {
-  const size_t n = static_cast<size_t>(num_unique);
-  handles.resize(n);
-  handles.shrink_to_fit();
-  if (tables.empty()) return;
-  tables.resize(n);
-  tables.shrink_to_fit();
-}
-
-void Planner::dedupe_whole(const Segment& segment, Batch* batch, int32_t* inverse) {
+void Window::dedupe_whole(const Segment& segment, Batch* batch, int32_t* inverse) {
   const uint32_t base = batch->base;
-  const uint32_t first = static_cast<uint32_t>(options_.tables[segment.table].first_slot);
+  const uint32_t first = static_cast<uint32_t>(tables_[segment.table].first_slot);
   const RowHandle first_handle = kWhole | first;
   uint32_t* marks = whole_marks_.data() + first;
   RowHandle* handles = batch->handles.data();
@@ -161,10 +145,12 @@ void Planner::dedupe_whole(const Segment& segment, Batch* batch, int32_t* invers
   next_position_ = base + num_unique;
 }
 
-void Planner::dedupe_cached(const Segment& segment, Batch* batch, int32_t* inverse) {
+template <bool kAside>
+void Window::dedupe_cached(const Segment& segment, Batch* batch, int32_t* inverse) {
+  RowTable& rows = rows_;  // a local name: the loop need not read the reference again
   const uint32_t base = batch->base;
   const uint32_t table = static_cast<uint32_t>(segment.table);
-  const int64_t plan_number = next_plan_ + static_cast<int64_t>(window_.size()) - 1;
+  const int64_t plan_number = next_plan_ + size() - 1;
   // Two cache misses an id, index and row: each is fetched a block ahead of its use.
   uint32_t hashes[4 * kBlock];
   const auto hash_block = [&](int64_t begin) {
@@ -172,12 +158,12 @@ void Planner::dedupe_cached(const Segment& segment, Batch* batch, int32_t* inver
     for (int64_t i = begin; i < end; ++i) {
       const uint32_t h = RowTable::hash(table, segment.ids[i]);
       hashes[i % (4 * kBlock)] = h;
-      rows_.prefetch_index(h);
+      rows.prefetch_index(h);
     }
   };
   const auto fetch_block = [&](int64_t begin) {
     const int64_t end = std::min(segment.num_ids, begin + kBlock);
-    for (int64_t i = begin; i < end; ++i) rows_.prefetch_row(hashes[i % (4 * kBlock)]);
+    for (int64_t i = begin; i < end; ++i) rows.prefetch_row(hashes[i % (4 * kBlock)]);
   };
   hash_block(0);
   hash_block(kBlock);
@@ -189,12 +175,16 @@ void Planner::dedupe_cached(const Segment& segment, Batch* batch, int32_t* inver
     for (int64_t i = begin; i < end; ++i) {
       const int64_t id = segment.ids[i];
       const uint32_t h = hashes[i % (4 * kBlock)];
-      RowHandle r = rows_.find(h, table, id);
-      if (r == kNoRow) r = rows_.insert(h, table, id);
-      uint32_t mark = rows_[r].mark;
+      RowHandle r = rows.find(h, table, id);
+      if (r == kNoRow) r = rows.insert(h, table, id);
+      uint32_t mark = rows[r].mark;
       if (mark < base) {
-        note_use(r, plan_number);
-        mark = rows_[r].mark;
+        if constexpr (kAside) {
+          were_marked_[static_cast<size_t>(batch->num_unique)] = mark;
+          rows[r].mark = mark = next_position_++;
+        } else {
+          mark = note_use(r, plan_number);
+        }
         batch->add(r, segment.table);
       }
       inverse[i] = static_cast<int32_t>(mark - base);
@@ -202,77 +192,105 @@ void Planner::dedupe_cached(const Segment& segment, Batch* batch, int32_t* inver
   }
 }
 
-// Row `r` gets the next position as a use by plan `plan_number`.
-void Planner::note_use(RowHandle r, int64_t plan_number) {
+// Row `r` gets the next position, which is returned, as a use by plan `plan_number`.
+uint32_t Window::note_use(RowHandle r, int64_t plan_number) {
   const uint32_t position = take_position();
-  const uint32_t before = rows_[r].mark;
-  if (before != 0 && before >= live_from_) {
-    chain_[before & (chain_.size() - 1)] = position;
-  }
-  rows_[r].mark = position;
-  if (rows_[r].listed && before < window_base()) reschedule(r, plan_number);
+  Row& row = rows_[r];
+  const uint32_t before = row.mark;
+  if (before != 0 && before >= live_from_) link(before) = position;
+  row.mark = position;
+  if (row.listed && before < base()) tiers_.reschedule(r, row, plan_number);
+  return position;
 }
 
-void Planner::reschedule(RowHandle r, int64_t next_use) {
-  if (here(rows_[r])) {
-    policy_->reschedule(r, next_use);
-  } else {
-    lower_->reschedule(r, next_use);
-  }
+Batch Window::take_oldest() {
+  TE_CHECK(!batches_.empty(), "the window has a batch");
+  Batch batch = std::move(batches_.front());
+  batches_.pop_front();
+  ++next_plan_;
+  return batch;
 }
 
-void Planner::cancel() {
-  std::lock_guard<std::mutex> lock(mutex_);
-  cancel_locked();
-}
-
-void Planner::cancel_locked() {
-  const uint32_t first_cancelled = window_base();
-  for (const Batch& b : window_) {
+void Window::cancel() {
+  for (const Batch& b : batches_) {
     for (RowHandle r : b.handles) {
-      if (r & kWhole) continue;
-      rows_[r].mark = 0;
-      if (rows_[r].scheduled) reschedule(r, kNever);
+      if (is_whole(r)) continue;
+      Row& row = rows_[r];
+      row.mark = 0;
+      if (row.scheduled) tiers_.reschedule(r, row, kNever);
     }
   }
-  for (const Batch& b : window_) {
+  for (const Batch& b : batches_) {
     for (RowHandle r : b.handles) {
-      if (!(r & kWhole) && rows_[r].slot == kNoSlot) rows_.erase(r);
+      if (!is_whole(r) && rows_[r].slot == kNoSlot) rows_.erase(r);
     }
   }
-  window_.clear();
-  // Later uses of pinned rows start from their last planned use again.
-  for (const Planned& p : planned_) {
-    if (p.base == 0) continue;
-    for (size_t u = 0; u < p.handles.size(); ++u) {
-      if (p.handles[u] & kWhole) continue;
-      const uint32_t position = p.base + static_cast<uint32_t>(u);
-      uint32_t& later = chain_[position & (chain_.size() - 1)];
-      if (later >= first_cancelled) later = 0;
-      Row& row = rows_[p.handles[u]];
-      row.mark = std::max(row.mark, position);
-    }
+  batches_.clear();
+}
+
+void Window::restore(uint32_t first, const PlainVector<RowHandle>& handles,
+                     uint32_t first_cancelled) {
+  for (size_t u = 0; u < handles.size(); ++u) {
+    if (is_whole(handles[u])) continue;
+    const uint32_t position = first + static_cast<uint32_t>(u);
+    uint32_t& later = link(position);
+    if (later >= first_cancelled) later = 0;
+    Row& row = rows_[handles[u]];
+    row.mark = std::max(row.mark, position);
   }
 }
 
-// Appends a batch that `cancel` dropped; its rows keep their order, so `inverse` still holds.
-void Planner::push_again(Batch batch, const std::vector<int64_t>& keys) {
-  const int64_t plan_number = next_plan_ + static_cast<int64_t>(window_.size());
-  reserve_positions(static_cast<int64_t>(keys.size()));
-  batch.base = next_position_;
-  window_.push_back(std::move(batch));
-  Batch& b = window_.back();
-  for (size_t u = 0; u < keys.size(); ++u) {
-    if (b.handles[u] & kWhole) {
-      whole_marks_[b.handles[u] & ~kWhole] = take_position();
-      continue;
+// --- a batch aside --------------------------------------------------------------------------
+
+Batch Window::push_aside(const std::vector<Segment>& segments) {
+  Batch batch = new_batch(num_ids_of(segments));
+  if (has_cached_) were_marked_.resize(batch.handles.size());
+  dedupe<true>(segments, &batch);
+  return batch;
+}
+
+void Window::adopt(Batch* batch) {
+  if (!batches_.empty()) {
+    put_back(*batch);
+    batch->base = 0;
+  } else if (has_cached_) {
+    for (size_t u = 0; u < batch->handles.size(); ++u) {
+      if (is_whole(batch->handles[u])) continue;
+      const uint32_t position = batch->base + static_cast<uint32_t>(u);
+      const uint32_t before = were_marked_[u];
+      link(position) = 0;
+      if (before != 0 && before >= live_from_) link(before) = position;
     }
-    const uint32_t h = RowTable::hash(b.table(u), keys[u]);
-    RowHandle r = rows_.find(h, b.table(u), keys[u]);
-    if (r == kNoRow) r = rows_.insert(h, b.table(u), keys[u]);
-    b.handles[u] = r;
-    note_use(r, plan_number);
   }
+  ++next_plan_;
+}
+
+void Window::drop(Batch* batch) {
+  put_back(*batch);
+  for (RowHandle r : batch->handles) {
+    // Known for this batch alone: neither resident nor used inside the window.
+    if (!is_whole(r) && rows_[r].slot == kNoSlot && rows_[r].mark < base()) rows_.erase(r);
+  }
+}
+
+// As if the batch had never had positions: the next one begins where it began.
+void Window::put_back(const Batch& batch) {
+  for (size_t u = 0; u < batch.handles.size(); ++u) {
+    const RowHandle r = batch.handles[u];
+    prefetch_row(rows_, batch.handles, u);
+    if (is_whole(r)) {
+      whole_marks_[whole_slot(r)] = 0;
+    } else {
+      rows_[r].mark = were_marked_[u];
+    }
+  }
+  next_position_ = batch.base;
+}
+
+size_t Window::bytes() const {
+  size_t bytes = (chain_.size() + were_marked_.capacity()) * 4 + whole_marks_.bytes();
+  for (const Batch& b : batches_) bytes += b.bytes();
+  return bytes;
 }
 
 }  // namespace te

@@ -1,4 +1,4 @@
-#include "aio_file_system.h"
+#include "store/aio_file_system.h"
 
 #include <fcntl.h>
 #include <linux/aio_abi.h>
@@ -14,7 +14,7 @@
 #include <string>
 #include <utility>
 
-namespace tiered_embed {
+namespace te {
 namespace {
 
 using rocksdb::FileOptions;
@@ -41,7 +41,7 @@ class AioContext {
   bool usable() const { return usable_; }
 
   // Returns how many were taken, from the front; 0 when the kernel takes none.
-  size_t Submit(iocb** blocks, size_t n) {
+  size_t submit(iocb** blocks, size_t n) {
     size_t taken = 0;
     while (taken < n) {
       const long more = ::syscall(SYS_io_submit, context_, n - taken, blocks + taken);
@@ -56,7 +56,7 @@ class AioContext {
 
   // Waits for at least one of the reads in flight, and returns how many have ended. There is no
   // way to give up: the kernel writes into the callers' buffers until the last one has ended.
-  size_t Reap(io_event* events, size_t in_flight) {
+  size_t reap(io_event* events, size_t in_flight) {
     while (true) {
       const long ended =
           ::syscall(SYS_io_getevents, context_, in_flight, in_flight, events, nullptr);
@@ -77,7 +77,7 @@ class AioFile : public rocksdb::FSRandomAccessFile {
 
   IOStatus Read(uint64_t offset, size_t n, const IOOptions& /*options*/, Slice* result,
                 char* scratch, IODebugContext* /*debug*/) const override {
-    return ReadFrom(0, offset, n, result, scratch);
+    return read_from(0, offset, n, result, scratch);
   }
 
   IOStatus MultiRead(FSReadRequest* requests, size_t num_requests, const IOOptions& /*options*/,
@@ -85,7 +85,7 @@ class AioFile : public rocksdb::FSRandomAccessFile {
     static thread_local AioContext context;
     for (size_t begin = 0; begin < num_requests; begin += kMaxInFlight) {
       const size_t count = std::min(kMaxInFlight, num_requests - begin);
-      ReadTogether(context, requests + begin, count);
+      read_together(context, requests + begin, count);
     }
     return IOStatus::OK();
   }
@@ -97,7 +97,7 @@ class AioFile : public rocksdb::FSRandomAccessFile {
   size_t GetRequiredBufferAlignment() const override { return kPageBytes; }
 
  private:
-  void ReadTogether(AioContext& context, FSReadRequest* requests, size_t n) const {
+  void read_together(AioContext& context, FSReadRequest* requests, size_t n) const {
     std::array<iocb, kMaxInFlight> blocks;
     std::array<iocb*, kMaxInFlight> pointers;
     for (size_t i = 0; i < n; ++i) {
@@ -111,27 +111,27 @@ class AioFile : public rocksdb::FSRandomAccessFile {
       pointers[i] = &blocks[i];
     }
     // For one read alone a plain call is cheaper.
-    const size_t taken = n > 1 && context.usable() ? context.Submit(pointers.data(), n) : 0;
-    for (size_t i = taken; i < n; ++i) Complete(requests[i], 0);
+    const size_t taken = n > 1 && context.usable() ? context.submit(pointers.data(), n) : 0;
+    for (size_t i = taken; i < n; ++i) complete(requests[i], 0);
 
     std::array<io_event, kMaxInFlight> events;
     for (size_t in_flight = taken; in_flight > 0;) {
-      const size_t ended = context.Reap(events.data(), in_flight);
+      const size_t ended = context.reap(events.data(), in_flight);
       in_flight -= ended;
-      for (size_t i = 0; i < ended; ++i) Complete(requests[events[i].data], events[i].res);
+      for (size_t i = 0; i < ended; ++i) complete(requests[events[i].data], events[i].res);
     }
   }
 
   // Fills in a request of which `got` bytes have been read; after an error (negative), or a short
   // read, plain reads have the last word.
-  void Complete(FSReadRequest& request, int64_t got) const {
+  void complete(FSReadRequest& request, int64_t got) const {
     const size_t done = got > 0 ? static_cast<size_t>(got) : 0;
-    request.status = ReadFrom(done, request.offset, request.len, &request.result, request.scratch);
+    request.status = read_from(done, request.offset, request.len, &request.result, request.scratch);
   }
 
   // Reads [offset, offset + n) into scratch, whose first `done` bytes are there already; the result
   // is shorter only at the end of the file.
-  IOStatus ReadFrom(size_t done, uint64_t offset, size_t n, Slice* result, char* scratch) const {
+  IOStatus read_from(size_t done, uint64_t offset, size_t n, Slice* result, char* scratch) const {
     while (done < n) {
       const ssize_t got = ::pread(fd_, scratch + done, n - done, static_cast<off_t>(offset + done));
       if (got < 0 && errno == EINTR) continue;
@@ -174,9 +174,9 @@ class AioFileSystem : public rocksdb::FileSystemWrapper {
 
 }  // namespace
 
-bool AioAvailable() { return AioContext().usable(); }
+bool is_aio_available() { return AioContext().usable(); }
 
-rocksdb::Env* AioEnv() {
+rocksdb::Env* aio_env() {
   // RocksDB's threads may use it as long as the process lives.
   static rocksdb::Env* const env =
       rocksdb::NewCompositeEnv(std::make_shared<AioFileSystem>(rocksdb::FileSystem::Default()))
@@ -184,4 +184,4 @@ rocksdb::Env* AioEnv() {
   return env;
 }
 
-}  // namespace tiered_embed
+}  // namespace te

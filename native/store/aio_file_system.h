@@ -9,13 +9,13 @@
 
 #include <rocksdb/env.h>
 
-namespace tiered_embed {
+namespace te {
 
 // The default Env, with overlapped MultiReads from files that are opened for direct reads. One for
 // the process, never destroyed. Every method may be called from any thread.
-rocksdb::Env* AioEnv();
+rocksdb::Env* aio_env();
 
-// Whether the kernel gives this process a context; where not, AioEnv() reads one after another.
-bool AioAvailable();
+// Whether the kernel gives this process a context; where not, aio_env() reads one after another.
+bool is_aio_available();
 
-}  // namespace tiered_embed
+}  // namespace te

@@ -1,28 +1,31 @@
-#include "reader_pool.h"
+#include "store/reader_pool.h"
 
 #include <algorithm>
 
-namespace tiered_embed {
+#include "core/check.h"
 
-void ReaderPool::Job::RunTasks() {
+namespace te {
+
+void ReaderPool::Job::run_tasks() {
   for (size_t i = next.fetch_add(1); i < num_tasks; i = next.fetch_add(1)) (*work)(i);
 }
 
 ReaderPool::ReaderPool(size_t num_threads) {
   threads_.reserve(num_threads);
-  for (size_t i = 0; i < num_threads; ++i) threads_.emplace_back([this] { ThreadMain(); });
+  for (size_t i = 0; i < num_threads; ++i) threads_.emplace_back([this] { thread_main(); });
 }
 
 ReaderPool::~ReaderPool() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
+    TE_CHECK(jobs_.empty(), "no parallel_for is running");
     stopping_ = true;
   }
   work_ready_.notify_all();
   for (std::thread& thread : threads_) thread.join();
 }
 
-void ReaderPool::ParallelFor(size_t num_tasks, const std::function<void(size_t)>& work) {
+void ReaderPool::parallel_for(size_t num_tasks, const std::function<void(size_t)>& work) {
   Job job;
   job.work = &work;
   job.num_tasks = num_tasks;
@@ -34,7 +37,7 @@ void ReaderPool::ParallelFor(size_t num_tasks, const std::function<void(size_t)>
     jobs_.push_back(&job);
   }
   for (size_t i = 0; i < helpers_wanted; ++i) work_ready_.notify_one();
-  job.RunTasks();
+  job.run_tasks();
   if (helpers_wanted == 0) return;
 
   std::unique_lock<std::mutex> lock(mutex_);
@@ -43,7 +46,7 @@ void ReaderPool::ParallelFor(size_t num_tasks, const std::function<void(size_t)>
   helper_done_.wait(lock, [&job] { return job.helpers_running == 0; });
 }
 
-void ReaderPool::ThreadMain() {
+void ReaderPool::thread_main() {
   std::unique_lock<std::mutex> lock(mutex_);
   while (true) {
     work_ready_.wait(lock, [this] { return stopping_ || !jobs_.empty(); });
@@ -52,10 +55,10 @@ void ReaderPool::ThreadMain() {
     if (--job->helpers_wanted == 0) jobs_.pop_front();
     ++job->helpers_running;
     lock.unlock();
-    job->RunTasks();
+    job->run_tasks();
     lock.lock();
     if (--job->helpers_running == 0) helper_done_.notify_all();
   }
 }
 
-}  // namespace tiered_embed
+}  // namespace te

@@ -10,14 +10,14 @@
 #include <thread>
 #include <vector>
 
-namespace tiered_embed {
+namespace te {
 
 class ReaderPool {
  public:
   // Starts `num_threads` threads (0 is allowed: the callers then do all the work).
   explicit ReaderPool(size_t num_threads);
 
-  // REQUIRES: no ParallelFor is running.
+  // REQUIRES: no parallel_for is running.
   ~ReaderPool();
 
   ReaderPool(const ReaderPool&) = delete;
@@ -26,7 +26,7 @@ class ReaderPool {
   // Calls work(i) once for every i in [0, num_tasks), on the calling thread and on idle pool
   // threads, and returns when all calls have returned. Safe to call from several threads.
   // REQUIRES: work does not throw.
-  void ParallelFor(size_t num_tasks, const std::function<void(size_t)>& work);
+  void parallel_for(size_t num_tasks, const std::function<void(size_t)>& work);
 
   size_t num_threads() const { return threads_.size(); }
 
@@ -38,10 +38,10 @@ class ReaderPool {
     size_t helpers_wanted;   // guarded by mutex_
     size_t helpers_running;  // guarded by mutex_
 
-    void RunTasks();
+    void run_tasks();
   };
 
-  void ThreadMain();
+  void thread_main();
 
   std::mutex mutex_;
   std::condition_variable work_ready_;
@@ -53,4 +53,4 @@ class ReaderPool {
   std::vector<std::thread> threads_;
 };
 
-}  // namespace tiered_embed
+}  // namespace te

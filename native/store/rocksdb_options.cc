@@ -1,4 +1,4 @@
-#include "rocksdb_options.h"
+#include "store/rocksdb_options.h"
 
 #include <rocksdb/cache.h>
 #include <rocksdb/filter_policy.h>
@@ -8,16 +8,16 @@
 #include <cstdarg>
 #include <memory>
 
-#include "aio_file_system.h"
+#include "store/aio_file_system.h"
 
-namespace tiered_embed {
+namespace te {
 
 namespace {
 
-// Threads that read, beside the caller's. Without AIO a thread has one read in flight; with it up
-// to 32, but only those of one file and sorted run: 8 on average where half of the rows have been
-// rewritten since the last merge. 4 threads saturate a disk from merged files; of several runs 12
-// read 12 to 20 % more rows than 6. They cost 0.6 times the CPU of 32 without AIO.
+// Threads that read, in addition to the caller's. Without AIO a thread has one read in flight; with
+// it up to 32, but only those of one file and sorted run: 8 on average where half of the rows have
+// been rewritten since the last merge. 4 threads saturate a disk from merged files; of several runs
+// 12 read 12 to 20 % more rows than 6. They cost 0.6 times the CPU of 32 without AIO.
 constexpr size_t kReadThreadsAio = 12;
 constexpr size_t kReadThreads = 32;
 
@@ -31,7 +31,7 @@ class NoLog : public rocksdb::Logger {
   void Logv(const char* /*format*/, va_list /*arguments*/) override {}
 };
 
-void TuneReads(const StoreOptions& options, rocksdb::Options& rocks) {
+void tune_reads(const StoreOptions& options, rocksdb::Options& rocks) {
   rocksdb::BlockBasedTableOptions table;
   // With checksums off, 132 of 194 bit flips were read silently; XXH3 is the cheapest of them.
   table.checksum = rocksdb::kXXH3;
@@ -56,10 +56,10 @@ void TuneReads(const StoreOptions& options, rocksdb::Options& rocks) {
   rocks.advise_random_on_open = true;
   // The random advice turns the kernel's readahead off for compactions as well; this replaces it.
   rocks.compaction_readahead_size = size_t{2} << 20;
-  if (options.direct_io) rocks.env = AioEnv();
+  if (options.direct_io) rocks.env = aio_env();
 }
 
-void TuneWrites(const StoreOptions& options, rocksdb::Options& rocks) {
+void tune_writes(const StoreOptions& options, rocksdb::Options& rocks) {
   rocks.compression = rocksdb::kNoCompression;
   rocks.bottommost_compression = rocksdb::kDisableCompressionOption;
   // Two bounded memtables; more than two together with several flush threads lost data before 7.9.
@@ -68,7 +68,7 @@ void TuneWrites(const StoreOptions& options, rocksdb::Options& rocks) {
   rocks.max_background_jobs = 2;
 
   // Rewrites are spread over the whole key range, so that every merge of L0 rewrites all of the
-  // first level: the more gathers in L0 before, and the larger the first level beside it, the fewer
+  // first level: the more gathers in L0 before, and the larger the first level is, the fewer
   // bytes are written. Against 4 files and 256 MiB, as RocksDB has them, this halves them; a Bloom
   // filter keeps the added runs from being read. Universal compaction, 4 runs to a merge, wrote no
   // less when it was given time to finish, and took twice the space
@@ -85,16 +85,16 @@ void TuneWrites(const StoreOptions& options, rocksdb::Options& rocks) {
 
 }  // namespace
 
-size_t DefaultReadThreads(const StoreOptions& options) {
-  const bool aio = options.direct_io && options.tuning == Tuning::kRows && AioAvailable();
+size_t default_read_threads(const StoreOptions& options) {
+  const bool aio = options.direct_io && options.tuning == Tuning::kRows && is_aio_available();
   return aio ? kReadThreadsAio : kReadThreads;
 }
 
-rocksdb::Options MakeRocksOptions(const StoreOptions& options) {
+rocksdb::Options rocks_options_of(const StoreOptions& options) {
   rocksdb::Options rocks;
   if (options.tuning == Tuning::kRows) {
-    TuneReads(options, rocks);
-    TuneWrites(options, rocks);
+    tune_reads(options, rocks);
+    tune_writes(options, rocks);
   }
   if (options.env != nullptr) rocks.env = options.env;
   // What the contract of the store needs, whatever the tuning.
@@ -116,4 +116,4 @@ rocksdb::Options MakeRocksOptions(const StoreOptions& options) {
   return rocks;
 }
 
-}  // namespace tiered_embed
+}  // namespace te

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <optional>
 
-namespace tiered_embed {
+namespace te {
 
 enum class OpenMode { kCreate, kReadWrite, kReadOnly };
 
@@ -21,7 +21,7 @@ struct StoreOptions {
   size_t record_bytes = 0;
   OpenMode mode = OpenMode::kReadWrite;
   Tuning tuning = Tuning::kRows;
-  // Threads beside the caller's that a Get() may use; none given: DefaultReadThreads().
+  // Threads that a get() may use in addition to the caller's; none given: default_read_threads().
   std::optional<size_t> num_read_threads;
   // Bypass the page cache, for reads, flushes and compactions.
   bool direct_io = false;
@@ -34,8 +34,8 @@ struct StoreOptions {
   rocksdb::Env* env = nullptr;
 };
 
-size_t DefaultReadThreads(const StoreOptions& options);
+size_t default_read_threads(const StoreOptions& options);
 
-rocksdb::Options MakeRocksOptions(const StoreOptions& options);
+rocksdb::Options rocks_options_of(const StoreOptions& options);
 
-}  // namespace tiered_embed
+}  // namespace te

@@ -1,7 +1,6 @@
-#include "rocksdb_store.h"
+#include "store/rocksdb_store.h"
 
 #include <rocksdb/convenience.h>
-#include <rocksdb/listener.h>
 #include <rocksdb/statistics.h>
 #include <rocksdb/utilities/checkpoint.h>
 #include <rocksdb/write_batch.h>
@@ -9,15 +8,15 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cstring>
 #include <filesystem>
-#include <limits>
 
-namespace tiered_embed {
+#include "store/failure_state.h"
+
+namespace te {
 namespace {
 
-// Rows per task of a Get. At most 64, where RocksDB's own batching (32) stops paying; at least 8,
+// Rows per task of a get(). At most 64, where RocksDB's own batching (32) stops paying; at least 8,
 // so that a small batch still spreads its disk reads over several threads.
 constexpr size_t kMinTaskRows = 8;
 constexpr size_t kMaxTaskRows = 64;
@@ -26,51 +25,13 @@ constexpr size_t kWriteBatchBytes = size_t{1} << 20;
 constexpr size_t kProtectionBytesPerKey = 8;
 constexpr size_t kScanReadaheadBytes = size_t{2} << 20;
 
-struct SortedKey {
-  uint64_t row;    // bytes 4..11, as a number
-  uint32_t table;  // bytes 0..3, as a number
-  uint32_t index;  // position in the caller's batch
-
-  bool operator<(const SortedKey& other) const {
-    if (table != other.table) return table < other.table;
-    if (row != other.row) return row < other.row;
-    return index < other.index;
-  }
-};
-
-SortedKey LoadKey(const uint8_t* key, size_t index) {
-  uint32_t table;
-  uint64_t row;
-  std::memcpy(&table, key, sizeof(table));
-  std::memcpy(&row, key + sizeof(table), sizeof(row));
-  return {__builtin_bswap64(row), __builtin_bswap32(table), static_cast<uint32_t>(index)};
-}
-
-// The batch's positions in key order; equal keys keep their order.
-std::vector<SortedKey> SortKeys(const uint8_t* keys, size_t n) {
-  if (n > std::numeric_limits<uint32_t>::max()) {
-    throw StoreException(ErrorKind::kConfig, "a batch of " + std::to_string(n) +
-                                                 " keys is too large; the limit is 2^32 - 1");
-  }
-  std::vector<SortedKey> sorted(n);
-  for (size_t i = 0; i < n; ++i) sorted[i] = LoadKey(keys + i * kKeyBytes, i);
-  if (!std::is_sorted(sorted.begin(), sorted.end())) std::sort(sorted.begin(), sorted.end());
-  return sorted;
-}
-
-rocksdb::Slice KeySlice(const uint8_t* keys, size_t index) {
-  return {reinterpret_cast<const char*>(keys + index * kKeyBytes), kKeyBytes};
-}
-
-std::string Hex(const uint8_t* key) { return rocksdb::Slice(KeySlice(key, 0)).ToString(true); }
-
-rocksdb::WriteOptions UnloggedWrite() {
+rocksdb::WriteOptions unlogged_write() {
   rocksdb::WriteOptions options;
   options.disableWAL = true;  // durability is the checkpoint
   return options;
 }
 
-rocksdb::ReadOptions WholeStoreRead() {
+rocksdb::ReadOptions whole_store_read() {
   rocksdb::ReadOptions options;
   options.verify_checksums = true;
   options.fill_cache = false;
@@ -78,71 +39,10 @@ rocksdb::ReadOptions WholeStoreRead() {
   return options;
 }
 
-void SyncDirectory(rocksdb::Env* env, const std::string& dir) {
+void fsync_directory(rocksdb::Env* env, const std::string& dir) {
   std::unique_ptr<rocksdb::Directory> directory;
-  ThrowIfError(env->NewDirectory(dir, &directory), "cannot open '" + dir + "'");
-  ThrowIfError(directory->Fsync(), "cannot fsync '" + dir + "'");
-}
-
-}  // namespace
-
-class FailureState {
- public:
-  // Keeps the first failure.
-  void Set(const rocksdb::Status& status, const std::string& what) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (failed_) return;
-    kind_ = KindOf(status);
-    cause_ = what + ": " + status.ToString();
-    failed_.store(true);
-  }
-
-  void ThrowIfSet(const std::string& path) {
-    if (!failed_.load()) return;
-    std::lock_guard<std::mutex> lock(mutex_);
-    told_ = true;
-    throw StoreException(kind_, "store '" + path + "' failed earlier (" + cause_ +
-                                    "); close it and reopen from the last checkpoint");
-  }
-
-  bool failed() const { return failed_.load(); }
-
-  // Whether a caller has been told of the failure.
-  bool told() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return told_;
-  }
-  void SetTold() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    told_ = true;
-  }
-
- private:
-  std::atomic<bool> failed_{false};
-  std::mutex mutex_;
-  ErrorKind kind_ = ErrorKind::kStore;  // guarded by mutex_
-  std::string cause_;                   // guarded by mutex_
-  bool told_ = false;                   // guarded by mutex_
-};
-
-namespace {
-
-class FailureListener : public rocksdb::EventListener {
- public:
-  explicit FailureListener(std::shared_ptr<FailureState> failure) : failure_(std::move(failure)) {}
-
-  void OnBackgroundError(rocksdb::BackgroundErrorReason /*reason*/,
-                         rocksdb::Status* status) override {
-    failure_->Set(*status, "background work");
-  }
-
- private:
-  const std::shared_ptr<FailureState> failure_;
-};
-
-rocksdb::Options WithListener(rocksdb::Options options, std::shared_ptr<FailureState> failure) {
-  options.listeners.push_back(std::make_shared<FailureListener>(std::move(failure)));
-  return options;
+  throw_if_error(env->NewDirectory(dir, &directory), "cannot open '" + dir + "'");
+  throw_if_error(directory->Fsync(), "cannot fsync '" + dir + "'");
 }
 
 }  // namespace
@@ -150,80 +50,80 @@ rocksdb::Options WithListener(rocksdb::Options options, std::shared_ptr<FailureS
 RocksDbStore::RocksDbStore(const std::string& path, const StoreOptions& options)
     : path_(path),
       options_(options),
-      rocks_options_(MakeRocksOptions(options)),
+      rocks_options_(rocks_options_of(options)),
       owner_pid_(::getpid()),
       failure_(std::make_shared<FailureState>()) {}
 
-std::shared_ptr<RocksDbStore> RocksDbStore::Open(const std::string& path,
+std::shared_ptr<RocksDbStore> RocksDbStore::open(const std::string& path,
                                                  const StoreOptions& options) {
   if (options.record_bytes == 0) {
     throw StoreException(ErrorKind::kConfig, "record_bytes must be positive, not 0");
   }
   std::shared_ptr<RocksDbStore> store(new RocksDbStore(path, options));
-  const rocksdb::Options rocks = WithListener(store->rocks_options_, store->failure_);
+  const rocksdb::Options rocks = with_listener(store->rocks_options_, store->failure_);
   rocksdb::DB* db = nullptr;
   const rocksdb::Status status = options.mode == OpenMode::kReadOnly
                                      ? rocksdb::DB::OpenForReadOnly(rocks, path, &db)
                                      : rocksdb::DB::Open(rocks, path, &db);
-  ThrowIfError(status, "cannot open the RocksDB in '" + path + "'");
+  throw_if_error(status, "cannot open the RocksDB in '" + path + "'");
   store->db_.reset(db);
-  store->readers_ =
-      std::make_unique<ReaderPool>(options.num_read_threads.value_or(DefaultReadThreads(options)));
+  store->readers_ = std::make_unique<ReaderPool>(
+      options.num_read_threads.value_or(default_read_threads(options)));
   return store;
 }
 
 RocksDbStore::~RocksDbStore() {
-  if (!OwnedByThisProcess()) {
+  if (!is_own_process()) {
     // After a fork RocksDB's threads and ours do not exist here, and waiting for them would hang.
     (void)db_.release();
     (void)readers_.release();
     return;
   }
   try {
-    Close();
+    close();
   } catch (const StoreException&) {
-    // A caller who wants to know calls Close().
+    // A caller that wants to know calls close().
   }
 }
 
-bool RocksDbStore::OwnedByThisProcess() const { return ::getpid() == owner_pid_; }
+bool RocksDbStore::is_own_process() const { return ::getpid() == owner_pid_; }
 
-RocksDbStore::SharedLock RocksDbStore::Enter() {
-  if (!OwnedByThisProcess()) {
+RocksDbStore::SharedLock RocksDbStore::enter() {
+  if (!is_own_process()) {
     throw StoreException(ErrorKind::kClosed, "store '" + path_ + "' was opened by process " +
                                                  std::to_string(owner_pid_) +
                                                  " and cannot be used after a fork");
   }
   SharedLock lock(open_mutex_);
   if (db_ == nullptr) throw StoreException(ErrorKind::kClosed, "store '" + path_ + "' is closed");
-  failure_->ThrowIfSet(path_);
+  failure_->throw_if_set(path_);
   return lock;
 }
 
-void RocksDbStore::RequireWritable() const {
+void RocksDbStore::require_writable() const {
   if (options_.mode == OpenMode::kReadOnly) {
     throw StoreException(ErrorKind::kStore, "store '" + path_ + "' was opened read_only");
   }
 }
 
-void RocksDbStore::CheckWrite(const rocksdb::Status& status, const char* what) {
+void RocksDbStore::check_write(const rocksdb::Status& status, const char* what) {
   if (status.ok()) return;
-  failure_->Set(status, what);
-  failure_->SetTold();
-  ThrowIfError(status, std::string(what) + " on store '" + path_ + "'");
+  failure_->set(status, what);
+  failure_->set_reported();
+  throw_if_error(status, std::string(what) + " on store '" + path_ + "'");
 }
 
-void RocksDbStore::CheckRecordSize(size_t size, const uint8_t* key) const {
+void RocksDbStore::check_record_size(size_t size, const uint8_t* key) const {
   if (size == options_.record_bytes) return;
-  throw StoreException(ErrorKind::kCorruption, "store '" + path_ + "': key " + Hex(key) + " has " +
+  throw StoreException(ErrorKind::kCorruption, "store '" + path_ + "': key " + hex(key) + " has " +
                                                    std::to_string(size) + " bytes, not " +
                                                    std::to_string(options_.record_bytes));
 }
 
-void RocksDbStore::Get(const uint8_t* keys, size_t n, uint8_t* out, bool* found) {
-  SharedLock lock = Enter();
+void RocksDbStore::get(const uint8_t* keys, size_t n, uint8_t* out, bool* found) {
+  SharedLock lock = enter();
   if (n == 0) return;
-  const std::vector<SortedKey> sorted = SortKeys(keys, n);
+  const std::vector<SortedKey> sorted = sorted_keys(keys, n);
   rocksdb::ReadOptions read;
   read.verify_checksums = true;
   read.fill_cache = options_.fill_cache;
@@ -243,7 +143,7 @@ void RocksDbStore::Get(const uint8_t* keys, size_t n, uint8_t* out, bool* found)
     std::array<rocksdb::Slice, kMaxTaskRows> slices;
     std::array<rocksdb::PinnableSlice, kMaxTaskRows> values;
     std::array<rocksdb::Status, kMaxTaskRows> statuses;
-    for (size_t i = 0; i < count; ++i) slices[i] = KeySlice(keys, sorted[begin + i].index);
+    for (size_t i = 0; i < count; ++i) slices[i] = slice_of(keys, sorted[begin + i].index);
     try {
       db_->MultiGet(read, column, count, slices.data(), values.data(), statuses.data(),
                     /*sorted_input=*/true);
@@ -251,8 +151,8 @@ void RocksDbStore::Get(const uint8_t* keys, size_t n, uint8_t* out, bool* found)
         const size_t index = sorted[begin + i].index;
         found[index] = statuses[i].ok();
         if (statuses[i].IsNotFound()) continue;
-        ThrowIfError(statuses[i], "get from store '" + path_ + "'");
-        CheckRecordSize(values[i].size(), keys + index * kKeyBytes);
+        throw_if_error(statuses[i], "get from store '" + path_ + "'");
+        check_record_size(values[i].size(), keys + index * kKeyBytes);
         std::memcpy(out + index * options_.record_bytes, values[i].data(), values[i].size());
       }
     } catch (const StoreException& caught) {
@@ -264,17 +164,17 @@ void RocksDbStore::Get(const uint8_t* keys, size_t n, uint8_t* out, bool* found)
       }
     }
   };
-  readers_->ParallelFor(num_tasks, read_task);
+  readers_->parallel_for(num_tasks, read_task);
   if (error) throw *error;
 }
 
-void RocksDbStore::Put(const uint8_t* keys, const uint8_t* records, size_t n) {
-  SharedLock lock = Enter();
-  RequireWritable();
+void RocksDbStore::put(const uint8_t* keys, const uint8_t* records, size_t n) {
+  SharedLock lock = enter();
+  require_writable();
   // Key order makes neighbours in the memtable's skip list; equal keys keep theirs: last wins.
-  const std::vector<SortedKey> sorted = SortKeys(keys, n);
+  const std::vector<SortedKey> sorted = sorted_keys(keys, n);
   const size_t batch_rows = std::max<size_t>(1, kWriteBatchBytes / options_.record_bytes);
-  const rocksdb::WriteOptions write = UnloggedWrite();
+  const rocksdb::WriteOptions write = unlogged_write();
   for (size_t begin = 0; begin < n; begin += batch_rows) {
     const size_t end = std::min(n, begin + batch_rows);
     rocksdb::WriteBatch batch((end - begin) * (options_.record_bytes + kKeyBytes + 8), 0,
@@ -282,28 +182,28 @@ void RocksDbStore::Put(const uint8_t* keys, const uint8_t* records, size_t n) {
     for (size_t i = begin; i < end; ++i) {
       const size_t index = sorted[i].index;
       const uint8_t* record = records + index * options_.record_bytes;
-      CheckWrite(batch.Put(KeySlice(keys, index),
-                           {reinterpret_cast<const char*>(record), options_.record_bytes}),
-                 "put");
+      check_write(batch.Put(slice_of(keys, index),
+                            {reinterpret_cast<const char*>(record), options_.record_bytes}),
+                  "put");
     }
-    CheckWrite(db_->Write(write, &batch), "put");
+    check_write(db_->Write(write, &batch), "put");
   }
 }
 
-void RocksDbStore::Delete(const uint8_t* keys, size_t n) {
-  SharedLock lock = Enter();
-  RequireWritable();
+void RocksDbStore::remove(const uint8_t* keys, size_t n) {
+  SharedLock lock = enter();
+  require_writable();
   if (n == 0) return;
   rocksdb::WriteBatch batch(n * (kKeyBytes + 8), 0, kProtectionBytesPerKey, 0);
-  for (size_t i = 0; i < n; ++i) CheckWrite(batch.Delete(KeySlice(keys, i)), "delete");
-  CheckWrite(db_->Write(UnloggedWrite(), &batch), "delete");
+  for (size_t i = 0; i < n; ++i) check_write(batch.Delete(slice_of(keys, i)), "delete");
+  check_write(db_->Write(unlogged_write(), &batch), "delete");
 }
 
-std::shared_ptr<Scanner> RocksDbStore::Scan(const std::optional<std::string>& start,
+std::shared_ptr<Scanner> RocksDbStore::scan(const std::optional<std::string>& start,
                                             const std::optional<std::string>& stop) {
-  SharedLock lock = Enter();
+  SharedLock lock = enter();
   std::shared_ptr<Scanner> scanner(new Scanner(shared_from_this()));
-  rocksdb::ReadOptions read = WholeStoreRead();
+  rocksdb::ReadOptions read = whole_store_read();
   if (stop) {
     scanner->stop_ = *stop;
     scanner->stop_slice_ = scanner->stop_;
@@ -320,40 +220,40 @@ std::shared_ptr<Scanner> RocksDbStore::Scan(const std::optional<std::string>& st
   return scanner;
 }
 
-void RocksDbStore::ForgetScanner(Scanner* scanner) {
+void RocksDbStore::forget_scanner(Scanner* scanner) {
   std::lock_guard<std::mutex> lock(scanners_mutex_);
   scanners_.erase(scanner);
   scanner->iterator_.reset();
 }
 
-void RocksDbStore::Flush() {
-  SharedLock lock = Enter();
-  RequireWritable();
-  CheckWrite(db_->Flush(rocksdb::FlushOptions()), "flush");
+void RocksDbStore::flush() {
+  SharedLock lock = enter();
+  require_writable();
+  check_write(db_->Flush(rocksdb::FlushOptions()), "flush");
 }
 
-void RocksDbStore::Compact() {
-  SharedLock lock = Enter();
-  RequireWritable();
-  CheckWrite(db_->CompactRange(rocksdb::CompactRangeOptions(), nullptr, nullptr), "compact");
+void RocksDbStore::compact() {
+  SharedLock lock = enter();
+  require_writable();
+  check_write(db_->CompactRange(rocksdb::CompactRangeOptions(), nullptr, nullptr), "compact");
 }
 
-void RocksDbStore::Checkpoint(const std::string& dir) {
-  SharedLock lock = Enter();
-  RequireWritable();
+void RocksDbStore::checkpoint(const std::string& dir) {
+  SharedLock lock = enter();
+  require_writable();
   const std::string what = "checkpoint of store '" + path_ + "' into '" + dir + "'";
   rocksdb::Checkpoint* raw = nullptr;
-  ThrowIfError(rocksdb::Checkpoint::Create(db_.get(), &raw), what);
+  throw_if_error(rocksdb::Checkpoint::Create(db_.get(), &raw), what);
   const std::unique_ptr<rocksdb::Checkpoint> checkpoint(raw);
-  ThrowIfError(checkpoint->CreateCheckpoint(dir), what);
-  SyncDirectory(rocks_options_.env, std::filesystem::absolute(dir).parent_path().string());
+  throw_if_error(checkpoint->CreateCheckpoint(dir), what);
+  fsync_directory(rocks_options_.env, std::filesystem::absolute(dir).parent_path().string());
 }
 
-uint64_t RocksDbStore::Verify() {
-  SharedLock lock = Enter();
+uint64_t RocksDbStore::verify() {
+  SharedLock lock = enter();
   const std::string what = "verify of store '" + path_ + "'";
-  const rocksdb::ReadOptions read = WholeStoreRead();
-  ThrowIfError(db_->VerifyChecksum(read), what);
+  const rocksdb::ReadOptions read = whole_store_read();
+  throw_if_error(db_->VerifyChecksum(read), what);
   const std::unique_ptr<rocksdb::Iterator> iterator(db_->NewIterator(read));
   uint64_t count = 0;
   for (iterator->SeekToFirst(); iterator->Valid(); iterator->Next(), ++count) {
@@ -362,15 +262,15 @@ uint64_t RocksDbStore::Verify() {
                                                        std::to_string(iterator->key().size()) +
                                                        " bytes, not " + std::to_string(kKeyBytes));
     }
-    CheckRecordSize(iterator->value().size(),
-                    reinterpret_cast<const uint8_t*>(iterator->key().data()));
+    check_record_size(iterator->value().size(),
+                      reinterpret_cast<const uint8_t*>(iterator->key().data()));
   }
-  ThrowIfError(iterator->status(), what);
+  throw_if_error(iterator->status(), what);
   return count;
 }
 
-std::map<std::string, uint64_t> RocksDbStore::Stats() {
-  SharedLock lock = Enter();
+std::map<std::string, uint64_t> RocksDbStore::stats() {
+  SharedLock lock = enter();
   std::map<std::string, uint64_t> stats;
   const std::pair<const char*, const std::string*> properties[] = {
       {"estimated_keys", &rocksdb::DB::Properties::kEstimateNumKeys},
@@ -408,8 +308,8 @@ std::map<std::string, uint64_t> RocksDbStore::Stats() {
   return stats;
 }
 
-void RocksDbStore::Close() {
-  if (!OwnedByThisProcess()) return;
+void RocksDbStore::close() {
+  if (!is_own_process()) return;
   std::unique_lock<std::shared_mutex> lock(open_mutex_);
   if (db_ == nullptr) return;
   {
@@ -425,15 +325,15 @@ void RocksDbStore::Close() {
   const rocksdb::Status closed = db_->Close();
   db_.reset();
   readers_.reset();
-  ThrowIfError(status, "flush on close of store '" + path_ + "'");
+  throw_if_error(status, "flush on close of store '" + path_ + "'");
   if (!failure_->failed()) {
-    ThrowIfError(closed, "close of store '" + path_ + "'");
-  } else if (!failure_->told()) {
-    failure_->ThrowIfSet(path_);  // of a background job, behind the last call
+    throw_if_error(closed, "close of store '" + path_ + "'");
+  } else if (!failure_->reported()) {
+    failure_->throw_if_set(path_);  // of a background job, after the last call
   }
 }
 
-void RocksDbStore::RequireNeverWritten() {
+void RocksDbStore::require_never_written() {
   std::vector<rocksdb::LiveFileMetaData> files;
   db_->GetLiveFilesMetaData(&files);
   if (db_->GetLatestSequenceNumber() == 0 && files.empty()) return;
@@ -442,25 +342,25 @@ void RocksDbStore::RequireNeverWritten() {
                            "' has been written to; create a new one, or use put");
 }
 
-void RocksDbStore::IngestFiles(const std::vector<std::string>& files) {
+void RocksDbStore::ingest_files(const std::vector<std::string>& files) {
   rocksdb::IngestExternalFileOptions ingest;
   ingest.move_files = true;
   ingest.write_global_seqno = false;  // the files are not written to after their checksums
-  CheckWrite(db_->IngestExternalFile(files, ingest), "import");
+  check_write(db_->IngestExternalFile(files, ingest), "import");
 }
 
-Scanner::~Scanner() { Close(); }
+Scanner::~Scanner() { close(); }
 
-void Scanner::Close() {
-  if (store_->OwnedByThisProcess()) {
-    store_->ForgetScanner(this);
+void Scanner::close() {
+  if (store_->is_own_process()) {
+    store_->forget_scanner(this);
   } else {
     (void)iterator_.release();  // as in ~RocksDbStore
   }
 }
 
-size_t Scanner::Next(uint8_t* keys, uint8_t* records, size_t max_rows) {
-  RocksDbStore::SharedLock lock = store_->Enter();
+size_t Scanner::next(uint8_t* keys, uint8_t* records, size_t max_rows) {
+  RocksDbStore::SharedLock lock = store_->enter();
   if (iterator_ == nullptr) throw StoreException(ErrorKind::kClosed, "this scan is closed");
   size_t rows = 0;
   for (; rows < max_rows && iterator_->Valid(); ++rows, iterator_->Next()) {
@@ -471,12 +371,12 @@ size_t Scanner::Next(uint8_t* keys, uint8_t* records, size_t max_rows) {
                                                        " bytes, not " + std::to_string(kKeyBytes));
     }
     std::memcpy(key, iterator_->key().data(), kKeyBytes);
-    store_->CheckRecordSize(iterator_->value().size(), key);
+    store_->check_record_size(iterator_->value().size(), key);
     std::memcpy(records + rows * store_->record_bytes(), iterator_->value().data(),
                 store_->record_bytes());
   }
-  ThrowIfError(iterator_->status(), "scan of store '" + store_->path_ + "'");
+  throw_if_error(iterator_->status(), "scan of store '" + store_->path_ + "'");
   return rows;
 }
 
-}  // namespace tiered_embed
+}  // namespace te

@@ -1,11 +1,11 @@
-#include "sst_importer.h"
+#include "store/sst_importer.h"
 
 #include <cstring>
 #include <filesystem>
 #include <system_error>
 #include <utility>
 
-namespace tiered_embed {
+namespace te {
 namespace {
 
 // Large enough that a terabyte is a few thousand files, small enough for a compaction to rewrite.
@@ -16,9 +16,9 @@ constexpr uint64_t kFileBytes = uint64_t{256} << 20;
 SstImporter::SstImporter(std::shared_ptr<RocksDbStore> store, std::string scratch_dir)
     : store_(std::move(store)), scratch_dir_(std::move(scratch_dir)) {
   {
-    RocksDbStore::SharedLock lock = store_->Enter();
-    store_->RequireWritable();
-    store_->RequireNeverWritten();
+    RocksDbStore::SharedLock lock = store_->enter();
+    store_->require_writable();
+    store_->require_never_written();
   }
   std::error_code error;
   std::filesystem::remove_all(scratch_dir_, error);  // left by a killed import
@@ -30,14 +30,14 @@ SstImporter::SstImporter(std::shared_ptr<RocksDbStore> store, std::string scratc
 }
 
 SstImporter::~SstImporter() {
-  if (store_->OwnedByThisProcess()) {
-    Abort();
+  if (store_->is_own_process()) {
+    abort();
   } else {
     (void)writer_.release();  // the parent's file
   }
 }
 
-void SstImporter::Abort() {
+void SstImporter::abort() {
   if (done_) return;
   done_ = true;
   writer_.reset();
@@ -45,20 +45,20 @@ void SstImporter::Abort() {
   std::filesystem::remove_all(scratch_dir_, ignored);
 }
 
-void SstImporter::RequireUsable() const {
+void SstImporter::require_usable() const {
   if (done_) throw StoreException(ErrorKind::kClosed, "this import has finished or was aborted");
 }
 
-void SstImporter::FinishFile() {
+void SstImporter::finish_file() {
   if (writer_ == nullptr) return;
   const rocksdb::Status status = writer_->Finish();
   writer_.reset();
-  ThrowIfError(status, "import: cannot finish '" + files_.back() + "'");
+  throw_if_error(status, "import: cannot finish '" + files_.back() + "'");
 }
 
-void SstImporter::Add(const uint8_t* keys, const uint8_t* records, size_t n) {
-  RocksDbStore::SharedLock lock = store_->Enter();
-  RequireUsable();
+void SstImporter::add(const uint8_t* keys, const uint8_t* records, size_t n) {
+  RocksDbStore::SharedLock lock = store_->enter();
+  require_usable();
   const size_t record_bytes = store_->record_bytes();
   for (size_t i = 0; i < n; ++i) {
     const uint8_t* key = keys + i * kKeyBytes;
@@ -71,22 +71,22 @@ void SstImporter::Add(const uint8_t* keys, const uint8_t* records, size_t n) {
       files_.push_back(scratch_dir_ + "/" + std::to_string(files_.size()) + ".sst");
       writer_ = std::make_unique<rocksdb::SstFileWriter>(
           rocksdb::EnvOptions(store_->rocks_options_), store_->rocks_options_);
-      ThrowIfError(writer_->Open(files_.back()), "import: cannot open '" + files_.back() + "'");
+      throw_if_error(writer_->Open(files_.back()), "import: cannot open '" + files_.back() + "'");
     }
     const rocksdb::Slice record(reinterpret_cast<const char*>(records + i * record_bytes),
                                 record_bytes);
-    ThrowIfError(writer_->Put(last_key_, record), "import: cannot write '" + files_.back() + "'");
-    if (writer_->FileSize() >= kFileBytes) FinishFile();
+    throw_if_error(writer_->Put(last_key_, record), "import: cannot write '" + files_.back() + "'");
+    if (writer_->FileSize() >= kFileBytes) finish_file();
   }
 }
 
-void SstImporter::Finish() {
-  RocksDbStore::SharedLock lock = store_->Enter();
-  RequireUsable();
-  FinishFile();
-  store_->RequireNeverWritten();
-  if (!files_.empty()) store_->IngestFiles(files_);
-  Abort();  // drops the scratch directory; the store has its own links
+void SstImporter::finish() {
+  RocksDbStore::SharedLock lock = store_->enter();
+  require_usable();
+  finish_file();
+  store_->require_never_written();
+  if (!files_.empty()) store_->ingest_files(files_);
+  abort();  // drops the scratch directory; the store has its own links
 }
 
-}  // namespace tiered_embed
+}  // namespace te

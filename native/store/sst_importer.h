@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "rocksdb_store.h"
+#include "store/rocksdb_store.h"
 
-namespace tiered_embed {
+namespace te {
 
 class SstImporter {
  public:
@@ -18,26 +18,26 @@ class SstImporter {
   // the store. Throws kConfig unless the store has never held a record.
   SstImporter(std::shared_ptr<RocksDbStore> store, std::string scratch_dir);
 
-  // Without Finish() nothing has been imported, and the files are removed.
+  // Without finish() nothing has been imported, and the files are removed.
   ~SstImporter();
 
   SstImporter(const SstImporter&) = delete;
   SstImporter& operator=(const SstImporter&) = delete;
 
   // REQUIRES: keys ascend strictly, within a call and from call to call; else throws kConfig.
-  void Add(const uint8_t* keys, const uint8_t* records, size_t n);
+  void add(const uint8_t* keys, const uint8_t* records, size_t n);
 
   // Takes all rows into the store, or none. REQUIRES: nobody has written to the store meanwhile.
-  void Finish();
+  void finish();
 
-  // Gives up; a second call, or one after Finish(), does nothing.
-  void Abort();
+  // Gives up; a second call, or one after finish(), does nothing.
+  void abort();
 
   size_t record_bytes() const { return store_->record_bytes(); }
 
  private:
-  void RequireUsable() const;
-  void FinishFile();
+  void require_usable() const;
+  void finish_file();
 
   const std::shared_ptr<RocksDbStore> store_;
   const std::string scratch_dir_;
@@ -47,4 +47,4 @@ class SstImporter {
   bool done_ = false;
 };
 
-}  // namespace tiered_embed
+}  // namespace te

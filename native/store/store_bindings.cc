@@ -12,13 +12,13 @@
 #include <string>
 #include <utility>
 
-#include "rocksdb_store.h"
-#include "sst_importer.h"
-#include "store_error.h"
+#include "store/rocksdb_store.h"
+#include "store/sst_importer.h"
+#include "store/store_error.h"
 
 namespace nb = nanobind;
 
-namespace tiered_embed {
+namespace te {
 namespace {
 
 using InBytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -26,7 +26,7 @@ using OutBytes = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu
 using OutFlags = nb::ndarray<bool, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 template <typename Array>
-void CheckColumns(const char* name, const Array& array, size_t rows, size_t columns) {
+void check_columns(const char* name, const Array& array, size_t rows, size_t columns) {
   if (array.shape(0) == rows && array.shape(1) == columns) return;
   throw StoreException(ErrorKind::kConfig,
                        std::string(name) + " has shape (" + std::to_string(array.shape(0)) + ", " +
@@ -34,7 +34,7 @@ void CheckColumns(const char* name, const Array& array, size_t rows, size_t colu
                            ", " + std::to_string(columns) + ")");
 }
 
-OpenMode ParseMode(const std::string& mode) {
+OpenMode mode_of(const std::string& mode) {
   if (mode == "create") return OpenMode::kCreate;
   if (mode == "read_write") return OpenMode::kReadWrite;
   if (mode == "read_only") return OpenMode::kReadOnly;
@@ -42,14 +42,14 @@ OpenMode ParseMode(const std::string& mode) {
                        "mode is '" + mode + "', not 'create', 'read_write' or 'read_only'");
 }
 
-Tuning ParseTuning(const std::string& tuning) {
+Tuning tuning_of(const std::string& tuning) {
   if (tuning == "rows") return Tuning::kRows;
   if (tuning == "rocksdb_default") return Tuning::kRocksDbDefault;
   throw StoreException(ErrorKind::kConfig,
                        "tuning is '" + tuning + "', not 'rows' or 'rocksdb_default'");
 }
 
-std::optional<std::string> KeyBound(const char* name, const std::optional<nb::bytes>& key) {
+std::optional<std::string> key_bound(const char* name, const std::optional<nb::bytes>& key) {
   if (!key) return std::nullopt;
   if (key->size() != kKeyBytes) {
     throw StoreException(ErrorKind::kConfig, std::string(name) + " has " +
@@ -59,7 +59,7 @@ std::optional<std::string> KeyBound(const char* name, const std::optional<nb::by
   return std::string(key->c_str(), key->size());
 }
 
-const char* PythonErrorName(ErrorKind kind) {
+const char* python_error_name(ErrorKind kind) {
   switch (kind) {
     case ErrorKind::kConfig:
       return "ConfigError";
@@ -73,56 +73,56 @@ const char* PythonErrorName(ErrorKind kind) {
   return "StoreError";
 }
 
-void TranslateStoreException(const std::exception_ptr& pointer, void* /*payload*/) {
+void translate_store_exception(const std::exception_ptr& pointer, void* /*payload*/) {
   try {
     std::rethrow_exception(pointer);
   } catch (const StoreException& error) {
     const nb::object type =
-        nb::module_::import_("tiered_embed.errors").attr(PythonErrorName(error.kind()));
+        nb::module_::import_("tiered_embed.errors").attr(python_error_name(error.kind()));
     PyErr_SetString(type.ptr(), error.what());
   }
 }
 
 }  // namespace
-}  // namespace tiered_embed
+}  // namespace te
 
 NB_MODULE(_rocksdb, m) {
-  using namespace tiered_embed;
+  using namespace te;
   // A store that is never closed, or is inherited through fork, is no bug of the bindings.
   nb::set_leak_warnings(false);
-  nb::register_exception_translator(TranslateStoreException);
+  nb::register_exception_translator(translate_store_exception);
   m.attr("KEY_BYTES") = kKeyBytes;
 
   nb::class_<Scanner>(m, "Scanner")
       .def(
           "next",
           [](Scanner& self, const OutBytes& keys, const OutBytes& records) {
-            CheckColumns("keys", keys, keys.shape(0), kKeyBytes);
-            CheckColumns("records", records, keys.shape(0), self.record_bytes());
+            check_columns("keys", keys, keys.shape(0), kKeyBytes);
+            check_columns("records", records, keys.shape(0), self.record_bytes());
             uint8_t* key_data = keys.data();
             uint8_t* record_data = records.data();
             const size_t max_rows = keys.shape(0);
             nb::gil_scoped_release release;
-            return self.Next(key_data, record_data, max_rows);
+            return self.next(key_data, record_data, max_rows);
           },
           nb::arg("keys").noconvert(), nb::arg("records").noconvert())
-      .def("close", &Scanner::Close, nb::call_guard<nb::gil_scoped_release>());
+      .def("close", &Scanner::close, nb::call_guard<nb::gil_scoped_release>());
 
   nb::class_<SstImporter>(m, "SstImporter")
       .def(
           "add",
           [](SstImporter& self, const InBytes& keys, const InBytes& records) {
-            CheckColumns("keys", keys, keys.shape(0), kKeyBytes);
-            CheckColumns("records", records, keys.shape(0), self.record_bytes());
+            check_columns("keys", keys, keys.shape(0), kKeyBytes);
+            check_columns("records", records, keys.shape(0), self.record_bytes());
             const uint8_t* key_data = keys.data();
             const uint8_t* record_data = records.data();
             const size_t n = keys.shape(0);
             nb::gil_scoped_release release;
-            self.Add(key_data, record_data, n);
+            self.add(key_data, record_data, n);
           },
           nb::arg("keys").noconvert(), nb::arg("records").noconvert())
-      .def("finish", &SstImporter::Finish, nb::call_guard<nb::gil_scoped_release>())
-      .def("abort", &SstImporter::Abort, nb::call_guard<nb::gil_scoped_release>());
+      .def("finish", &SstImporter::finish, nb::call_guard<nb::gil_scoped_release>())
+      .def("abort", &SstImporter::abort, nb::call_guard<nb::gil_scoped_release>());
 
   nb::class_<RocksDbStore>(m, "RocksDbStore")
       .def_static(
@@ -132,15 +132,15 @@ NB_MODULE(_rocksdb, m) {
              bool fill_cache, uint64_t write_buffer_bytes, uint64_t block_cache_bytes) {
             StoreOptions options;
             options.record_bytes = record_bytes;
-            options.mode = ParseMode(mode);
-            options.tuning = ParseTuning(tuning);
+            options.mode = mode_of(mode);
+            options.tuning = tuning_of(tuning);
             options.num_read_threads = num_read_threads;
             options.direct_io = direct_io;
             options.fill_cache = fill_cache;
             options.write_buffer_bytes = write_buffer_bytes;
             options.block_cache_bytes = block_cache_bytes;
             nb::gil_scoped_release release;
-            return RocksDbStore::Open(path, options);
+            return RocksDbStore::open(path, options);
           },
           nb::arg("path"), nb::arg("record_bytes"), nb::arg("mode"), nb::kw_only(),
           nb::arg("tuning"), nb::arg("num_read_threads").none(), nb::arg("direct_io"),
@@ -149,8 +149,8 @@ NB_MODULE(_rocksdb, m) {
           "get",
           [](RocksDbStore& self, const InBytes& keys, const OutBytes& out, const OutFlags& found) {
             const size_t n = keys.shape(0);
-            CheckColumns("keys", keys, n, kKeyBytes);
-            CheckColumns("out", out, n, self.record_bytes());
+            check_columns("keys", keys, n, kKeyBytes);
+            check_columns("out", out, n, self.record_bytes());
             if (found.shape(0) != n) {
               throw StoreException(ErrorKind::kConfig, "found and keys differ in length");
             }
@@ -158,39 +158,39 @@ NB_MODULE(_rocksdb, m) {
             uint8_t* out_data = out.data();
             bool* found_data = found.data();
             nb::gil_scoped_release release;
-            self.Get(key_data, n, out_data, found_data);
+            self.get(key_data, n, out_data, found_data);
           },
           nb::arg("keys").noconvert(), nb::arg("out").noconvert(), nb::arg("found").noconvert())
       .def(
           "put",
           [](RocksDbStore& self, const InBytes& keys, const InBytes& records) {
             const size_t n = keys.shape(0);
-            CheckColumns("keys", keys, n, kKeyBytes);
-            CheckColumns("records", records, n, self.record_bytes());
+            check_columns("keys", keys, n, kKeyBytes);
+            check_columns("records", records, n, self.record_bytes());
             const uint8_t* key_data = keys.data();
             const uint8_t* record_data = records.data();
             nb::gil_scoped_release release;
-            self.Put(key_data, record_data, n);
+            self.put(key_data, record_data, n);
           },
           nb::arg("keys").noconvert(), nb::arg("records").noconvert())
       .def(
           "delete",
           [](RocksDbStore& self, const InBytes& keys) {
             const size_t n = keys.shape(0);
-            CheckColumns("keys", keys, n, kKeyBytes);
+            check_columns("keys", keys, n, kKeyBytes);
             const uint8_t* key_data = keys.data();
             nb::gil_scoped_release release;
-            self.Delete(key_data, n);
+            self.remove(key_data, n);
           },
           nb::arg("keys").noconvert())
       .def(
           "scan",
           [](RocksDbStore& self, const std::optional<nb::bytes>& start,
              const std::optional<nb::bytes>& stop) {
-            const std::optional<std::string> start_key = KeyBound("start", start);
-            const std::optional<std::string> stop_key = KeyBound("stop", stop);
+            const std::optional<std::string> start_key = key_bound("start", start);
+            const std::optional<std::string> stop_key = key_bound("stop", stop);
             nb::gil_scoped_release release;
-            return self.Scan(start_key, stop_key);
+            return self.scan(start_key, stop_key);
           },
           nb::arg("start").none(), nb::arg("stop").none())
       .def(
@@ -200,12 +200,12 @@ NB_MODULE(_rocksdb, m) {
             return std::make_shared<SstImporter>(self, scratch_dir);
           },
           nb::arg("scratch_dir"))
-      .def("flush", &RocksDbStore::Flush, nb::call_guard<nb::gil_scoped_release>())
-      .def("compact", &RocksDbStore::Compact, nb::call_guard<nb::gil_scoped_release>())
-      .def("checkpoint", &RocksDbStore::Checkpoint, nb::arg("dir"),
+      .def("flush", &RocksDbStore::flush, nb::call_guard<nb::gil_scoped_release>())
+      .def("compact", &RocksDbStore::compact, nb::call_guard<nb::gil_scoped_release>())
+      .def("checkpoint", &RocksDbStore::checkpoint, nb::arg("dir"),
            nb::call_guard<nb::gil_scoped_release>())
-      .def("verify", &RocksDbStore::Verify, nb::call_guard<nb::gil_scoped_release>())
-      .def("stats", &RocksDbStore::Stats, nb::call_guard<nb::gil_scoped_release>())
-      .def("close", &RocksDbStore::Close, nb::call_guard<nb::gil_scoped_release>())
+      .def("verify", &RocksDbStore::verify, nb::call_guard<nb::gil_scoped_release>())
+      .def("stats", &RocksDbStore::stats, nb::call_guard<nb::gil_scoped_release>())
+      .def("close", &RocksDbStore::close, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("record_bytes", &RocksDbStore::record_bytes);
 }

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace tiered_embed {
+namespace te {
 
 enum class ErrorKind {
   kConfig,      // an argument that cannot work
@@ -25,13 +25,13 @@ class StoreException : public std::runtime_error {
   ErrorKind kind_;
 };
 
-inline ErrorKind KindOf(const rocksdb::Status& status) {
+inline ErrorKind kind_of(const rocksdb::Status& status) {
   return status.IsCorruption() ? ErrorKind::kCorruption : ErrorKind::kStore;
 }
 
 // Throws StoreException unless `status` is ok. `what` says what was being done, to which path.
-inline void ThrowIfError(const rocksdb::Status& status, const std::string& what) {
-  if (!status.ok()) throw StoreException(KindOf(status), what + ": " + status.ToString());
+inline void throw_if_error(const rocksdb::Status& status, const std::string& what) {
+  if (!status.ok()) throw StoreException(kind_of(status), what + ": " + status.ToString());
 }
 
-}  // namespace tiered_embed
+}  // namespace te

@@ -108,7 +108,7 @@ static void die(void) {
 struct verdict {
   bool fail;   // with error_number in errno
   bool half;   // of the bytes are written
-  bool after;  // the process ends behind it
+  bool after;  // the process ends after it
 };
 
 static struct verdict judge(const char* operation, const char* path, bool needs_room, bool writes) {

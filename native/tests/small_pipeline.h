@@ -1,4 +1,4 @@
-// A whole pipeline in small, with the overlaps of tiered_embed/execution.py and pipeline.py: plans
+// A whole pipeline in small, with the overlaps of the engine's scheduler and mover: plans
 // are made and their victims copied out while earlier plans' rows are read into their slots,
 // records are on their way down, and the trainer looks up and updates.
 #pragma once
@@ -20,7 +20,7 @@ struct PipelineSetup {
   size_t lookahead;
   size_t num_kept;  // batches that the trainer releases late
   int64_t num_readers;
-  int64_t buffer_bytes;  // of the write buffer, beside one plan's
+  int64_t buffer_bytes;  // of the write buffer, in addition to one plan's
   PlannerOptions planner;
 };
 
@@ -124,11 +124,11 @@ class Pipeline {
   // What a user may ask at any time.
   void look_on() {
     int64_t misses = 0;
-    for (const TableCounts& c : planner_.counts()) misses += c.misses;
-    TE_CHECK(misses >= misses_seen_, "misses went from %lld to %lld",
-             static_cast<long long>(misses_seen_), static_cast<long long>(misses));
+    for (const TableCounts& c : planner_.counts({})) misses += c.misses;
+    TE_EXPECT(misses >= misses_seen_, "misses went from %lld to %lld",
+              static_cast<long long>(misses_seen_), static_cast<long long>(misses));
     misses_seen_ = misses;
-    TE_CHECK(buffer_.bytes() >= 0 && planner_.overhead_bytes() > 0, "sizes below zero");
+    TE_EXPECT(buffer_.bytes() >= 0 && planner_.overhead_bytes() > 0, "sizes below zero");
   }
   // Writes every dirty row. REQUIRES: every batch is released.
   void flush() {
@@ -139,8 +139,8 @@ class Pipeline {
     hand_down({dirty.slots, dirty.tables, dirty.keys});
     write();
     planner_.mark_clean();
-    TE_CHECK(buffer_.bytes() == 0, "the buffer keeps %lld bytes",
-             static_cast<long long>(buffer_.bytes()));
+    TE_EXPECT(buffer_.bytes() == 0, "the buffer keeps %lld bytes",
+              static_cast<long long>(buffer_.bytes()));
   }
 
  private:
@@ -240,7 +240,7 @@ class Pipeline {
   const Task& task_;
   const PipelineSetup& setup_;
   const uint64_t seed_;
-  Planner planner_;
+  SinglePlanner planner_;
   RecordArray records_;
   WriteBuffer buffer_;
   Store store_;

@@ -20,7 +20,7 @@ namespace te::stress {
 // Prints the message with part and seed, and ends the program with status 1.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-#define TE_CHECK(condition, ...)         \
+#define TE_EXPECT(condition, ...)        \
   do {                                   \
     if (!(condition)) fail(__VA_ARGS__); \
   } while (false)

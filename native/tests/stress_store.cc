@@ -14,12 +14,6 @@
 namespace te::stress {
 namespace {
 
-using tiered_embed::ErrorKind;
-using tiered_embed::kKeyBytes;
-using tiered_embed::RocksDbStore;
-using tiered_embed::StoreException;
-using tiered_embed::StoreOptions;
-
 constexpr int64_t kNumRows = 2000;
 constexpr int64_t kRecordBytes = 48;
 constexpr int kNumWriters = 2;
@@ -32,7 +26,7 @@ struct Directory {
   std::string path;
   Directory() {
     std::string name = (std::filesystem::temp_directory_path() / "te_stress_XXXXXX").string();
-    TE_CHECK(mkdtemp(name.data()) != nullptr, "cannot make the directory %s", name.c_str());
+    TE_EXPECT(mkdtemp(name.data()) != nullptr, "cannot make the directory %s", name.c_str());
     path = name;
   }
   ~Directory() { std::filesystem::remove_all(path); }
@@ -55,8 +49,8 @@ uint64_t version_of(int64_t row, const uint8_t* record) {
   std::memcpy(&word, record, 8);
   uint8_t expected[kRecordBytes];
   encode_record(row, word >> 24, expected);
-  TE_CHECK(std::memcmp(record, expected, kRecordBytes) == 0, "row %lld: a torn or foreign record",
-           static_cast<long long>(row));
+  TE_EXPECT(std::memcmp(record, expected, kRecordBytes) == 0, "row %lld: a torn or foreign record",
+            static_cast<long long>(row));
   return word >> 24;
 }
 
@@ -73,7 +67,7 @@ std::vector<uint64_t> get(RocksDbStore* store, const std::vector<int64_t>& rows)
   std::vector<uint8_t> records(rows.size() * kRecordBytes);
   const auto found = std::make_unique<bool[]>(rows.size());
   for (size_t i = 0; i < rows.size(); ++i) encode_key(rows[i], keys.data() + i * kKeyBytes);
-  store->Get(keys.data(), rows.size(), records.data(), found.get());
+  store->get(keys.data(), rows.size(), records.data(), found.get());
   std::vector<uint64_t> versions;
   for (size_t i = 0; i < rows.size(); ++i) {
     versions.push_back(found[i] ? version_of(rows[i], records.data() + i * kRecordBytes) : 0);
@@ -94,9 +88,9 @@ void put_rows(Round* round, int writer, uint64_t seed) {
       encode_key(row, keys.data() + i * static_cast<int64_t>(kKeyBytes));
       encode_record(row, ++round->begun[row], records.data() + i * kRecordBytes);
     }
-    round->store->Put(keys.data(), records.data(), rows.size());
+    round->store->put(keys.data(), records.data(), rows.size());
     for (int64_t row : rows) round->put[row] = round->begun[row].load();
-    if (random.one_in(10)) round->store->Flush();
+    if (random.one_in(10)) round->store->flush();
   }
 }
 
@@ -115,17 +109,18 @@ void get_rows(Round* round, uint64_t seed) {
       const std::vector<uint64_t> versions = get(round->store.get(), rows);
       for (size_t i = 0; i < rows.size(); ++i) {
         const uint64_t begun = round->begun[rows[i]];
-        TE_CHECK(versions[i] >= known[i] && versions[i] <= begun,
-                 "row %lld: version %llu, known %llu, newest %llu", static_cast<long long>(rows[i]),
-                 static_cast<unsigned long long>(versions[i]),
-                 static_cast<unsigned long long>(known[i]), static_cast<unsigned long long>(begun));
+        TE_EXPECT(versions[i] >= known[i] && versions[i] <= begun,
+                  "row %lld: version %llu, known %llu, newest %llu",
+                  static_cast<long long>(rows[i]), static_cast<unsigned long long>(versions[i]),
+                  static_cast<unsigned long long>(known[i]),
+                  static_cast<unsigned long long>(begun));
       }
       if (random.one_in(8)) {
-        TE_CHECK(round->store->Stats().at("background_errors") == 0, "background errors");
+        TE_EXPECT(round->store->stats().at("background_errors") == 0, "background errors");
       }
     }
   } catch (const StoreException& error) {
-    TE_CHECK(error.kind() == ErrorKind::kClosed, "%s", error.what());
+    TE_EXPECT(error.kind() == ErrorKind::kClosed, "%s", error.what());
   }
 }
 
@@ -133,12 +128,12 @@ void stress_round(uint64_t seed) {
   const Directory directory;
   StoreOptions options;
   options.record_bytes = kRecordBytes;
-  options.mode = tiered_embed::OpenMode::kCreate;
+  options.mode = OpenMode::kCreate;
   options.num_read_threads = 3;
   options.write_buffer_bytes = 64 << 10;  // small, so that RocksDB flushes and compacts meanwhile
   options.block_cache_bytes = 1 << 20;
   const auto round = std::make_unique<Round>();
-  round->store = RocksDbStore::Open(directory.path + "/db", options);
+  round->store = RocksDbStore::open(directory.path + "/db", options);
   Threads readers;
   for (int r = 0; r < kNumReaders; ++r) {
     readers.start([&round, r, seed] { get_rows(round.get(), seed * 16 + r); });
@@ -154,10 +149,10 @@ void stress_round(uint64_t seed) {
   for (int64_t row = 0; row < kNumRows; ++row) rows.push_back(row);
   const std::vector<uint64_t> versions = get(round->store.get(), rows);
   for (int64_t row = 0; row < kNumRows; ++row) {
-    TE_CHECK(versions[static_cast<size_t>(row)] == round->put[row], "row %lld is not the last put",
-             static_cast<long long>(row));
+    TE_EXPECT(versions[static_cast<size_t>(row)] == round->put[row], "row %lld is not the last put",
+              static_cast<long long>(row));
   }
-  round->store->Close();  // under the readers' hands
+  round->store->close();  // under the readers' hands
   readers.join();
 }
 

@@ -42,8 +42,8 @@ uint64_t version_of(int64_t r, const uint8_t* bytes) {
   std::memcpy(&record, bytes, sizeof(record));
   const uint64_t version = record.words[0] >> 20;
   const Record expected = record_of(r, version);
-  TE_CHECK(std::memcmp(&record, &expected, sizeof(record)) == 0,
-           "row %lld: a torn or foreign record", static_cast<long long>(r));
+  TE_EXPECT(std::memcmp(&record, &expected, sizeof(record)) == 0,
+            "row %lld: a torn or foreign record", static_cast<long long>(r));
   return version;
 }
 
@@ -98,12 +98,12 @@ void write_back(Round* round, const Cut* cut = nullptr) {
   std::set<std::pair<uint16_t, int64_t>> seen;
   for (size_t i = 0; i < taken.rows.size(); ++i) {
     const std::pair<uint16_t, int64_t> key{taken.tables[i], taken.rows[i]};
-    TE_CHECK(seen.insert(key).second, "one row was taken twice");
+    TE_EXPECT(seen.insert(key).second, "one row was taken twice");
     Record record;
     std::memcpy(&record, taken.records.data() + i * kRecordBytes, sizeof(record));
     std::lock_guard<std::mutex> lock(round->store_mutex);
     Record& stored = round->store[key];
-    TE_CHECK(record.words[0] > stored.words[0], "the store got an older record");
+    TE_EXPECT(record.words[0] > stored.words[0], "the store got an older record");
     stored = record;
   }
   round->buffer.arrived();
@@ -115,8 +115,8 @@ void write_back(Round* round, const Cut* cut = nullptr) {
     const uint64_t stored = it == round->store.end()
                                 ? 0
                                 : version_of(r, reinterpret_cast<const uint8_t*>(it->second.words));
-    TE_CHECK(stored >= cut->added[static_cast<size_t>(r)], "row %lld: the cut has version %llu",
-             static_cast<long long>(r), static_cast<unsigned long long>(stored));
+    TE_EXPECT(stored >= cut->added[static_cast<size_t>(r)], "row %lld: the cut has version %llu",
+              static_cast<long long>(r), static_cast<unsigned long long>(stored));
   }
 }
 
@@ -152,17 +152,17 @@ void read_rows(Round* round, uint64_t seed) {
       if (!found[static_cast<size_t>(i)]) {
         std::lock_guard<std::mutex> lock(round->store_mutex);
         const auto it = round->store.find({tables[i], ids[i]});
-        TE_CHECK(it != round->store.end() || known[i] == 0, "row %lld is nowhere",
-                 static_cast<long long>(chosen[i]));
+        TE_EXPECT(it != round->store.end() || known[i] == 0, "row %lld is nowhere",
+                  static_cast<long long>(chosen[i]));
         if (it == round->store.end()) continue;
         std::memcpy(record, &it->second, sizeof(Record));
       }
       const uint64_t version = version_of(chosen[i], record);
       const uint64_t begun = round->begun[chosen[i]].load(std::memory_order_relaxed);
-      TE_CHECK(version >= known[i] && version <= begun,
-               "row %lld: version %llu, known %llu, newest %llu", static_cast<long long>(chosen[i]),
-               static_cast<unsigned long long>(version), static_cast<unsigned long long>(known[i]),
-               static_cast<unsigned long long>(begun));
+      TE_EXPECT(version >= known[i] && version <= begun,
+                "row %lld: version %llu, known %llu, newest %llu",
+                static_cast<long long>(chosen[i]), static_cast<unsigned long long>(version),
+                static_cast<unsigned long long>(known[i]), static_cast<unsigned long long>(begun));
     }
   }
 }
@@ -186,16 +186,16 @@ void stress_round(uint64_t seed) {
     });
   }
   write_back(&round);
-  TE_CHECK(round.buffer.bytes() == 0, "%lld bytes are left",
-           static_cast<long long>(round.buffer.bytes()));
+  TE_EXPECT(round.buffer.bytes() == 0, "%lld bytes are left",
+            static_cast<long long>(round.buffer.bytes()));
   for (int64_t r = 0; r < kNumRows; ++r) {
     const auto it = round.store.find({table_of(r), id_of(r)});
     const uint64_t stored = it == round.store.end()
                                 ? 0
                                 : version_of(r, reinterpret_cast<const uint8_t*>(it->second.words));
-    TE_CHECK(stored == round.added[r].load(), "row %lld: the store has version %llu of %llu",
-             static_cast<long long>(r), static_cast<unsigned long long>(stored),
-             static_cast<unsigned long long>(round.added[r].load()));
+    TE_EXPECT(stored == round.added[r].load(), "row %lld: the store has version %llu of %llu",
+              static_cast<long long>(r), static_cast<unsigned long long>(stored),
+              static_cast<unsigned long long>(round.added[r].load()));
   }
 }
 

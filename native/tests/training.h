@@ -11,7 +11,7 @@
 
 #include "core/record_array.h"
 #include "kernels/kernels.h"
-#include "residency/planner.h"
+#include "residency/single_planner.h"
 #include "tests/stress.h"
 
 namespace te::stress {

@@ -216,10 +216,6 @@ class Machine:
             assert counts.hits == counts.unique - counts.misses
             assert counts.hits <= counts.staged
 
-    def renumber(self) -> None:
-        for pool in self.module.engine.pools:
-            pool.planner.renumber()
-
     def collect(self) -> None:
         gc.collect(0)
 
@@ -281,7 +277,6 @@ INSIDE = {
     Machine.flush: 1,
     Machine.digest: 1,
     Machine.stats: 1,
-    Machine.renumber: 1,
     Machine.collect: 1,
 }
 OUTSIDE = {**INSIDE, Machine.train: 12, Machine.prefetch: 12, Machine.reopen: 1}

@@ -1,6 +1,6 @@
-"""A pool cut into shards: what it plans is what its shards plan alone, and a plan like any other.
+"""A partitioned pool plans what its partitions plan alone, and its plans are like any other.
 
-Small pools are cut here too, for which ``residency.SHARDS`` and ``SHARDED_SLOTS`` are set.
+Small pools are partitioned here too: ``budgets.PARTITIONS`` and ``PARTITIONED_SLOTS`` are set.
 """
 
 import contextlib
@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 import streams
 import tiered_embed as te
 from id_traces import make_collection, ten_tables, train
+from plan_text import plan_text
 from reference import Stream
 from running import RECIPES, Prepared, make_module
 from tiered_embed.errors import CapacityError
-from tiered_embed.residency import planner as residency
+from tiered_embed.residency import budgets
 from tiered_embed.residency.budgets import PoolSlots
-from tiered_embed.residency.planner import POLICIES, Planner, StepPlan, plan_text
+from tiered_embed.residency.planner import POLICIES, Planner, StepPlan
 from tiered_embed.simulate.planner_replay import replay
 from tiered_embed.spec import Counts
 
@@ -35,25 +36,25 @@ TABLES = [("unbounded", None), ("whole", WHOLE_ROWS), ("bounded", 40)]
 
 
 @contextlib.contextmanager
-def shards(count: int) -> Iterator[None]:
-    """Pools with a store below are cut so, however small they are; 1: none is."""
+def partitions(count: int) -> Iterator[None]:
+    """Pools with a store below get so many partitions, however small they are."""
     with (
-        mock.patch.object(residency, "SHARDS", count),
-        mock.patch.object(residency, "SHARDED_SLOTS", 0),
+        mock.patch.object(budgets, "PARTITIONS", count),
+        mock.patch.object(budgets, "PARTITIONED_SLOTS", 0),
     ):
         yield
 
 
 @dataclass(frozen=True)
 class Setup:
-    shards: int
+    partitions: int
     cached: int
     overflow: int
     lower: int
     policy: str
 
     def planner(self, num_threads: int = 1) -> Planner:
-        with shards(self.shards):
+        with partitions(self.partitions):
             slots = PoolSlots(FIRST_SLOT, WHOLE_ROWS, self.cached, self.overflow)
             made = Planner(
                 TABLES,
@@ -64,11 +65,11 @@ class Setup:
                 lower_slots=self.lower,
                 num_threads=num_threads,
             )
-        assert made.num_shards == self.shards
+        assert made.num_partitions == self.partitions
         return made
 
 
-# --- the shards, one by one -----------------------------------------------------------------------
+# --- the partitions, one by one -----------------------------------------------------------------
 
 
 def row_hash(table: int, id_: int) -> int:
@@ -86,21 +87,21 @@ def share(n: int, count: int, turn: int) -> int:
 
 
 class Twins:
-    """A plain planner per shard, each fed with its rows alone; their plans put together.
+    """A plain planner per partition, each fed with its rows alone; their plans put together.
 
     Raises CapacityError from the first that raises, the others having gone on or not.
     """
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        count = setup.shards
+        count = setup.partitions
         self.planners = []
         for s in range(count):
             whole = share(WHOLE_ROWS, count, self.first_whole(s))
             slots = PoolSlots(
                 FIRST_SLOT, whole, share(setup.cached, count, s), share(setup.overflow, count, s)
             )
-            with shards(1):
+            with partitions(1):
                 planner = Planner(
                     [TABLES[0], ("whole", whole), TABLES[2]],
                     slots,
@@ -113,37 +114,37 @@ class Twins:
         self.window: list[Segments] = []
 
     def first_whole(self, s: int) -> int:
-        """The first row of the whole table in shard ``s``."""
-        return (s - WHOLE) % self.setup.shards
+        """The first row of the whole table in partition ``s``."""
+        return (s - WHOLE) % self.setup.partitions
 
     def outer(self, s: int, table: int, key: int) -> Row:
-        """A row of shard ``s``, as the pool calls it."""
-        return table, key * self.setup.shards + self.first_whole(s) if table == WHOLE else key
+        """A row of partition ``s``, as the pool calls it."""
+        return table, key * self.setup.partitions + self.first_whole(s) if table == WHOLE else key
 
-    def shard_of(self, row: Row) -> int:
+    def partition_of(self, row: Row) -> int:
         table, id_ = row
         if table == WHOLE:
-            return (id_ + WHOLE) % self.setup.shards
-        return (row_hash(table, id_) * 0x9E3779B1 % 2**32) * self.setup.shards >> 32
+            return (id_ + WHOLE) % self.setup.partitions
+        return (row_hash(table, id_) * 0x9E3779B1 % 2**32) * self.setup.partitions >> 32
 
     def slot(self, s: int, row: Row, slot: int) -> int:
-        """As the pool calls the slot of a row in shard ``s``."""
+        """As the pool calls the slot of a row in partition ``s``."""
         if slot < 0 or row[0] == WHOLE:
             return slot if slot < 0 else row[1]
         setup = self.setup
-        first, at = WHOLE_ROWS, slot - share(WHOLE_ROWS, setup.shards, self.first_whole(s))
+        first, at = WHOLE_ROWS, slot - share(WHOLE_ROWS, setup.partitions, self.first_whole(s))
         for size in (setup.cached, setup.overflow, setup.lower):
-            mine = share(size, setup.shards, s)
+            mine = share(size, setup.partitions, s)
             if at < mine:
-                return first + at * setup.shards + s
+                return first + at * setup.partitions + s
             first, at = first + size, at - mine
         raise AssertionError("no such slot")
 
     def parts(self, segments: Segments) -> list[Segments]:
         out: list[Segments] = [[] for _ in self.planners]
         for table, ids in segments:
-            of = np.array([self.shard_of((table, i)) for i in ids.tolist()], np.int64)
-            inner = ids // self.setup.shards if table == WHOLE else ids
+            of = np.array([self.partition_of((table, i)) for i in ids.tolist()], np.int64)
+            inner = ids // self.setup.partitions if table == WHOLE else ids
             for s, part in enumerate(out):
                 part.append((table, np.ascontiguousarray(inner[of == s])))
         return out
@@ -174,8 +175,8 @@ class Twins:
         return [getattr(planner, name)() for planner in self.planners]
 
     def find(self, row: Row) -> int:
-        s = self.shard_of(row)
-        id_ = row[1] // self.setup.shards if row[0] == WHOLE else row[1]
+        s = self.partition_of(row)
+        id_ = row[1] // self.setup.partitions if row[0] == WHOLE else row[1]
         return self.slot(s, row, int(self.planners[s].find(row[0], np.array([id_]))[0]))
 
     def joined(self, plans: list[StepPlan], rows: list[Row]) -> dict[str, Any]:
@@ -186,7 +187,7 @@ class Twins:
         victims, fallen = [], []
 
         def below(s: int, at: int | None) -> int | None:
-            return at if at is None or at < 0 else at * self.setup.shards + s
+            return at if at is None or at < 0 else at * self.setup.partitions + s
 
         for s, plan in enumerate(plans):
             mine = [
@@ -332,7 +333,7 @@ class Memory:
 
 @dataclass
 class Walk:
-    """Sharded planners on different numbers of threads, the twins and the memory, in step."""
+    """Partitioned planners on different numbers of threads, the twins and the memory, in step."""
 
     setup: Setup
     log: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
@@ -379,11 +380,6 @@ class Walk:
             planner.cancel()
         self.on_twins("cancel")
 
-    def renumber(self) -> None:
-        for planner in self.planners:
-            planner.renumber()
-        self.on_twins("each", "renumber")
-
     def flush(self) -> None:
         found = [dirty_of(planner) for planner in self.planners]
         assert found[1:] == found[:-1]
@@ -428,19 +424,13 @@ class Walk:
         self.check()
 
     def _fails_alone(self, name: str, argument: Any) -> None:
-        """Shards with this history have no room either. The twins must not try: those that have
+        """Partitions with this history have no room either. The twins must not try: those that have
         room would go on."""
         others = Twins(self.setup)
         for done, args in self.log:
             getattr(others, done)(*args)
         with pytest.raises(CapacityError):
             getattr(others, name)(argument)
-        if name == "plan_now":  # the window was taken back and pushed again
-            window = list(self.twins.window)
-            for batches in ([argument, *window], window):
-                self.on_twins("cancel")
-                for batch in batches:
-                    self.on_twins("push", batch)
 
     def views(self, planner: Planner) -> list[Any]:
         ids = [np.arange(n, dtype=np.int64) for n in (60, WHOLE_ROWS, 40)]
@@ -459,7 +449,7 @@ class Walk:
         views = [self.views(planner) for planner in self.planners]
         assert views[1:] == views[:-1]
         window, upper, lower, everything, first_lower, counts, lower_counts, found = views[0]
-        assert [window] * self.setup.shards == [p.window_size for p in self.twins.planners]
+        assert [window] * self.setup.partitions == [p.window_size for p in self.twins.planners]
         assert upper == sum(p.num_resident for p in self.twins.planners)
         assert lower == sum(p.num_lower_resident for p in self.twins.planners)
         assert not everything
@@ -497,12 +487,12 @@ push = st.tuples(st.sampled_from(["push", "step"]), segments_of)
 plan = st.tuples(st.just("plan"), st.integers(0, 3))
 release = st.tuples(st.just("release"), st.integers(0, 3), st.booleans())
 other = st.one_of(
-    st.sampled_from([("flush",), ("renumber",), ("cancel",)]),
+    st.sampled_from([("flush",), ("cancel",)]),
     st.tuples(st.just("plan_now"), segments_of),
 )
 setups = st.builds(
     Setup,
-    shards=st.sampled_from([2, 4]),
+    partitions=st.sampled_from([2, 4]),
     cached=st.integers(4, 24),
     overflow=st.sampled_from([8, 100]),
     lower=st.sampled_from([0, 4, 9, 20]),
@@ -512,7 +502,7 @@ setups = st.builds(
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(setups, st.lists(st.one_of(push, push, plan, plan, release, release, other), max_size=50))
-def test_shards_plan_as_planners_of_their_own(setup, operations):
+def test_partitions_plan_as_planners_of_their_own(setup, operations):
     walk = Walk(setup)
     for name, *args in operations:
         getattr(walk, name)(*args)
@@ -530,7 +520,6 @@ def test_a_long_walk(policy, lower):
             walk.plan_now([(0, draw.integers(0, 2**50, 160))])  # there are 140 slots
         if t % 31 == 30:
             walk.flush()
-            walk.renumber()
         walk.push([(0, ids[0]), (WHOLE, ids[1]), (2, ids[0] % 40), (0, ids[0][:5] - 2**40)])
         if t >= 4:
             walk.plan(t % 3)
@@ -559,7 +548,7 @@ def test_more_plans_than_pins_can_count_are_refused_in_every_shard():
 
 
 def test_large_batches_are_planned_the_same_by_any_number_of_threads():
-    """Many pieces, and segments of many sizes; also against the pool that is not cut."""
+    """Many pieces, and segments of many sizes; also against the pool that is not partitioned."""
     setup = Setup(16, 20_000, 60_000, 9000, "lookahead")
     planners = [setup.planner(threads) for threads in (1, 2, 4)]
     plain = Setup(1, setup.cached, setup.overflow, setup.lower, setup.policy).planner()
@@ -588,16 +577,16 @@ def test_large_batches_are_planned_the_same_by_any_number_of_threads():
     assert planners[0].counts(8)[0].evicted > 1000
 
 
-def test_how_a_pool_is_cut_follows_from_its_shape():
-    def cut(cached: int, lower: int = 0, *, backed: bool = True) -> int:
-        return residency.num_shards(PoolSlots((-1,), 0, cached, 0), lower, backed=backed)
+def test_the_number_of_partitions_follows_from_the_pools_shape():
+    def number(cached: int, lower: int = 0, *, backed: bool = True) -> int:
+        return budgets.num_partitions(PoolSlots((-1,), 0, cached, 0), lower, backed=backed)
 
-    assert cut(2**20) == cut(2**30, 10**6) == residency.SHARDS > 1
-    assert cut(2**20 - 1) == 1
-    assert cut(2**20, backed=False) == 1, "its updated rows could not make room for one another"
-    assert cut(2**20, residency.SHARDS - 1) == 1
+    assert number(2**20) == number(2**30, 10**6) == budgets.PARTITIONS > 1
+    assert number(2**20 - 1) == 1
+    assert number(2**20, backed=False) == 1, "its updated rows could not make room for one another"
+    assert number(2**20, budgets.PARTITIONS - 1) == 1
     for setup in (Setup(3, 40, 10, 0, "lru"), Setup(512, 1000, 10, 0, "lru")):
-        with pytest.raises(ValueError, match="no power of two"):
+        with pytest.raises(ValueError, match="must be a power of two, at most 256"):
             setup.planner()
 
 
@@ -610,11 +599,11 @@ def test_simulated_counts_are_the_runs(tiers, policy, tmp_path):
     trace, records = ten_tables()
     budgets = {"hbm": 9000, "ddr": 30_000} if tiers == "three" else {"ddr": 30_000}
     budget = te.Tiers(ssd=tmp_path, store="memory", **budgets)
-    with shards(4):
+    with partitions(4):
         wanted = replay(trace, budget, policy, 16, 2, records=records, num_threads=2)
         module = make_collection(trace, records, budget, policy=policy, lookahead=16, depth=2)
     with module:
-        assert 4 in {pool.planner.num_shards for pool in module.engine.pools}
+        assert 4 in {pool.planner.num_partitions for pool in module.engine.pools}
         train(trace, module)
         for pool in module.engine.pools:
             pool.scheduler.quiesce()
@@ -628,10 +617,10 @@ def trained(stream: Stream, kind: str, tiers: te.Tiers, count: int) -> tuple[str
     recipe = RECIPES[kind]
     options = recipe.options() | {"device": "cpu", "num_threads": 2, "lookahead": 8, "depth": 2}
     with (
-        shards(count),
+        partitions(count),
         make_module(stream.tables, tiers, recipe.optimizer, kernel="native", **options) as module,
     ):
-        assert count in {pool.planner.num_shards for pool in module.engine.pools}
+        assert count in {pool.planner.num_partitions for pool in module.engine.pools}
         Prepared(stream).train(module)
         return module.digest(), module.stats()
 
@@ -639,7 +628,7 @@ def trained(stream: Stream, kind: str, tiers: te.Tiers, count: int) -> tuple[str
 # lamb: its clipping adds up all rows of a batch in the order of the plan.
 @pytest.mark.parametrize("kind", ["rowwise_adagrad", "lamb", "adagrad_float16"])
 @pytest.mark.parametrize("tiers", ["two", "three"])
-def test_trained_bytes_do_not_depend_on_shards(kind, tiers, tmp_path):
+def test_trained_bytes_do_not_depend_on_partitions(kind, tiers, tmp_path):
     stream = streams.duplicates(24)
     recipe = RECIPES[kind]
     trainer = recipe.trainer(stream.tables)
@@ -652,5 +641,5 @@ def test_trained_bytes_do_not_depend_on_shards(kind, tiers, tmp_path):
     for count in (1, 2, 8):
         budget = te.Tiers(ssd=tmp_path / str(count), store="memory", **budgets)
         digest, stats = trained(stream, kind, budget, count)
-        assert digest == trainer.digest(), f"{count} shards: another digest"
+        assert digest == trainer.digest(), f"{count} partitions: another digest"
         assert next(iter(stats.tiers.values())).evicted > 0

@@ -53,6 +53,9 @@ class Lru:
 
     def leave(self, row: int) -> None: ...
 
+    def postpone(self) -> None:
+        """A batch from outside the window gets the next plan: all others come one later."""
+
 
 class Lfu(Lru):
     """Heat = (its value, the step in which it had that value)."""
@@ -158,6 +161,9 @@ class Lookahead:
         self.base = base
         self.scheduled: dict[int, tuple[int, int]] = {}  # the largest use goes first
 
+    def postpone(self) -> None:
+        self.scheduled = {row: (use + 1, order) for row, (use, order) in self.scheduled.items()}
+
     def use(self, row: int) -> None:
         self.base.use(row)
 
@@ -212,9 +218,14 @@ class Caller:
         self.held: dict[int, list[int]] = {}
         self.released: set[int] = set()
         self.num_pushed = 0
+        self.aside: set[int] = set()  # plans of batches that came from outside a window
+        self.last_use: dict[int, list[int]] = {}  # row whose last use counts: that batch
 
     def next_use(self, row: int) -> int | None:
-        return next((number for number, rows in self.window if row in rows), None)
+        """The plan that uses the row next, or its last use where a batch aside dropped it."""
+        last = self.last_use.get(row)
+        uses = (n for n, rows in self.window if rows is last or (last is None and row in rows))
+        return next(uses, None)
 
     def push(self, ids: list[int]) -> None:
         rows = list(dict.fromkeys(ids))
@@ -224,12 +235,23 @@ class Caller:
         self.window.append((self.num_pushed, rows))
         self.num_pushed += 1
 
+    def put_aside(self, ids: list[int]) -> None:
+        """The batch comes ahead of the window, in which nothing changes but the plans' numbers."""
+        number = self.window[0][0] if self.window else self.num_pushed
+        if self.window:
+            self.aside.add(number)
+        self.window = deque((n + 1, rows) for n, rows in self.window)
+        self.window.appendleft((number, list(dict.fromkeys(ids))))
+        self.num_pushed += 1
+        self.policy.postpone()
+
     def release(self, number: int) -> None:
         self.released.add(number)
 
     def plan(self, depth: int) -> list[int]:
         number, rows = self.window.popleft()
         for row in rows:
+            self.last_use.pop(row, None)
             if row in self.resident:
                 self.pins[row] += 1
                 if row in self.listed:
@@ -263,6 +285,8 @@ class Caller:
             for row in self.held.pop(number):
                 self.pins[row] -= 1
                 if self.pins[row] == 0:
+                    if number in self.aside and self.next_use(row) is not None:
+                        self.last_use[row] = [r for _, r in self.window if row in r][-1]
                     if self.resident[row]:
                         transient.append(row)
                     else:
@@ -314,13 +338,11 @@ class Series(Caller):
                         policy.reschedule(row, None)
         self.num_pushed -= len(self.window)
         self.window.clear()
+        self.last_use.clear()
 
-    def push_ahead(self, ids: list[int]) -> None:
-        """In front of the window, which is pushed again behind it."""
-        later = [rows for _, rows in self.window]
-        self.cancel()
-        for rows in (ids, *later):
-            self.push(rows)
+    def put_aside(self, ids: list[int]) -> None:
+        super().put_aside(ids)
+        self.lower.postpone()
 
     def done(self, number: int, updated: bool) -> None:
         self.release(number)

@@ -102,29 +102,21 @@ class Tiers:
         self.follow(self.planner.plan(depth), self.single.plan(depth), moves)
 
     def plan_now(self, segments: Segments) -> None:
-        self.model.push_ahead(cached(segments))
-        moves = self.moves(0)
+        moves = self.moves(0, aside=cached(segments))
         if moves is not None:
             ids = arrays(segments)
             self.follow(self.planner.plan_now(ids), self.single.plan_now(ids), moves)
             return
         with pytest.raises(CapacityError):
             self.planner.plan_now(arrays(segments))
-        # The window was taken back and pushed again behind the batch, and once more without it.
-        self.model.cancel()
-        self.single.cancel()
-        self.single.push(arrays(segments))
-        for batch in self.window:
-            self.model.push(cached(batch))
-            self.single.push(arrays(batch))
-        self.single.cancel()
-        for batch in self.window:
-            self.single.push(arrays(batch))
         self.check()
 
-    def moves(self, depth: int) -> Moves | None:
-        """The model's next plan; None, with nothing changed, when it finds no room."""
+    def moves(self, depth: int, aside: list[int] | None = None) -> Moves | None:
+        """The model's next plan, of the window or of a batch ``aside``; None, with nothing changed,
+        when it finds no room."""
         model = copy.deepcopy(self.model) if self.can_fail else self.model
+        if aside is not None:
+            model.put_aside(aside)
         stays = model.place.keys() - model.can_fall
         room = len(model.unused) + len(model.can_fall) + len(stays & set(model.window[0][1]))
         moves = model.move(depth)
@@ -175,9 +167,6 @@ class Tiers:
         self.model.dirty.clear()
         assert len(self.planner.dirty_rows()[0]) == 0
         self.check()
-
-    def renumber(self) -> None:
-        self.planner.renumber()
 
     # --- what a plan must be ----------------------------------------------------------------------
 

@@ -1,7 +1,14 @@
 """Which row is where, decided ahead of time and without a clock. Moves no bytes."""
 
-from .budgets import OVERFLOW_SLOTS, PoolSlots, allocate, allocate_tiers, fair_shares, num_shards
-from .planner import BASE_POLICIES, POLICIES, Planner, Segment, StepPlan, plan_text
+from .budgets import (
+    OVERFLOW_SLOTS,
+    PoolSlots,
+    allocate,
+    allocate_tiers,
+    fair_shares,
+    num_partitions,
+)
+from .planner import BASE_POLICIES, POLICIES, Planner, Segment, StepPlan
 from .replay import BatchedIds, Replay
 
 __all__ = [
@@ -17,6 +24,5 @@ __all__ = [
     "allocate",
     "allocate_tiers",
     "fair_shares",
-    "num_shards",
-    "plan_text",
+    "num_partitions",
 ]

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from ..errors import ConfigError
 from ..spec import Tiers
 
-__all__ = ["PoolSlots", "allocate", "allocate_tiers", "fair_shares", "num_shards"]
+__all__ = ["PoolSlots", "allocate", "allocate_tiers", "fair_shares", "num_partitions"]
 
 MAX_SLOTS = 2**31 - 1
 OVERFLOW_SLOTS = 2**24
-SHARDS = 32  # of a pool that is planned in parallel
-SHARDED_SLOTS = 2**20  # from so many slots on that its tables share
+PARTITIONS = 32  # of a pool that is planned in parallel
+PARTITIONED_SLOTS = 2**20  # a pool whose tables share at least this many slots is partitioned
 WHOLE_SHARE = 4  # small tables may take a quarter of a tier that does not hold everything
 
 
 @dataclass(frozen=True)
 class PoolSlots:
-    """How one pool's share of a tier is cut.
+    """How one pool's share of a tier is divided.
 
     first_slot: per table, where a whole table starts, or -1 for one that shares `cached` slots.
     """
@@ -158,12 +158,12 @@ def _too_small(tier: str, share: int, tables: Sequence[str], record_bytes: int) 
     )
 
 
-def num_shards(slots: PoolSlots, lower_slots: int, *, backed: bool) -> int:
-    """Parts of a pool that are planned apart, hence in parallel: of a large one with a store below.
+def num_partitions(slots: PoolSlots, lower_slots: int, *, backed: bool) -> int:
+    """How many partitions plan a pool, in parallel; 1 unless it is large and has a store below.
 
-    It decides who is evicted, so it depends on nothing but the pool's shape.
+    The number decides which rows are evicted, so it depends on nothing but the pool's shape.
     """
-    large = slots.cached >= max(SHARDS, SHARDED_SLOTS) and (
-        lower_slots == 0 or lower_slots >= SHARDS
+    large = slots.cached >= max(PARTITIONS, PARTITIONED_SLOTS) and (
+        lower_slots == 0 or lower_slots >= PARTITIONS
     )
-    return SHARDS if backed and large else 1
+    return PARTITIONS if backed and large else 1

@@ -1,14 +1,17 @@
 """The planner: which row is where, decided ahead of time and without a clock.
 
-This module shapes budgets into slots and wraps the native planner (``native/residency``), which
-turns a window of future batches into step plans. It moves no bytes; a simulator and a training run
-that feed it the same batches get the same plans.
+This module wraps the native planner (``native/residency``), which turns a window of future batches
+into step plans. It moves no bytes: a simulator and a training run that feed it the same batches get
+the same plans. Slots come from ``budgets.py``.
 
-Large pools with a store below are cut into shards: planners of their own over the rows and slots
-that a hash deals to them, which run on the threads of ``native/core`` and whose plans are merged
-(``native/residency/sharded_planner.h``). Shards follow from a pool's shape alone, and no plan
-depends on the number of threads. Unique rows, their order and their occurrences are those of one
-planner; only who is evicted, and so which slots rows get, is decided shard by shard.
+A large pool with a store below is partitioned: a hash deals its rows and slots to planners of their
+own, which run on the threads of ``native/core``, and their plans are merged
+(``native/residency/partitioned_planner.h``). The number of partitions depends only on the pool's
+shape, and no plan depends on the number of threads. Unique rows, their order and their occurrences
+are those of a single planner; only eviction, and so the slots that rows get, is decided partition
+by partition.
+
+Threading: every call locks inside the extension and releases the GIL while it works or waits.
 
 A row's life in a tier::
 
@@ -30,12 +33,12 @@ from .. import _native
 from .._native import StepPlan
 from ..errors import CapacityError, ConfigError
 from ..spec import Counts
-from .budgets import PoolSlots, num_shards
+from .budgets import PoolSlots, num_partitions
 
 if TYPE_CHECKING:
     from .._native import TableCounts
 
-__all__ = ["BASE_POLICIES", "POLICIES", "Planner", "Segment", "StepPlan", "plan_text"]
+__all__ = ["BASE_POLICIES", "POLICIES", "Planner", "Segment", "StepPlan"]
 
 BASE_POLICIES = ("lru", "lfu", "s3fifo")
 POLICIES = (*BASE_POLICIES, "lookahead", *(f"lookahead:{base}" for base in BASE_POLICIES))
@@ -55,7 +58,7 @@ class Planner:
         backed: a store at the bottom takes evicted rows.
         tier: the upper tier's name, for messages.
         lower_slots: of the memory tier that takes what loses its slot above; 0: there is none.
-        num_threads: that plan a pool of several shards; no plan depends on it.
+        num_threads: that plan a partitioned pool; no plan depends on it.
 
     Threading: calls lock; their order is the caller's business and decides the plans.
     """
@@ -89,7 +92,7 @@ class Planner:
             lower_slots=lower_slots,
             policy=policy,
             backed=backed,
-            num_shards=num_shards(slots, lower_slots, backed=backed),
+            num_partitions=num_partitions(slots, lower_slots, backed=backed),
             num_threads=num_threads,
         )
 
@@ -109,15 +112,25 @@ class Planner:
             raise self._capacity_error(error) from None
 
     def plan_now(self, segments: Sequence[Segment]) -> StepPlan:
-        """Plans a batch alone, ahead of whatever the window holds. Raises as :meth:`plan`."""
+        """Plans a batch alone, at depth 0; the window's batches come one plan later.
+
+        Raises:
+            CapacityError: no room, with nothing changed.
+        """
         try:
             return self._native.plan_now(list(segments))
         except (_native.NoCapacity, _native.TooManyHeld) as error:
             raise self._capacity_error(error) from None
 
     def release(self, number: int, *, updated: bool, used: bool = True) -> None:
-        """The batch of plan ``number`` is done; ``updated`` says that its rows were changed."""
-        self._native.release(number, updated)
+        """The batch of plan ``number`` is done.
+
+        Args:
+            updated: its rows were changed.
+            used: a forward used the batch. If not, its lookups, unique rows, misses and overflow
+                no longer count in the upper tier. Rows that it staged or evicted stay counted.
+        """
+        self._native.release(number, updated, used)
 
     def cancel(self) -> None:
         """Drops every batch of the window that has no plan yet."""
@@ -126,7 +139,7 @@ class Planner:
     def find(self, table: int, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
         """The slot of each id (n,), -1 where the row is not resident.
 
-        The lower tier's slots are numbered behind the upper tier's: see ``first_lower_slot``.
+        The lower tier's slots follow the upper tier's, from ``first_lower_slot`` on.
         """
         return self._native.find(table, ids)
 
@@ -141,13 +154,14 @@ class Planner:
         """The dirty rows have been written back."""
         self._native.mark_clean()
 
-    def renumber(self) -> None:
-        """Renumbers the window's positions; happens by itself before they run out."""
-        self._native.renumber()
-
     def counts(self, record_bytes: int, unused: Sequence[int] = ()) -> list[Counts]:
-        """Of the upper tier, per table, in the order given at construction."""
-        return _counts(self._native.counts(), record_bytes)
+        """Counts of the upper tier, per table, in the order given at construction.
+
+        Args:
+            unused: numbers of plans that no forward has used yet. What they add to lookups, unique,
+                misses and overflow is left out. Numbers of released plans are ignored.
+        """
+        return _counts(self._native.counts(list(unused)), record_bytes)
 
     def lower_counts(self, record_bytes: int) -> list[Counts]:
         """Of the lower tier: lookups are the rows that the upper tier staged, and overflow those
@@ -163,8 +177,8 @@ class Planner:
         return len(self._names)
 
     @property
-    def num_shards(self) -> int:
-        return self._native.num_shards
+    def num_partitions(self) -> int:
+        return self._native.num_partitions
 
     @property
     def window_size(self) -> int:
@@ -227,52 +241,3 @@ def _counts(native: Sequence[TableCounts], record_bytes: int) -> list[Counts]:
         )
         for lookups, unique, misses, staged, evicted, written_back, overflow in native
     ]
-
-
-def plan_text(plan: StepPlan) -> str:
-    """The plan as text, one line per part; equal plans have equal texts."""
-
-    def row(table: int, key: int, slot: int) -> str:
-        return f"{table}:{key}@{slot}"
-
-    rows = [
-        row(t, k, s)
-        for t, k, s in zip(
-            plan.tables.tolist(), plan.keys.tolist(), plan.slots.tolist(), strict=True
-        )
-    ]
-    victims = [
-        row(t, k, s) + ("*" if dirty else "")
-        for t, k, s, dirty in zip(
-            plan.victim_tables.tolist(),
-            plan.victim_keys.tolist(),
-            plan.victim_slots.tolist(),
-            plan.victim_dirty.tolist(),
-            strict=True,
-        )
-    ]
-    lines = [
-        f"plan {plan.number}",
-        "rows " + " ".join(rows),
-        "inverse " + " ".join(map(str, plan.inverse.tolist())),
-        "staged " + " ".join(rows[u] for u in plan.staged.tolist()),
-        "victims " + " ".join(victims),
-        f"overflow {plan.overflow}",
-    ]
-    if len(plan.staged_from) or len(plan.victim_to):
-        fallen = [
-            row(t, k, s) + ("*" if dirty else "")
-            for t, k, s, dirty in zip(
-                plan.fallen_tables.tolist(),
-                plan.fallen_keys.tolist(),
-                plan.fallen_slots.tolist(),
-                plan.fallen_dirty.tolist(),
-                strict=True,
-            )
-        ]
-        lines += [
-            "staged from " + " ".join(map(str, plan.staged_from.tolist())),
-            "victims to " + " ".join(map(str, plan.victim_to.tolist())),
-            "fallen " + " ".join(fallen),
-        ]
-    return "\n".join(lines)

@@ -28,7 +28,7 @@ class DiskModel {
   DiskModel(const DiskModel&) = delete;
   DiskModel& operator=(const DiskModel&) = delete;
 
-  // Each is told after it was done to the live tree. Paths outside of `root` are ignored.
+  // Each is reported after it was done to the live tree. Paths outside of `root` are ignored.
   void created_file(const std::string& path);
   void created_directory(const std::string& path);
   void removed(const std::string& path);
@@ -63,7 +63,7 @@ class DiskModel {
   void adopt(int directory, const std::string& path);
   std::optional<int> find(const std::string& path) const;
   std::optional<Edit> edit_of(const std::string& path, std::optional<int> node) const;
-  // Directories that nobody told of: made past RocksDB.
+  // Directories that nobody reported: made past RocksDB.
   void make_parents(const std::string& path);
   void make(const std::vector<std::optional<Edit>>& edits);
   std::string link_of(int node) const { return links_ + "/" + std::to_string(node); }

@@ -10,9 +10,6 @@
 namespace te::faults {
 namespace {
 
-using tiered_embed::ErrorKind;
-using tiered_embed::StoreException;
-
 constexpr int kMostBroken = 5;  // of one workload and kind of fault
 
 struct Workload {
@@ -48,7 +45,7 @@ const Workload kWorkloads[] = {
     {"put, and close once the background has ended", false,
      [](Life* life, stress::Random* random) {
        for (int i = 0; i < 6; ++i) life->put_more(random);
-       // Nobody may ask the store meanwhile: it would tell of a failure.
+       // Nobody may ask the store meanwhile: it would report a failure.
        std::this_thread::sleep_for(std::chrono::milliseconds(10));
      }},
     {"checkpoint", true,

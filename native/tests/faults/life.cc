@@ -10,12 +10,6 @@
 namespace te::faults {
 namespace {
 
-using tiered_embed::kKeyBytes;
-using tiered_embed::OpenMode;
-using tiered_embed::RocksDbStore;
-using tiered_embed::StoreException;
-using tiered_embed::StoreOptions;
-
 constexpr int64_t kNumRows = 400;
 constexpr size_t kRecordBytes = 512;
 constexpr int64_t kMaxRowsPerWrite = 24;
@@ -84,9 +78,9 @@ Rows scan(RocksDbStore* store) {
   constexpr size_t kChunk = 256;
   std::vector<uint8_t> keys(kChunk * kKeyBytes);
   std::vector<uint8_t> records(kChunk * kRecordBytes);
-  const auto scanner = store->Scan(std::nullopt, std::nullopt);
+  const auto scanner = store->scan(std::nullopt, std::nullopt);
   Rows rows;
-  while (const size_t n = scanner->Next(keys.data(), records.data(), kChunk)) {
+  while (const size_t n = scanner->next(keys.data(), records.data(), kChunk)) {
     for (size_t i = 0; i < n; ++i) {
       const int64_t row = row_of(keys.data() + i * kKeyBytes);
       rows[row] = version_of(row, records.data() + i * kRecordBytes);
@@ -102,7 +96,7 @@ Life::Life(std::string folder, rocksdb::Env* env, History* history, uint64_t* ne
 
 void Life::open(bool create) {
   const OpenMode mode = create ? OpenMode::kCreate : OpenMode::kReadWrite;
-  store_ = RocksDbStore::Open(folder_ + "/db", options_of(mode, env_));
+  store_ = RocksDbStore::open(folder_ + "/db", options_of(mode, env_));
 }
 
 void Life::put(stress::Random* random) { put_rows(some_rows(random)); }
@@ -116,20 +110,20 @@ void Life::put_more(stress::Random* random) {
 void Life::put_rows(const std::vector<int64_t>& rows) {
   const uint64_t version = (*next_version_)++;
   history_->add(rows, version);
-  store_->Put(keys_of(rows).data(), records_of(rows, version).data(), rows.size());
+  store_->put(keys_of(rows).data(), records_of(rows, version).data(), rows.size());
 }
 
 void Life::remove(stress::Random* random) {
   const std::vector<int64_t> rows = some_rows(random);
   history_->add(rows, 0);
-  store_->Delete(keys_of(rows).data(), rows.size());
+  store_->remove(keys_of(rows).data(), rows.size());
 }
 
 void Life::read(stress::Random* random) {
   const std::vector<int64_t> rows = some_rows(random);
   std::vector<uint8_t> records(rows.size() * kRecordBytes);
   const auto found = std::make_unique<bool[]>(rows.size());
-  store_->Get(keys_of(rows).data(), rows.size(), records.data(), found.get());
+  store_->get(keys_of(rows).data(), rows.size(), records.data(), found.get());
   const Rows expected = history_->now();
   for (size_t i = 0; i < rows.size(); ++i) {
     const auto at = expected.find(rows[i]);
@@ -142,19 +136,19 @@ void Life::read(stress::Random* random) {
 }
 
 void Life::flush() {
-  store_->Flush();
+  store_->flush();
   history_->acknowledge();
 }
 
 void Life::checkpoint() {
   const std::string name = "checkpoint-" + std::to_string(num_checkpoints_++);
-  store_->Checkpoint(folder_ + "/" + name);
+  store_->checkpoint(folder_ + "/" + name);
   checkpoints_[name] = history_->now();
   history_->acknowledge();
 }
 
 void Life::read_all() {
-  store_->Verify();
+  store_->verify();
   if (scan(store_.get()) != history_->now()) throw Broken("a scan differs from what was put");
 }
 
@@ -162,10 +156,10 @@ void Life::import() {
   const uint64_t version = (*next_version_)++;
   std::vector<int64_t> rows;
   for (int64_t row = 0; row < kNumRows; row += 2) rows.push_back(row);
-  tiered_embed::SstImporter importer(store_, folder_ + "/import.tmp");
-  importer.Add(keys_of(rows).data(), records_of(rows, version).data(), rows.size());
+  SstImporter importer(store_, folder_ + "/import.tmp");
+  importer.add(keys_of(rows).data(), records_of(rows, version).data(), rows.size());
   history_->add(rows, version);
-  importer.Finish();
+  importer.finish();
   history_->acknowledge();
 }
 
@@ -192,7 +186,7 @@ bool Life::close(bool refused) {
   if (store_ == nullptr) return true;
   bool closed = true;
   try {
-    store_->Close();
+    store_->close();
     if (!refused) history_->acknowledge();
   } catch (const StoreException&) {
     closed = false;
@@ -202,14 +196,14 @@ bool Life::close(bool refused) {
 }
 
 Rows rows_in(const std::string& path, rocksdb::Env* env) {
-  const auto store = RocksDbStore::Open(path, options_of(OpenMode::kReadWrite, env));
-  const uint64_t count = store->Verify();
+  const auto store = RocksDbStore::open(path, options_of(OpenMode::kReadWrite, env));
+  const uint64_t count = store->verify();
   Rows rows = scan(store.get());
   if (rows.size() != count) {
     throw Broken("verify counts " + std::to_string(count) + " records, a scan " +
                  std::to_string(rows.size()));
   }
-  store->Close();
+  store->close();
   return rows;
 }
 

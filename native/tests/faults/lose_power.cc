@@ -6,8 +6,6 @@
 namespace te::faults {
 namespace {
 
-using tiered_embed::StoreException;
-
 constexpr int64_t kMaxActions = 40;
 constexpr int64_t kMaxOperations = 400;  // of the file system; most lives end before
 constexpr int64_t kLivesPerStore = 25;

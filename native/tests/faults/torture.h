@@ -64,13 +64,13 @@ class Life {
   void remove(stress::Random* random);
   void read(stress::Random* random);
   void flush();
-  void compact() { store_->Compact(); }
+  void compact() { store_->compact(); }
   void checkpoint();
   void read_all();
   void import();                     // into a store that was never written
   void any(stress::Random* random);  // one of the above, import apart
   // False where that failed; the store is gone in any case. A close that works promises that all is
-  // durable, unless an error was told before (`refused`).
+  // durable, unless an error was reported before (`refused`).
   bool close(bool refused);
 
   // What each acknowledged checkpoint holds, by its name in `folder`.
@@ -83,7 +83,7 @@ class Life {
   rocksdb::Env* const env_;
   History* const history_;
   uint64_t* const next_version_;
-  std::shared_ptr<tiered_embed::RocksDbStore> store_;
+  std::shared_ptr<RocksDbStore> store_;
   std::map<std::string, Rows> checkpoints_;
   uint64_t num_checkpoints_ = 0;
 };

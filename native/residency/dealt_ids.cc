@@ -1,14 +1,15 @@
-#include "residency/partition.h"
+#include "residency/dealt_ids.h"
 
 #include <algorithm>
 #include <array>
 
+#include "core/check.h"
 #include "core/thread_pool.h"
 
 namespace te {
 
-void Partition::cut(const std::vector<Segment>& segments, int num_threads) {
-  const size_t num = num_shards();
+void DealtIds::deal(const std::vector<Segment>& segments, int num_threads) {
+  const size_t num = num_partitions();
   pieces_.clear();
   num_ids_ = 0;
   for (const Segment& s : segments) {
@@ -19,15 +20,15 @@ void Partition::cut(const std::vector<Segment>& segments, int num_threads) {
       num_ids_ += static_cast<size_t>(n);
     }
   }
-  shards_.resize(num_ids_);
+  partitions_.resize(num_ids_);
   ids_.resize(num_ids_);
   occurrences_.resize(num_ids_);
   begins_.resize((pieces_.size() + 1) * num);
 
   const int64_t num_pieces = static_cast<int64_t>(pieces_.size());
-  timed_parallel_for(num_pieces, num_threads, [&](int64_t p) { count(static_cast<size_t>(p)); });
+  parallel_for(num_pieces, num_threads, [&](int64_t p) { count_piece(static_cast<size_t>(p)); });
   // Counts become starts.
-  std::array<int32_t, Sharding::kMaxShards> at{};
+  std::array<int32_t, Partitioning::kMaxPartitions> at{};
   for (size_t p = 0; p < pieces_.size(); ++p) {
     for (size_t s = 0; s < num; ++s) at[s] += begins_[p * num + s];
   }
@@ -44,49 +45,53 @@ void Partition::cut(const std::vector<Segment>& segments, int num_threads) {
       at[s] += n;
     }
   }
-  timed_parallel_for(num_pieces, num_threads, [&](int64_t p) { deal(static_cast<size_t>(p)); });
+  parallel_for(num_pieces, num_threads, [&](int64_t p) { deal_piece(static_cast<size_t>(p)); });
 }
 
-void Partition::count(size_t p) {
+void DealtIds::count_piece(size_t p) {
   const Piece& piece = pieces_[p];
-  uint8_t* shards = shards_.data() + piece.first;
-  std::array<int32_t, Sharding::kMaxShards> counts{};
-  const auto count_by = [&](const auto& shard_of) {
+  TE_CHECK(first_bad_id(piece.ids, piece.num_ids,
+                        partitioning_->options().tables[piece.table].num_rows) < 0,
+           "ids lie inside their tables");
+  uint8_t* partitions = partitions_.data() + piece.first;
+  std::array<int32_t, Partitioning::kMaxPartitions> counts{};
+  const auto count_by = [&](const auto& partition_of) {
     for (int32_t i = 0; i < piece.num_ids; ++i) {
-      const uint32_t s = shard_of(piece.ids[i]);
-      shards[i] = static_cast<uint8_t>(s);
+      const uint32_t s = partition_of(piece.ids[i]);
+      partitions[i] = static_cast<uint8_t>(s);
       ++counts[s];
     }
   };
-  if (sharding_->is_whole(piece.table)) {
-    count_by([&](int64_t id) { return sharding_->shard_of_whole(piece.table, id); });
+  if (partitioning_->is_whole(piece.table)) {
+    count_by([&](int64_t id) { return partitioning_->partition_of_whole(piece.table, id); });
   } else {
-    count_by([&](int64_t id) { return sharding_->shard_of_cached(piece.table, id); });
+    count_by([&](int64_t id) { return partitioning_->partition_of_cached(piece.table, id); });
   }
-  std::copy_n(counts.begin(), num_shards(),
-              begins_.begin() + static_cast<int64_t>(p * num_shards()));
+  std::copy_n(counts.begin(), num_partitions(),
+              begins_.begin() + static_cast<int64_t>(p * num_partitions()));
 }
 
-void Partition::deal(size_t p) {
+void DealtIds::deal_piece(size_t p) {
   const Piece& piece = pieces_[p];
-  const uint8_t* shards = shards_.data() + piece.first;
-  std::array<int32_t, Sharding::kMaxShards> at;
-  std::copy_n(begins_.begin() + static_cast<int64_t>(p * num_shards()), num_shards(), at.begin());
+  const uint8_t* partitions = partitions_.data() + piece.first;
+  std::array<int32_t, Partitioning::kMaxPartitions> at;
+  std::copy_n(begins_.begin() + static_cast<int64_t>(p * num_partitions()), num_partitions(),
+              at.begin());
   const auto deal_by = [&](const auto& inner_id) {
     for (int32_t i = 0; i < piece.num_ids; ++i) {
-      const int32_t to = at[shards[i]]++;
+      const int32_t to = at[partitions[i]]++;
       ids_[static_cast<size_t>(to)] = inner_id(piece.ids[i]);
       occurrences_[static_cast<size_t>(to)] = piece.first + i;
     }
   };
-  if (sharding_->is_whole(piece.table)) {
-    deal_by([&](int64_t id) { return sharding_->inner_id(piece.table, id); });
+  if (partitioning_->is_whole(piece.table)) {
+    deal_by([&](int64_t id) { return partitioning_->inner_id(piece.table, id); });
   } else {
     deal_by([](int64_t id) { return id; });
   }
 }
 
-std::vector<Segment> Partition::segments_of(size_t s) const {
+std::vector<Segment> DealtIds::segments_of(size_t s) const {
   std::vector<Segment> out;
   for (size_t p = 0; p < pieces_.size(); ++p) {
     const int32_t n = begin(p + 1, s) - begin(p, s);

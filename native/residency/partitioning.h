@@ -1,7 +1,7 @@
-// Which shard a row belongs to, and how a shard's own row ids and slots are called outside.
+// Which partition a row belongs to, and what its own row ids and slots are called outside.
 //
-// A pool's rows are dealt to `num_shards` planners: rows that share slots by a hash of their key,
-// rows of whole tables in turn. Slots are dealt in turn too, region by region (whole, shared,
+// A pool's rows are dealt to `num_partitions` planners: rows that share slots by a hash of their
+// key, rows of whole tables in turn. Slots are dealt in turn too, region by region (whole, shared,
 // overflow, the lower tier's), so that a pool that fills up touches its memory from the front.
 #pragma once
 
@@ -11,45 +11,46 @@
 #include <vector>
 
 #include "residency/planner.h"
+#include "residency/row_table.h"
 
 namespace te {
 
-class Sharding {
+class Partitioning {
  public:
-  static constexpr int kMaxShards = 256;  // a shard's number is kept in a byte
+  static constexpr int kMaxPartitions = 256;  // a partition's number is kept in a byte
 
-  // REQUIRES: num_shards is a power of two.
-  Sharding(const PlannerOptions& options, int num_shards)
+  // See make_planner. Throws std::invalid_argument.
+  Partitioning(const PlannerOptions& options, int num_partitions)
       : options_(options),
-        count_(num_shards),
+        count_(num_partitions),
         cached_first_(options.whole_slots),
         overflow_first_(cached_first_ + options.cached_slots),
         lower_first_(overflow_first_ + options.overflow_slots) {
-    while ((1 << bits_) < num_shards) ++bits_;
-    if (num_shards < 1 || num_shards > kMaxShards || (1 << bits_) != num_shards) {
-      throw std::invalid_argument("shards: " + std::to_string(num_shards) +
-                                  " is no power of two up to 256");
+    while ((1 << bits_) < num_partitions) ++bits_;
+    if (num_partitions < 1 || num_partitions > kMaxPartitions || (1 << bits_) != num_partitions) {
+      throw std::invalid_argument("num_partitions is " + std::to_string(num_partitions) +
+                                  "; it must be a power of two, at most 256");
     }
-    if (count_ == 1) return;
     if (!options.backed || options.cached_slots < count_ ||
         (options.lower_slots > 0 && options.lower_slots < count_)) {
-      throw std::invalid_argument("shards: a store below, and a slot each, in every tier");
+      throw std::invalid_argument(
+          "partitions need a store below, and at least one slot each in every tier");
     }
     for (int s = 0; s < count_; ++s) parts_.push_back(options_of(s));
   }
 
   int count() const { return count_; }
   const PlannerOptions& options() const { return options_; }
-  // What the planner of shard `s` is made of.
+  // What the planner of partition `s` is made of.
   const PlannerOptions& part(int s) const { return parts_[static_cast<size_t>(s)]; }
   int64_t first_lower_slot() const { return lower_first_; }
 
   bool is_whole(int32_t table) const { return shape(table).first_slot >= 0; }
-  uint32_t shard_of_whole(int32_t table, int64_t id) const {
+  uint32_t partition_of_whole(int32_t table, int64_t id) const {
     return static_cast<uint32_t>(id + table) & mask();
   }
-  // By bits that the shard's index does not go by: it would have only one range of them.
-  uint32_t shard_of_cached(int32_t table, int64_t id) const {
+  // By bits that the partition's index does not go by: it would have only one range of them.
+  uint32_t partition_of_cached(int32_t table, int64_t id) const {
     const uint32_t h = RowTable::hash(static_cast<uint32_t>(table), id);
     return static_cast<uint32_t>((uint64_t{h * 0x9E3779B1u} << bits_) >> 32);
   }

@@ -1,0 +1,57 @@
+#include "residency/ids.h"
+
+#include <algorithm>
+
+namespace te {
+
+int64_t first_bad_id(const int64_t* ids, int64_t n, int64_t num_rows) {
+  if (num_rows < 0) return -1;
+  const auto excess = [&](int64_t i) {  // negative: ids[i] is outside
+    return static_cast<int64_t>(static_cast<uint64_t>(num_rows - 1) -
+                                static_cast<uint64_t>(ids[i])) |
+           ids[i];
+  };
+  // Blocks without a branch per id: the common answer is that all are good.
+  for (int64_t begin = 0; begin < n; begin += 1024) {
+    const int64_t end = std::min(n, begin + 1024);
+    int64_t bad = 0;
+    for (int64_t i = begin; i < end; ++i) bad |= excess(i);
+    for (int64_t i = begin; bad < 0 && i < end; ++i) {
+      if (excess(i) < 0) return i;
+    }
+  }
+  return -1;
+}
+
+bool are_bag_bounds(const int64_t* bounds, int64_t n, int64_t num_ids) {
+  if (n < 1 || bounds[0] != 0 || bounds[n - 1] != num_ids) return false;
+  int64_t bad = 0;  // negative: a bound below 0, above num_ids, or below the one before it
+  for (int64_t i = 1; i < n && bad >= 0; i += 1024) {
+    const int64_t end = std::min(n, i + 1024);
+    for (int64_t k = i; k < end; ++k) {
+      const uint64_t bound = static_cast<uint64_t>(bounds[k]);
+      bad |= static_cast<int64_t>(bound | (static_cast<uint64_t>(num_ids) - bound) |
+                                  (bound - static_cast<uint64_t>(bounds[k - 1])));
+    }
+  }
+  return bad >= 0;
+}
+
+bool plan_matches(const StepPlan& plan, const std::vector<Segment>& segments) {
+  size_t n = 0;
+  for (const Segment& s : segments) n += static_cast<size_t>(s.num_ids);
+  if (n != plan.inverse.size()) return false;
+  const int32_t* inverse = plan.inverse.data();
+  for (const Segment& s : segments) {
+    bool same = true;
+    for (int64_t i = 0; i < s.num_ids; ++i) {
+      const int32_t u = inverse[i];
+      same &= plan.keys[u] == s.ids[i] && plan.tables[u] == s.table;
+    }
+    if (!same) return false;
+    inverse += s.num_ids;
+  }
+  return true;
+}
+
+}  // namespace te
