@@ -333,7 +333,7 @@ def test_prefetch_stages_depth_batches_ahead(lookahead, depth, tmp_path):
         for n in loop:
             # Reading waits for all jobs that were posted; every batch has 4 ids.
             module.rows([0])
-            planned = module.stats().tiers["DDR"].lookups // 4
+            planned = module.stats().tiers["DDR"].staged // 4
             assert planned == min(n + 1 + depth, num_batches), f"batch {n}"
             train_one(module, batches[n])
 
