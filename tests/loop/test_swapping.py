@@ -3,6 +3,7 @@
 import copy
 import importlib
 from collections import OrderedDict
+from dataclasses import MISSING, fields
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import tiered_embed as te
+from tiered_embed.loop.candidates import OWN_OPTIONS
 from tiered_embed.loop.swapping import swap as swap_function
 from tiered_embed.modules.base import TieredModule
 from tiered_embed.optim.adagrad import Adagrad
 from tiered_embed.optim.descent import SGD
+from tiered_embed.spec import EngineOptions
 
 ROWS, DIM = 40, 4
 LR = 0.25
@@ -563,13 +566,16 @@ def test_stores_of_others_survive_a_failure(tmp_path):
     ("arguments", "message"),
     [
         ({"tiers": None}, "tiers is None; pass te.Tiers"),
-        ({"tiers": te.Tiers(ssd="/nowhere")}, "the budget of the swap"),
+        ({"tiers": te.Tiers(ssd="/nowhere")}, r"holds the rows in use: pass te.Tiers\(ddr=...\)"),
         ({"tiers": te.Tiers(hbm="1MB", ddr="1MB")}, "needs a GPU.*pass device='cpu'"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd'"),
         ({"min_bytes": -1}, "min_bytes is -1"),
         ({"min_bytes": "many"}, "min_bytes is 'many'"),
         ({"include": "emb"}, "include is 'emb'"),
-        ({"dtype": torch.float16}, "option 'dtype' is unknown"),
+        (
+            {"dtype": torch.float16},
+            "takes dtype from each module that it replaces; leave dtype out",
+        ),
         ({"policy": "fifo"}, "policy is 'fifo'"),
         ({"seed": -1}, "seed is -1"),
     ],
@@ -581,6 +587,26 @@ def test_bad_arguments_change_nothing(arguments, message):
     with pytest.raises(te.ConfigError, match=message):
         swap(model, **arguments)
     unchanged(model, plain)
+
+
+def test_every_option_is_passed_on_or_follows_from_the_module():
+    defaults = {f.name: f.default for f in fields(EngineOptions) if f.default is not MISSING}
+    own = {"dtype", "output_dtype", "init", "max_norm", "norm_type", "scale_grad_by_freq"}
+    assert own == set(OWN_OPTIONS)
+    for name in own:
+        assert f"``{name}``" in te.swap.__doc__
+        with pytest.raises(te.ConfigError, match=f"te.swap takes {name} from each module"):
+            swap(holder(emb=nn.Embedding(ROWS, DIM)), **{name: defaults.pop(name)})
+    assert swap(holder(emb=nn.Embedding(ROWS, DIM)), **defaults).left == ()
+
+
+def test_options_are_keywords_as_pythons_are():
+    model = holder(emb=nn.Embedding(ROWS, DIM))
+    with pytest.raises(TypeError, match=r"te.swap\(\) got an unexpected keyword argument 'dept'"):
+        swap(model, dept=1)
+    with pytest.raises(TypeError, match=r"te.swap\(\) needs the keyword argument optimizer"):
+        te.swap(model, tiers=TIERS)
+    assert type(model.emb) is nn.Embedding
 
 
 @pytest.mark.parametrize("model", [nn.Embedding(3, 2), nn.EmbeddingBag(3, 2), Scaled(3, 2)])

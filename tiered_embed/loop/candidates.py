@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from ..spec import DTYPES
 
-__all__ = ["CARRIED_HOOKS", "SHARED_ARGUMENTS", "Candidate", "find", "is_embedding"]
+__all__ = ["CARRIED_HOOKS", "OWN_OPTIONS", "Candidate", "find", "is_embedding"]
 
 ROW_DTYPES = tuple(dtype for dtype in DTYPES if dtype.is_floating_point)
 CARRIED_HOOKS = (
@@ -34,8 +34,11 @@ OTHER_HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-# What the tables of a collection must agree in: its tiered form has one of each.
-SHARED_ARGUMENTS = ("max_norm", "norm_type", "scale_grad_by_freq")
+# Engine options that a module brings along as arguments of its own. The tables of a collection must
+# agree in them: its tiered form has one of each.
+OWN_ARGUMENTS = ("max_norm", "norm_type", "scale_grad_by_freq")
+# Those that follow from the module that is replaced: these, and what its weight decides.
+OWN_OPTIONS = (*OWN_ARGUMENTS, "dtype", "output_dtype", "init")
 
 
 @dataclass
@@ -56,6 +59,11 @@ class Candidate:
     def first(self) -> Any:
         """A table that stands for all in what they must agree in."""
         return next(iter(self.tables.values()))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Its own arguments that are engine options too."""
+        return {name: getattr(self.first, name) for name in OWN_ARGUMENTS}
 
     @property
     def frozen(self) -> bool:
@@ -158,7 +166,7 @@ def _why_left(
         for path, tensor in tensors:
             if path not in mine and _overlap(_get(table, "weight"), tensor):
                 return f"its weight is shared with {path!r}"
-    for what in ("weight.dtype", "weight.requires_grad", *SHARED_ARGUMENTS):
+    for what in ("weight.dtype", "weight.requires_grad", *OWN_ARGUMENTS):
         values = {_get(table, what) for table in tables}
         if len(values) > 1:
             return f"its tables differ in {what}: {', '.join(sorted(map(str, values)))}"

@@ -7,14 +7,15 @@ them, and puts the new ones in. How rows live and train afterwards is ``modules`
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from ..errors import ConfigError, TieredEmbedError
 from ..modules import (
@@ -25,23 +26,20 @@ from ..modules import (
 )
 from ..optim import Optimizer
 from ..residency import fair_shares
-from ..spec import DTYPES, Constant, EngineOptions, TableConfig, Tiers, parse_bytes
+from ..spec import (
+    DTYPES,
+    Constant,
+    EngineKeywords,
+    TableConfig,
+    Tiers,
+    options_from_keywords,
+    parse_bytes,
+)
 from ..tiers import PoolLayout
-from .candidates import CARRIED_HOOKS, SHARED_ARGUMENTS, Candidate, find, is_embedding
+from .candidates import CARRIED_HOOKS, OWN_OPTIONS, Candidate, find, is_embedding
 
 __all__ = ["SwapEntry", "SwapReport", "swap"]
 
-OPTIONS = (
-    "policy",
-    "lookahead",
-    "depth",
-    "num_threads",
-    "on_nonfinite",
-    "rounding",
-    "bounds_check",
-    "device",
-    "kernel",
-)
 COPY_BYTES = 64 << 20
 
 
@@ -111,12 +109,9 @@ class SwapReport:
 def swap(
     model: nn.Module,
     *,
-    tiers: Tiers,
-    optimizer: Optimizer | None,
     min_bytes: int | str = 0,
-    seed: int = 0,
     include: Callable[[str, nn.Module], bool] | None = None,
-    **options: Any,
+    **options: Unpack[EngineKeywords],
 ) -> SwapReport:
     """Replaces ``nn.EmbeddingBag``, ``nn.Embedding`` and TorchRec collections in ``model``.
 
@@ -140,36 +135,40 @@ def swap(
 
     Args:
         model: any module that holds embeddings; changed in place, or not at all on an error.
-        tiers: ``hbm`` and ``ddr`` are the budgets of all swapped tables, weights and optimizer
-            state, each shared max-min fair; ``ssd`` is a directory that holds none of these tables.
-        optimizer: of ``te.optim``; None makes every swapped table read-only.
         min_bytes: modules whose weights take less are left.
-        seed: of stochastic rounding.
-        include: called with path and module; those it denies are left.
-        options: ``policy``, ``lookahead``, ``depth``, ``num_threads``, ``on_nonfinite``,
-            ``rounding``, ``bounds_check``, ``device``, ``kernel``: as in
-            :class:`TieredEmbeddingBag`, for all. Weights on another kind of device are left.
+        include: called with the path and the module; those for which it returns False are left.
+        options: the fields of ``te.EngineOptions``, the same for every swapped module; ``tiers``
+            and ``optimizer`` are required. Each budget of ``tiers`` covers weights and optimizer
+            state of all swapped tables together, and is shared max-min fair; ``ssd`` must hold none
+            of these tables yet. ``optimizer=None`` makes every swapped table read-only. Weights
+            that are not on ``device`` are left. ``dtype``, ``output_dtype``, ``init``,
+            ``max_norm``, ``norm_type`` and ``scale_grad_by_freq`` follow from each module that is
+            replaced, and cannot be passed.
 
     Raises:
         ConfigError: the model is itself an embedding; too small a budget; an argument that cannot
             work; an ssd directory that holds the tables already.
+        TypeError: an unknown option, or a required one is missing.
         StoreError: a directory that is unwritable or open elsewhere.
     """
-    limit = _checked(model, tiers, optimizer, min_bytes, include, options)
+    limit = _checked(model, min_bytes, include)
+    for name in OWN_OPTIONS:
+        if name in options:
+            raise ConfigError(
+                f"te.swap takes {name} from each module that it replaces; leave {name} out"
+            )
+    checked = options_from_keywords("te.swap", options)
+    tiers, optimizer = checked.tiers, checked.optimizer
     modules = dict(model.named_modules(remove_duplicate=False))
-    device = EngineOptions(
-        tiers, optimizer, Constant(0.0), device=options.get("device")
-    ).compute_device
-    found = find(modules, include, limit, device.type)
+    found = find(modules, include, limit, checked.compute_device.type)
     chosen = [candidate for candidate in found if not candidate.reason]
     budgets = _share(chosen, tiers, optimizer)
-    common = {"seed": seed, **options}
     old = _stores(tiers)
     made: list[TieredModule] = []
     try:
         for candidate, share in zip(chosen, budgets, strict=True):
             # One at a time into the list: a failure closes those before it.
-            made.append(_make(candidate, share, optimizer, common))
+            made.append(_make(candidate, share, options))
         for candidate, module in zip(chosen, made, strict=True):
             _fill(module, candidate)
             _carry(candidate.module, module)
@@ -184,15 +183,8 @@ def swap(
     return report
 
 
-def _checked(
-    model: object,
-    tiers: object,
-    optimizer: object,
-    min_bytes: int | str,
-    include: object,
-    options: Mapping[str, Any],
-) -> int:
-    """``min_bytes`` as a number; the other arguments can work."""
+def _checked(model: object, min_bytes: int | str, include: object) -> int:
+    """``min_bytes`` as a number; checks the other arguments too, apart from the options."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}; pass an nn.Module")
     if is_embedding(model):
@@ -200,15 +192,6 @@ def _checked(
             f"the model is itself an {type(model).__name__}, which cannot be replaced in place; "
             "make a tiered module by from_pretrained, or pass the module that holds it"
         )
-    if not isinstance(tiers, Tiers) or (tiers.ddr is None and tiers.hbm is None):
-        raise ConfigError(f"tiers is {tiers!r}; pass te.Tiers(ddr=...), the budget of the swap")
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise ConfigError(
-            f"optimizer is {optimizer!r}; pass one of te.optim, or None for rows that are only read"
-        )
-    unknown = sorted(set(options) - set(OPTIONS))
-    if unknown:
-        raise ConfigError(f"option {unknown[0]!r} is unknown; there are {', '.join(OPTIONS)}")
     if include is not None and not callable(include):
         raise ConfigError(f"include is {include!r}; pass a function of path and module")
     return 0 if min_bytes == 0 else parse_bytes(min_bytes, "min_bytes")
@@ -238,7 +221,7 @@ def _share(chosen: Sequence[Candidate], tiers: Tiers, optimizer: Optimizer | Non
             rows, dim = found.shape(name)
             records[name] = rows, PoolLayout((), dim, spec, Constant(0.0), 0, dtype).record_bytes
         wanted.append(sum(rows * size for rows, size in records.values()))
-        # Tables of one dim share their slots: one record of each dim is the least.
+        # Tables of one record layout share their slots: one record of each size is the least.
         least.append(sum({size for _, size in records.values()}))
     total = sum(wanted)
     budgets = {"hbm": tiers.hbm, "ddr": tiers.ddr}
@@ -270,16 +253,11 @@ def _share(chosen: Sequence[Candidate], tiers: Tiers, optimizer: Optimizer | Non
     return out
 
 
-def _make(
-    found: Candidate, tiers: Tiers, optimizer: Optimizer | None, common: Mapping[str, Any]
-) -> TieredModule:
-    options: dict[str, Any] = {
-        "tiers": tiers,
-        "optimizer": None if found.frozen else optimizer,
-        "dtype": found.first.weight.dtype,
-        **{name: getattr(found.first, name) for name in SHARED_ARGUMENTS},
-        **common,
-    }
+def _make(found: Candidate, tiers: Tiers, common: EngineKeywords) -> TieredModule:
+    own = {**found.arguments, "dtype": found.first.weight.dtype, "tiers": tiers}
+    if found.frozen:
+        own["optimizer"] = None
+    options = cast("EngineKeywords", {**common, **own})
     name = next(iter(found.tables))
     rows, dim = found.shape(name)
     module: Any = found.module
@@ -298,7 +276,7 @@ def _make(
     return _make_collection(found, options)
 
 
-def _make_collection(found: Candidate, options: dict[str, Any]) -> TieredEmbeddingBagCollection:
+def _make_collection(found: Candidate, options: EngineKeywords) -> TieredEmbeddingBagCollection:
     collection: Any = found.module
     features = {config.name: config.feature_names for config in collection.embedding_bag_configs()}
     tables = []
@@ -306,26 +284,30 @@ def _make_collection(found: Candidate, options: dict[str, Any]) -> TieredEmbeddi
         bag: Any = found.tables[name]
         mine = features[name.removeprefix(f"{found.paths[0]}.")]
         tables.append(TableConfig(name, *found.shape(name), mine, bag.mode, bag.padding_idx))
-    module = TieredEmbeddingBagCollection(
-        tables,
-        is_weighted=collection.is_weighted(),
-        output_dtype=torch.float32,  # as TorchRec's, whatever its tables are
-        **options,
-    )
+    options["output_dtype"] = torch.float32  # as TorchRec's, whatever its tables are
+    module = TieredEmbeddingBagCollection(tables, is_weighted=collection.is_weighted(), **options)
     module.embedding_names = list(collection._embedding_names)
     return module
 
 
 def _fill(module: TieredModule, found: Candidate) -> None:
-    """Copies the weights. An import needs an empty pool, so the largest table of each is first."""
+    """Copies the weights.
+
+    An import is faster than writing rows, and needs a pool whose store is empty: the largest table
+    of each pool is imported, and the others follow.
+    """
     backed = module.engine.options.tiers.ssd is not None
+    wiring = module.engine.wiring
+    pools = {
+        table.name: pool for table, (pool, _) in zip(wiring.tables, wiring.places, strict=True)
+    }
     imported: set[int] = set()
     for name in sorted(found.tables, key=lambda name: -found.shape(name)[0]):
         table: Any = found.tables[name]
         weight: torch.Tensor = table.weight.detach()
         chunks = _chunks(weight)
-        if backed and weight.shape[1] not in imported:
-            imported.add(weight.shape[1])
+        if backed and pools[name] not in imported:
+            imported.add(pools[name])
             module.import_rows(chunks, table=name)
         else:
             for ids, part in chunks:
@@ -347,9 +329,8 @@ def _carry(old: nn.Module, new: TieredModule) -> None:
 
 
 def _stores(tiers: Tiers) -> set[Path]:
-    if tiers.ssd is None:
-        return set()
-    return {path.resolve() for path in tiers.ssd.glob("pool-*")}
+    """What the SSD tier's directory holds now, stores among it."""
+    return set() if tiers.ssd is None else {path.resolve() for path in tiers.ssd.glob("*")}
 
 
 def _discard(made: Sequence[TieredModule], old: set[Path]) -> None:
