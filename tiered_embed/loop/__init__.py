@@ -6,7 +6,8 @@ Threading: the thread that trains; nothing here owns another one.
 from .accumulation import accumulate
 from .learning_rates import RowOptimizer, lr_optimizer
 from .prefetching import Prefetch, prefetch
-from .swapping import SwapEntry, SwapReport, swap
+from .swap_report import SwapEntry, SwapReport
+from .swapping import swap
 
 __all__ = [
     "Prefetch",
