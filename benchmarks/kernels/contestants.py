@@ -16,7 +16,7 @@ from torch import nn
 
 import tiered_embed as te
 from benchmarks.kernels.optimizers import Entry
-from tiered_embed.kernels.cpu import UpdateOptions
+from tiered_embed.kernels import UpdateOptions
 from tiered_embed.kernels.fbgemm_pair import require_fbgemm
 
 __all__ = [
@@ -140,8 +140,9 @@ class OursKernels:
         self._steps += 1
         plan, bags = next(self._plans)
         kernel = self.engine.pools[0].kernel
-        kernel.lookup(plan, bags, self._out)
-        kernel.update(plan, bags, self._grad, self._ours.spec, UpdateOptions(self._steps))
+        spec = self._ours.spec
+        looked_up = kernel.lookup(plan, bags, self._out, self._steps, spec)
+        kernel.update(plan, bags, self._grad, spec, UpdateOptions(self._steps), looked_up)
 
     def load(self, start: int, weights: torch.Tensor) -> None:
         self._ours.load(start, weights)

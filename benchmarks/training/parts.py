@@ -15,7 +15,7 @@ from benchmarks.support.machine import copy_bandwidth
 from benchmarks.support.reports import spread
 from benchmarks.training.tables import EPS, LR, Batch, InMemory, gradient
 from tiered_embed import _native
-from tiered_embed.kernels.cpu import POOLINGS, Bags, CpuKernel, UpdateOptions
+from tiered_embed.kernels import POOLINGS, Bags, CpuKernel, UpdateOptions
 from tiered_embed.residency.budgets import PoolSlots, allocate
 from tiered_embed.residency.planner import Planner, Segment
 from tiered_embed.tiers.host import HostTier

@@ -146,7 +146,7 @@ def test_a_batch_that_no_forward_used_is_not_counted(stream, prepared, tmp_path)
             assert batches.state_dict()["batches"] == i + 1
             if i == 3:
                 break
-        with pytest.raises(te.ConfigError, match="no cursor"):
+        with pytest.raises(te.ConfigError, match="is not a cursor of te"):
             batches.load_state_dict({"batches": -1, "epochs": 0})
 
 
@@ -724,7 +724,7 @@ def test_a_cursor_counts_what_was_trained(tmp_path):
             seen.append(i)
         assert seen == [3, 4, 5, 6, 7]
         for bad in (5, {}, {"epochs": 0, "batches": 2**70}, {"epochs": True, "batches": 1}):
-            with pytest.raises(te.ConfigError, match="no cursor"):
+            with pytest.raises(te.ConfigError, match="is not a cursor of te"):
                 again.load_state_dict(bad)
 
 

@@ -4,6 +4,7 @@ which is ``test_fbgemm.py``'s, and what it refuses."""
 import gc
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
@@ -173,6 +174,22 @@ def test_a_graph_that_is_dropped_lets_go_of_its_rows(leave: str) -> None:
         for module in (emb, twin):
             module(random_ids(3)).sum().backward()
         assert torch.equal(emb.weight, twin.weight)
+
+
+def test_what_a_lookup_leaves_for_its_update_ends_with_the_step() -> None:
+    """FBGEMM's graph holds memory on the device; a checked batch may live longer than its step."""
+    with small() as emb:
+        out = emb(random_ids(0))
+        step = out.grad_fn.step
+        (looked_up,) = step.looked_up
+        output = weakref.ref(looked_up.output)
+        del looked_up
+        out.sum().backward()
+        gc.collect()
+        assert step.looked_up == []
+        assert output() is None
+    with in_ddr() as emb:
+        assert emb(random_ids(0)).grad_fn.step.looked_up == [None]
 
 
 def test_the_learning_rate_is_that_of_the_backward() -> None:

@@ -3,6 +3,7 @@
 import copy
 import importlib
 from collections import OrderedDict
+from dataclasses import MISSING, fields
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import tiered_embed as te
+from tiered_embed.loop.candidates import OWN_OPTIONS
 from tiered_embed.loop.swapping import swap as swap_function
 from tiered_embed.modules.base import TieredModule
 from tiered_embed.optim.adagrad import Adagrad
 from tiered_embed.optim.descent import SGD
+from tiered_embed.spec import EngineOptions
 
 ROWS, DIM = 40, 4
 LR = 0.25
@@ -330,7 +333,7 @@ def weight_hooked(register: str) -> nn.Module:
 
 
 LEFT = {
-    "a subclass": (lambda: Scaled(ROWS, DIM), "Scaled is a class of its own"),
+    "a subclass": (lambda: Scaled(ROWS, DIM), "its class Scaled may have a different forward"),
     "a replaced forward": (patched, "its forward was replaced"),
     "a child": (with_child, "holds more than its weight"),
     "a parametrization": (parametrized, "it is parametrized"),
@@ -381,7 +384,7 @@ def test_a_lazy_weight_is_left():
     module = nn.Embedding(ROWS, DIM)
     module.weight = nn.parameter.UninitializedParameter()
     report = swap(nn.ModuleDict({"emb": module}))
-    assert why(report, "emb") == "its weight is a UninitializedParameter"
+    assert why(report, "emb") == "its weight is of type UninitializedParameter"
 
 
 @pytest.mark.parametrize("tie", ["parameter", "view", "buffer"])
@@ -420,14 +423,14 @@ def test_neighbours_in_one_storage_are_not_tied():
 def test_small_tables_are_left(min_bytes):
     model = holder(small=nn.Embedding(ROWS - 1, DIM), large=nn.Embedding(ROWS, DIM))
     report = swap(model, min_bytes=min_bytes)
-    assert why(report, "small") == "624 bytes are below min_bytes=640"
+    assert why(report, "small") == "its 624 bytes are below min_bytes=640"
     assert [entry.path for entry in report.swapped] == ["large"]
 
 
 def test_include_chooses_by_path_and_module():
     model = holder(a=nn.Embedding(ROWS, DIM), b=nn.EmbeddingBag(ROWS, DIM))
     report = swap(model, include=lambda path, module: path == "b" and module is model.b)
-    assert why(report, "a") == "not included"
+    assert why(report, "a") == "include returned False"
     assert [entry.path for entry in report.swapped] == ["b"]
 
 
@@ -438,9 +441,9 @@ def test_the_report_reads_well():
     assert str(report).splitlines() == [
         "module  class          rows  dim   bytes",
         "emb, 3  Embedding     1,000    8  32,000  swapped",
-        "bag     EmbeddingBag     10    4     160  left: 160 bytes are below min_bytes=161",
-        "odd     Scaled           10    4     160  left: Scaled is a class of its own, whose "
-        "forward may differ",
+        "bag     EmbeddingBag     10    4     160  left: its 160 bytes are below min_bytes=161",
+        "odd     Scaled           10    4     160  left: its class Scaled may have a different "
+        "forward",
         "1 of 3 tables swapped, 32,000 of 32,320 bytes",
     ]
     assert str(swap(nn.Linear(2, 2))).splitlines()[1:] == ["0 of 0 tables swapped, 0 of 0 bytes"]
@@ -476,7 +479,7 @@ def test_all_must_fit_where_nothing_is_below():
     model = holder(a=nn.Embedding(ROWS, DIM), b=nn.Embedding(ROWS, DIM))
     before = dict(model.named_modules())
     with pytest.raises(
-        te.ConfigError, match=r"the 2 modules to swap take 1280 bytes .* ddr is 127"
+        te.ConfigError, match=r"the 2 modules to swap need 1280 bytes .* ddr is 127"
     ):
         swap(model, tiers=te.Tiers(ddr=1279))
     assert dict(model.named_modules()) == before
@@ -486,7 +489,7 @@ def test_all_must_fit_where_nothing_is_below():
 def test_hbm_and_ddr_are_shared_out_both(tmp_path):
     model = holder(a=nn.Embedding(ROWS, DIM), b=nn.Embedding(10 * ROWS, DIM))
     options = {"device": "cpu", "kernel": "native"}
-    with pytest.raises(te.ConfigError, match="hbm is 400 and ddr is 100, and there is nothing"):
+    with pytest.raises(te.ConfigError, match="hbm is 400 and ddr is 100, and there is no SSD"):
         swap(model, tiers=te.Tiers(hbm=400, ddr=100), **options)
     tiers = te.Tiers(hbm=1000, ddr=1000, ssd=tmp_path, store="memory")
     weights = {name: module.weight.clone() for name, module in model.named_children()}
@@ -502,7 +505,10 @@ def test_hbm_and_ddr_are_shared_out_both(tmp_path):
 def test_each_needs_room_for_a_row(tmp_path):
     model = holder(a=nn.Embedding(ROWS, DIM), b=nn.Embedding(ROWS, 100))
     tiers = te.Tiers(ddr=700, ssd=tmp_path / "rows", store="memory")
-    message = "module 'b' would get 350 bytes of ddr=700, which 2 modules share, but needs 400"
+    message = (
+        "module 'b' needs at least 400 bytes of ddr and would get 350, because 2 modules share "
+        "ddr=700"
+    )
     with pytest.raises(te.ConfigError, match=message):
         swap(model, tiers=tiers)
     assert type(model.a) is nn.Embedding
@@ -563,13 +569,16 @@ def test_stores_of_others_survive_a_failure(tmp_path):
     ("arguments", "message"),
     [
         ({"tiers": None}, "tiers is None; pass te.Tiers"),
-        ({"tiers": te.Tiers(ssd="/nowhere")}, "the budget of the swap"),
+        ({"tiers": te.Tiers(ssd="/nowhere")}, r"holds the rows in use: pass te.Tiers\(ddr=...\)"),
         ({"tiers": te.Tiers(hbm="1MB", ddr="1MB")}, "needs a GPU.*pass device='cpu'"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd'"),
         ({"min_bytes": -1}, "min_bytes is -1"),
         ({"min_bytes": "many"}, "min_bytes is 'many'"),
         ({"include": "emb"}, "include is 'emb'"),
-        ({"dtype": torch.float16}, "option 'dtype' is unknown"),
+        (
+            {"dtype": torch.float16},
+            "takes dtype from each module that it replaces; leave dtype out",
+        ),
         ({"policy": "fifo"}, "policy is 'fifo'"),
         ({"seed": -1}, "seed is -1"),
     ],
@@ -583,9 +592,31 @@ def test_bad_arguments_change_nothing(arguments, message):
     unchanged(model, plain)
 
 
+def test_every_option_is_passed_on_or_follows_from_the_module():
+    defaults = {f.name: f.default for f in fields(EngineOptions) if f.default is not MISSING}
+    own = {"dtype", "output_dtype", "init", "max_norm", "norm_type", "scale_grad_by_freq"}
+    assert own == set(OWN_OPTIONS)
+    for name in own:
+        assert f"``{name}``" in te.swap.__doc__
+        with pytest.raises(te.ConfigError, match=f"te.swap takes {name} from each module"):
+            swap(holder(emb=nn.Embedding(ROWS, DIM)), **{name: defaults.pop(name)})
+    assert swap(holder(emb=nn.Embedding(ROWS, DIM)), **defaults).left == ()
+
+
+def test_options_are_keywords_as_pythons_are():
+    model = holder(emb=nn.Embedding(ROWS, DIM))
+    with pytest.raises(TypeError, match=r"te.swap\(\) got an unexpected keyword argument 'dept'"):
+        swap(model, dept=1)
+    with pytest.raises(TypeError, match=r"te.swap\(\) needs the keyword argument optimizer"):
+        te.swap(model, tiers=TIERS)
+    assert type(model.emb) is nn.Embedding
+
+
 @pytest.mark.parametrize("model", [nn.Embedding(3, 2), nn.EmbeddingBag(3, 2), Scaled(3, 2)])
 def test_an_embedding_itself_cannot_be_replaced(model):
-    with pytest.raises(te.ConfigError, match=f"the model is itself an {type(model).__name__}"):
+    with pytest.raises(
+        te.ConfigError, match=f"is an embedding module, {type(model).__name__}, and"
+    ):
         swap(model)
 
 
@@ -713,13 +744,13 @@ def test_torchrec_collections_that_are_left(torchrec):
         "hook": "it has forward hooks",
         "tied": "its weight is shared with 'tied.embedding_bags.b.weight'",
         "outside": "its weight is shared with 'bag.weight'",
-        "mine": "Mine is a class of its own, whose forward may differ",
+        "mine": "its class Mine may have a different forward",
     }
     assert report.swapped == ()
     for path, reason in reasons.items():
         assert {why(report, f"{path}.a"), why(report, f"{path}.b")} == {reason}
     assert why(report, "bag") == "its weight is shared with 'outside.embedding_bags.b.weight'"
-    with pytest.raises(te.ConfigError, match="the model is itself an Mine"):
+    with pytest.raises(te.ConfigError, match="the model itself is an embedding module, Mine, and"):
         swap(make(Mine))
 
 

@@ -411,7 +411,9 @@ def test_prefetch_finds_the_ids_of_a_single_collection(tmp_path):
         assert list(te.prefetch([jagged], model)) == [jagged]
         batch = Batch()
         assert list(te.prefetch([batch], model)) == [batch]
-        with pytest.raises(te.ConfigError, match="a int has 0 KeyedJaggedTensors; pass ids="):
+        with pytest.raises(
+            te.ConfigError, match=r"of type int, has 0 KeyedJaggedTensors .*; pass ids="
+        ):
             list(te.prefetch([3], model))
     with pytest.raises(te.ConfigError, match=r"the model has 0 collections.*ids=lambda batch"):
         te.prefetch([jagged], torch.nn.Linear(1, 1))

@@ -350,7 +350,7 @@ def test_a_frozen_module_trains_nothing(kind, tmp_path):
         assert torch.equal(module.weight, weights)
         assert module.stats().steps == 0
         assert "optimizer=none" in repr(module)
-        with pytest.raises(te.ConfigError, match="nothing has a learning rate"):
+        with pytest.raises(te.ConfigError, match="so there is no learning rate to set"):
             te.lr_optimizer(module)
         with te.accumulate(model):
             model(IDS).sum().backward()

@@ -14,10 +14,10 @@ import tiered_embed as te
 from running import RECIPES, budget, train
 from stand_in_cuda import Cuda, Event, Stream
 from stepped import Steps
-from tiered_embed.engine import pool as pools
+from tiered_embed.engine import compute
 from tiered_embed.engine.executors import Executors
 from tiered_embed.engine.scheduler import Scheduler
-from tiered_embed.kernels.cpu import Bags, UpdateOptions
+from tiered_embed.kernels.base import Bags, UpdateOptions
 from tiered_embed.kernels.fbgemm import FbgemmKernel
 from tiered_embed.residency.budgets import PoolSlots
 from tiered_embed.residency.planner import Planner
@@ -87,11 +87,11 @@ class Rig:
             bags = Bags(self.bag_layout, np.arange(len(ids) + 1), None, len(ids))
             out = torch.empty(len(ids), DIM)
             self.cuda.log.append("forward")
-            self.kernel.lookup(lease.plan, bags, out, 1, te.optim.SGD(lr=0.5))
+            sgd = te.optim.SGD(lr=0.5)
+            looked_up = self.kernel.lookup(lease.plan, bags, out, 1, sgd)
             self.cuda.log.append("backward")
-            self.kernel.update(
-                lease.plan, bags, torch.ones_like(out), te.optim.SGD(lr=0.5), UpdateOptions(1)
-            )
+            grad = torch.ones_like(out)
+            self.kernel.update(lease.plan, bags, grad, sgd, UpdateOptions(1), looked_up)
             lease.release(updated=True)
         return list(self.cuda.log)
 
@@ -141,7 +141,7 @@ def test_the_trainers_stream_waits_nowhere_but_in_a_kernel(monkeypatch, tmp_path
     monkeypatch.setattr(HbmTier, "use", watched)
     monkeypatch.setattr(Stream, "wait_event", wait_event)
     monkeypatch.setattr(
-        pools, "_moves", lambda device: StreamCopies(device, cuda=cuda, pinned_bytes=2000)
+        compute, "_moves", lambda device: StreamCopies(device, cuda=cuda, pinned_bytes=2000)
     )
     stream, recipe = streams.duplicates(24), RECIPES["rowwise_adagrad"]
     digests = set()

@@ -213,8 +213,10 @@ class Engine:
 
     def _look_up(self, step: Step, out: torch.Tensor) -> None:
         optimizer = None if self.updates is None else self.updates.optimizer
-        for pool, bags, lease in zip(self.pools, step.bags, step.leases, strict=True):
+        step.looked_up = [
             pool.kernel.lookup(lease.plan, bags, pool.kernel.values(out), self.steps + 1, optimizer)
+            for pool, bags, lease in zip(self.pools, step.bags, step.leases, strict=True)
+        ]
 
     @contextmanager
     def _renormalised(self, step: Step) -> Iterator[None]:
@@ -270,8 +272,10 @@ class Engine:
             for other in list(self._waiting):
                 other.keep()
         parts = [
-            PoolGradient(pool, lease, bags, pool.kernel.values(grad))
-            for pool, bags, lease in zip(self.pools, step.bags, step.leases, strict=True)
+            PoolGradient(pool, lease, bags, pool.kernel.values(grad), looked_up)
+            for pool, bags, lease, looked_up in zip(
+                self.pools, step.bags, step.leases, step.looked_up, strict=True
+            )
         ]
         updated = True  # whatever interrupts the next line, rows may have changed
         try:

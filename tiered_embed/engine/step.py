@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from ..kernels import Bags
+from ..kernels import Bags, LookedUp
 from .checking import CheckedBatch
 from .lease import Lease
 from .pool import Pool
@@ -19,7 +19,8 @@ __all__ = ["Step"]
 class Step:
     """The leases of one forward, one per pool, until its backward or its end.
 
-    bags: per pool. changed: the forward itself changed rows (``max_norm``).
+    bags: per pool. looked_up: per pool, what its kernel's lookup left for the update. changed: the
+    forward itself changed rows (``max_norm``).
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class Step:
         self.batch = batch
         self.bags = bags
         self.leases = leases
+        self.looked_up: list[LookedUp | None] = [None] * len(leases)
         self.changed = False
         self.done = False
         self.pools = pools
@@ -65,6 +67,7 @@ class Step:
 
     def release(self, *, updated: bool) -> None:
         self.done = True
+        self.looked_up = []  # it may hold device memory
         leases, self.leases = self.leases, []
         for lease in leases:
             lease.release(updated=updated or self.changed)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from ..errors import ConfigError, NonFiniteError
-from ..kernels import Bags, UpdateOptions
+from ..kernels import Bags, LookedUp, UpdateOptions
 from ..optim import Optimizer
 from .lease import Lease
 from .pool import Pool
@@ -28,12 +28,16 @@ _log = logging.getLogger("tiered_embed")
 
 
 class PoolGradient(NamedTuple):
-    """One pool's part of a backward: its plan's bags and their gradient, shaped like the output."""
+    """One pool's part of a backward: its plan's bags and their gradient, shaped like the output.
+
+    looked_up: what the forward's lookup left for this update; None where there was no forward.
+    """
 
     pool: Pool
     lease: Lease
     bags: Bags
     grad: Any
+    looked_up: LookedUp | None = None
 
 
 class Updates:
@@ -159,7 +163,8 @@ class Updates:
         options = UpdateOptions(self.steps, 1.0 / scale, by_frequency)
         if rows is None:
             for p in parts:
-                p.pool.kernel.update(p.lease.plan, p.bags, p.grad, optimizer, options)
+                kernel = p.pool.kernel
+                kernel.update(p.lease.plan, p.bags, p.grad, optimizer, options, p.looked_up)
             return True
         squares = 0.0
         for p, part in zip(parts, rows, strict=True):

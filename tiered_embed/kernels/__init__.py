@@ -6,9 +6,9 @@ Kernels only compute; which row lies in which slot is decided elsewhere.
 Threading: one call at a time.
 """
 
-from .base import Kernel
+from .base import POOLINGS, Bags, Kernel, LookedUp, UpdateOptions
 from .choice import kernel_for
-from .cpu import POOLINGS, Bags, CpuKernel, UpdateOptions
+from .cpu import CpuKernel
 from .device import DeviceKernel
 from .fbgemm import FbgemmKernel
 from .triton import TritonKernel
@@ -20,6 +20,7 @@ __all__ = [
     "DeviceKernel",
     "FbgemmKernel",
     "Kernel",
+    "LookedUp",
     "TritonKernel",
     "UpdateOptions",
     "kernel_for",

@@ -1,25 +1,81 @@
-"""The calls that a training step makes to a kernel, whichever kernel computes them.
+"""The calls that a training step makes to a kernel, and what they take, whichever kernel computes.
 
-Legend: ``N`` occurrences, ``U`` unique rows, ``B`` bags of a feature, ``D`` dim. *Values* are
-float32 arrays in the form that the kernel takes: NumPy arrays on the CPU, tensors on a device.
+Threading: one call at a time.
+
+Legend: ``N`` occurrences, ``U`` unique rows, ``F`` features, ``B`` bags of each, ``D`` dim.
+*Values* are float32 arrays in the form that the kernel takes: NumPy arrays on the CPU, tensors on a
+device.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from .. import _native
 from .._native import StepPlan
 from ..optim import Optimizer
-from .cpu import Bags, UpdateOptions
 
-__all__ = ["Kernel"]
+__all__ = ["POOLINGS", "Bags", "Kernel", "LookedUp", "UpdateOptions"]
 
 F32 = npt.NDArray[np.float32]
 Values = Any
+
+# As in native/kernels/kernels.h.
+POOLINGS = {"sum": 0, "mean": 1, "max": 2}
+
+
+class Bags:
+    """How a pool's occurrences form bags.
+
+    Args:
+        layout: each feature's pooling, and where its columns lie in the output.
+        offsets: (F * B + 1,) int64 into the occurrences, feature after feature; None for one bag
+            per occurrence.
+        sample_weights: (N,) float32 or None.
+        bags_per_feature: B.
+        winners: (F * B, D) int32, which the lookup of a maximum fills and its update reads; or
+            None.
+    """
+
+    __slots__ = ("native", "offsets", "sample_weights")
+
+    def __init__(
+        self,
+        layout: _native.BagLayout,
+        offsets: npt.NDArray[np.int64] | None,
+        sample_weights: F32 | None,
+        bags_per_feature: int,
+        winners: npt.NDArray[np.int32] | None = None,
+    ) -> None:
+        self.offsets = offsets
+        self.sample_weights = sample_weights
+        self.native = _native.BatchBags(layout, offsets, sample_weights, winners, bags_per_feature)
+
+
+class LookedUp:
+    """What a lookup leaves for the update of the same batch.
+
+    The caller keeps it and passes it on; only the kernel that made it looks inside. One update at
+    most uses it. It may hold device memory, so drop it when no update will come.
+    """
+
+    __slots__ = ()
+
+
+class UpdateOptions(NamedTuple):
+    """What one update does apart from the optimizer's formula.
+
+    step: counts from 1. scale: the factor of a gradient scaler. by_frequency: each row's gradient
+    is divided by the number of its occurrences.
+    """
+
+    step: int
+    scale: float = 1.0
+    by_frequency: bool = False
 
 
 class Kernel(Protocol):
@@ -33,11 +89,14 @@ class Kernel(Protocol):
 
     def lookup(
         self, plan: StepPlan, bags: Bags, out: Values, step: int, optimizer: Optimizer | None
-    ) -> None:
+    ) -> LookedUp | None:
         """Writes the pooled rows into this pool's columns of ``out`` (B, total columns).
 
         ``step`` and ``optimizer`` are those of the update that is likely to follow; ``optimizer``
         is None when rows are read-only.
+
+        Returns:
+            What :meth:`update` takes; None from a kernel that keeps nothing.
         """
 
     def lookup_rows(
@@ -52,8 +111,12 @@ class Kernel(Protocol):
         grad: Values,
         optimizer: Optimizer,
         options: UpdateOptions,
+        looked_up: LookedUp | None,
     ) -> None:
-        """One optimizer step per unique row; ``grad`` is shaped like ``out``."""
+        """One optimizer step per unique row; ``grad`` is shaped like ``out``.
+
+        ``looked_up``: what :meth:`lookup` returned for this batch; None where no lookup was made.
+        """
 
     # The same in parts, for callers that need every gradient before any row changes.
 

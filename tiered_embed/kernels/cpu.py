@@ -1,16 +1,14 @@
-"""The native CPU kernels, and the bags that every kernel takes.
+"""The native CPU kernels.
 
 The bits of a result depend neither on the number of threads nor on the instruction set; ``optim/``
 and ``spec/row_formats.py`` hold the definitions.
 
 Threading: one call at a time; native code uses threads of its own.
 
-Legend: ``N`` occurrences, ``U`` unique rows, ``F`` features, ``B`` bags of each, ``D`` dim.
+Legend: ``N`` occurrences, ``U`` unique rows, ``B`` bags of a feature, ``D`` dim.
 """
 
 from __future__ import annotations
-
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,57 +17,13 @@ import torch
 from .. import _native
 from ..optim import Optimizer
 from ..spec import rounding_key
+from .base import Bags, LookedUp, UpdateOptions
 
-__all__ = ["POOLINGS", "Bags", "CpuKernel", "UpdateOptions"]
+__all__ = ["CpuKernel"]
 
 F32 = npt.NDArray[np.float32]
 
-# As in native/kernels/kernels.h.
-POOLINGS = {"sum": 0, "mean": 1, "max": 2}
 _KINDS = {name: kind for kind, name in enumerate(_native.optimizer_names())}
-
-
-class Bags:
-    """How a pool's occurrences form bags.
-
-    Args:
-        layout: each feature's pooling, and where its columns lie in the output.
-        offsets: (F * B + 1,) int64 into the occurrences, feature after feature; None for one bag
-            per occurrence.
-        sample_weights: (N,) float32 or None.
-        bags_per_feature: B.
-        winners: (F * B, D) int32, which the lookup of a maximum fills and its update reads; or
-            None.
-
-    The attribute ``looked_up`` holds what a kernel's lookup keeps for its update.
-    """
-
-    __slots__ = ("looked_up", "native", "offsets", "sample_weights")
-
-    def __init__(
-        self,
-        layout: _native.BagLayout,
-        offsets: npt.NDArray[np.int64] | None,
-        sample_weights: F32 | None,
-        bags_per_feature: int,
-        winners: npt.NDArray[np.int32] | None = None,
-    ) -> None:
-        self.looked_up: Any = None
-        self.offsets = offsets
-        self.sample_weights = sample_weights
-        self.native = _native.BatchBags(layout, offsets, sample_weights, winners, bags_per_feature)
-
-
-class UpdateOptions(NamedTuple):
-    """What one update does apart from the optimizer's formula.
-
-    step: counts from 1. scale: the factor of a gradient scaler. by_frequency: each row's gradient
-    is divided by the number of its occurrences.
-    """
-
-    step: int
-    scale: float = 1.0
-    by_frequency: bool = False
 
 
 class CpuKernel:
@@ -128,6 +82,7 @@ class CpuKernel:
         grad: F32,
         optimizer: Optimizer,
         options: UpdateOptions,
+        looked_up: LookedUp | None = None,
     ) -> None:
         """One optimizer step per unique row; ``grad`` is shaped like ``out``."""
         _native.update(

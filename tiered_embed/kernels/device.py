@@ -15,7 +15,7 @@ import torch
 
 from .._native import StepPlan
 from ..tiers import HbmTier
-from .cpu import Bags
+from .base import Bags
 
 __all__ = ["DeviceKernel"]
 

@@ -16,6 +16,7 @@ Legend: ``N`` occurrences, ``U`` unique rows, ``F`` features, ``B`` bags of each
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from .._native import StepPlan
 from ..errors import ConfigError
 from ..optim import NORM_FLOOR, Optimizer
 from ..tiers import HbmTier, PoolLayout
-from .cpu import Bags, UpdateOptions
+from .base import Bags, LookedUp, UpdateOptions
 from .device import DeviceKernel
 from .fbgemm_pair import require_fbgemm
 from .fbgemm_table import ON_CPU, OPTIMIZERS, PRECISIONS, SlotTable, import_fbgemm
@@ -36,6 +37,16 @@ __all__ = ["FbgemmKernel"]
 F32 = npt.NDArray[np.float32]
 
 OCCURRENCES = 1 << 18  # gradients are gathered for so many at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Forward(LookedUp):
+    """FBGEMM's forward, made for the update numbered ``step`` with ``lr``; ``output`` (B, F * D)
+    holds the graph that the update differentiates."""
+
+    step: int
+    lr: float
+    output: torch.Tensor
 
 
 class FbgemmKernel(DeviceKernel):
@@ -92,14 +103,13 @@ class FbgemmKernel(DeviceKernel):
         out: torch.Tensor,
         step: int,
         optimizer: Optimizer | None = None,
-    ) -> None:
+    ) -> Forward | None:
         lr = 0.0 if optimizer is None else optimizer.lr
         with self._tier.use():
             indices, offsets, weights = self._inputs(plan, bags)
-            looked_up = self._bags_for(bags)(indices, offsets, weights, step, lr)
-            self._place(looked_up.detach(), bags, offsets, out)
-        if optimizer is not None:
-            bags.looked_up = (step, lr, looked_up)
+            output = self._bags_for(bags)(indices, offsets, weights, step, lr)
+            self._place(output.detach(), bags, offsets, out)
+        return None if optimizer is None else Forward(step, lr, output)
 
     def lookup_rows(
         self, weights: F32, inverse: npt.NDArray[np.int32], bags: Bags, out: torch.Tensor
@@ -125,9 +135,9 @@ class FbgemmKernel(DeviceKernel):
         grad: torch.Tensor,
         optimizer: Optimizer,
         options: UpdateOptions,
+        looked_up: LookedUp | None,
     ) -> None:
-        step, lr, looked_up = bags.looked_up or (-1, 0.0, None)
-        bags.looked_up = None
+        assert looked_up is None or isinstance(looked_up, Forward)
         plain = (
             optimizer.keep == 1.0
             and optimizer.l2 == 0.0
@@ -135,15 +145,15 @@ class FbgemmKernel(DeviceKernel):
             and optimizer.clip_row_norm is None
             and not options.by_frequency
         )
-        if plain and looked_up is not None and step == options.step:
+        if plain and looked_up is not None and looked_up.step == options.step:
             with self._tier.use():
-                batched = self._bags_for(bags)
-                if lr != optimizer.lr:
-                    looked_up = batched(*self._inputs(plan, bags), step, optimizer.lr)
+                batched, output = self._bags_for(bags), looked_up.output
+                if looked_up.lr != optimizer.lr:
+                    output = batched(*self._inputs(plan, bags), options.step, optimizer.lr)
                 taken = self._taken(grad, bags, self._offsets(bags, plan.num_ids))
                 if options.scale != 1.0:
                     taken = taken * options.scale
-                batched.update(looked_up, taken, optimizer.lr)
+                batched.update(output, taken, optimizer.lr)
             return
         rows = self.row_gradients(plan, bags, grad)
         self.condition(plan, rows, optimizer, options)

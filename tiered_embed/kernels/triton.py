@@ -25,7 +25,7 @@ from ..errors import ConfigError
 from ..optim import Optimizer
 from ..spec import renormalised
 from ..tiers import HbmTier, PoolLayout
-from .cpu import Bags, UpdateOptions
+from .base import Bags, LookedUp, UpdateOptions
 from .device import DeviceKernel
 
 __all__ = ["TritonKernel"]
@@ -130,6 +130,7 @@ class TritonKernel(DeviceKernel):
         grad: torch.Tensor,
         optimizer: Optimizer,
         options: UpdateOptions,
+        looked_up: LookedUp | None = None,
     ) -> None:
         rows = self.row_gradients(plan, bags, grad)
         self._condition(plan, rows, optimizer, options)

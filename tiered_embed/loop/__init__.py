@@ -1,8 +1,13 @@
-"""What touches a training loop: prefetching, learning rates, accumulation, swapping modules."""
+"""What touches a training loop: prefetching, learning rates, accumulation, swapping modules.
 
+Threading: the thread that trains; nothing here owns another one.
+"""
+
+from .accumulation import accumulate
+from .learning_rates import RowOptimizer, lr_optimizer
 from .prefetching import Prefetch, prefetch
-from .swapping import SwapEntry, SwapReport, swap
-from .training import RowOptimizer, accumulate, lr_optimizer
+from .swap_report import SwapEntry, SwapReport
+from .swapping import swap
 
 __all__ = [
     "Prefetch",

@@ -1,6 +1,8 @@
-"""Finds the embedding modules of a model, and tells which can be replaced with nothing lost.
+"""Finds the embedding modules of a model, and decides which can be replaced with nothing lost.
 
-It changes nothing; what :func:`~tiered_embed.swap` does with its candidates is ``swap.py``'s.
+It changes nothing; :mod:`.swapping` replaces the candidates that it finds.
+
+Threading: the caller's thread.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from torch.nn.utils import parametrize
 
 from ..spec import DTYPES
 
-__all__ = ["CARRIED_HOOKS", "SHARED_ARGUMENTS", "Candidate", "find", "is_embedding"]
+__all__ = ["CARRIED_HOOKS", "OWN_OPTIONS", "Candidate", "find", "is_embedding"]
 
 ROW_DTYPES = tuple(dtype for dtype in DTYPES if dtype.is_floating_point)
+# Hooks that the tiered module takes over. Modules with any of the others are left as they are.
 CARRIED_HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -34,16 +37,20 @@ OTHER_HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-# What the tables of a collection must agree in: its tiered form has one of each.
-SHARED_ARGUMENTS = ("max_norm", "norm_type", "scale_grad_by_freq")
+# Engine options that torch's modules have as arguments of their own. A tiered collection has one
+# value of each for all tables, so the tables must agree.
+OWN_ARGUMENTS = ("max_norm", "norm_type", "scale_grad_by_freq")
+# All options that follow from the module that is replaced: these, and what its weight decides.
+OWN_OPTIONS = (*OWN_ARGUMENTS, "dtype", "output_dtype", "init")
 
 
 @dataclass
 class Candidate:
     """A module that might be replaced.
 
-    paths: its places in the model. tables: the embedding or bag behind each table's name.
-    weight_paths: per path, the parameter of each table. reason: why it stays; empty when it can go.
+    paths: its places in the model. tables: the embedding or bag of each table, by name.
+    weight_paths: per path, the name of each table's parameter. reason: why the module is left;
+    empty where it can be replaced.
     """
 
     module: nn.Module
@@ -54,8 +61,13 @@ class Candidate:
 
     @property
     def first(self) -> Any:
-        """A table that stands for all in what they must agree in."""
+        """Any table, for what all of them agree in."""
         return next(iter(self.tables.values()))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of its arguments that are engine options too."""
+        return {name: getattr(self.first, name) for name in OWN_ARGUMENTS}
 
     @property
     def frozen(self) -> bool:
@@ -76,7 +88,7 @@ class Candidate:
 
 
 def _torchrec(name: str) -> tuple[type[Any], ...]:
-    """A TorchRec class, where the program has imported it: else no module can be one."""
+    """A class of TorchRec's; none unless the program has imported it, as it must to use it."""
     module = sys.modules.get("torchrec.modules.embedding_modules")
     found = getattr(module, name, None)
     return () if found is None else (found,)
@@ -97,9 +109,9 @@ def find(
     """Every embedding, bag and collection among ``modules``, in the model's order.
 
     Args:
-        modules: every path of the model and its module, shared ones under each path.
+        modules: every module of the model by path; a shared one under each of its paths.
         include, min_bytes: as in :func:`~tiered_embed.swap`.
-        device: the type of the one that the tiered modules compute on.
+        device: the type of the device that the tiered modules compute on.
     """
     found: dict[int, Candidate] = {}
     inside: tuple[str, ...] = ()  # the bags of a collection are its tables, not candidates
@@ -122,7 +134,7 @@ def find(
 
 
 def _tensors(modules: Mapping[str, nn.Module]) -> list[tuple[str, torch.Tensor]]:
-    """Every parameter and buffer with its path; one that is shared comes under each."""
+    """Every parameter and buffer with its path; a shared one once per path."""
     return [
         (f"{path}.{name}" if path else name, tensor)
         for path, module in modules.items()
@@ -139,26 +151,26 @@ def _why_left(
     device: str,
 ) -> str:
     if include is not None and not include(found.paths[0], found.module):
-        return "not included"
+        return "include returned False"
     tables = found.tables.values()
     reason = _not_plain(found.module, _torchrec("EmbeddingBagCollection"))
     for table in tables:
         reason = reason or _not_plain(table) or _unfit_weight(table, device)
-        # Nobody calls a collection's tables any more: not even the hooks that could move would run.
+        # After a swap nobody calls a collection's tables: even hooks that could move would not run.
         carried = () if table is found.module else CARRIED_HOOKS
         reason = reason or _hooks(table, *OTHER_HOOKS, *carried)
     reason = reason or _hooks(found.module, *OTHER_HOOKS)
     if reason or not tables:
-        return reason or "it has no table"
+        return reason or "it has no tables"
     size = sum(found.weight_bytes(table) for table in found.tables)
     if size < min_bytes:
-        return f"{size} bytes are below min_bytes={min_bytes}"
+        return f"its {size} bytes are below min_bytes={min_bytes}"
     for i, table in enumerate(tables):
         mine = {paths[i] for paths in found.weight_paths}
         for path, tensor in tensors:
             if path not in mine and _overlap(_get(table, "weight"), tensor):
                 return f"its weight is shared with {path!r}"
-    for what in ("weight.dtype", "weight.requires_grad", *SHARED_ARGUMENTS):
+    for what in ("weight.dtype", "weight.requires_grad", *OWN_ARGUMENTS):
         values = {_get(table, what) for table in tables}
         if len(values) > 1:
             return f"its tables differ in {what}: {', '.join(sorted(map(str, values)))}"
@@ -176,7 +188,7 @@ def _not_plain(module: nn.Module, collections: tuple[type[Any], ...] = ()) -> st
     if parametrize.is_parametrized(module):
         return "it is parametrized"
     if type(module) not in (nn.Embedding, nn.EmbeddingBag, *collections):
-        return f"{type(module).__name__} is a class of its own, whose forward may differ"
+        return f"its class {type(module).__name__} may have a different forward"
     return "its forward was replaced" if "forward" in vars(module) else ""
 
 
@@ -191,20 +203,23 @@ def _unfit_weight(table: nn.Module, device: str) -> str:
         return "it is parametrized, or holds more than its weight"
     weight = table._parameters["weight"]
     if type(weight) is not nn.Parameter:
-        return f"its weight is a {type(weight).__name__}"
+        return f"its weight is of type {type(weight).__name__}"
     if weight.device.type != device:
         return f"its weight is on {weight.device}, not on {device}"
     if weight.dtype not in ROW_DTYPES or weight.layout != torch.strided:
-        return f"its weight is {weight.dtype}, {weight.layout}; rows are float32, float16, bfloat16"
+        return (
+            f"its weight is {weight.dtype} with layout {weight.layout}; rows are dense float32, "
+            "float16 or bfloat16"
+        )
     if weight.dim() != 2 or not weight.numel():
-        return f"its weight has shape {tuple(weight.shape)}"
+        return f"its weight has shape {tuple(weight.shape)}; a table has rows and columns"
     if weight._backward_hooks or weight._post_accumulate_grad_hooks:
         return "its weight has gradient hooks"
     return ""
 
 
 def _overlap(weight: nn.Parameter, other: torch.Tensor) -> bool:
-    """Whether one's values change with the other's."""
+    """Whether the two may share memory, so that changing one changes the other."""
     if other is weight:
         return True
     if type(other) not in (torch.Tensor, nn.Parameter) or other.layout != torch.strided:
@@ -216,7 +231,7 @@ def _overlap(weight: nn.Parameter, other: torch.Tensor) -> bool:
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    """The first byte's address and the one behind the last."""
+    """The addresses of the first byte and of the one after the last."""
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     start = tensor.data_ptr()
     return start, start + (last + 1) * tensor.element_size()

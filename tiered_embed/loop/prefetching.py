@@ -1,8 +1,10 @@
-"""Looks ahead in a loader's id stream so that rows are in memory when the loop needs them.
+"""``te.prefetch``: looks ahead in a loader, so that rows are in memory when the loop needs them.
 
-``te.prefetch`` pulls batches from the loader before the loop asks for them, shows their ids to the
-modules, and yields the batches unchanged and in order. It owns no thread: pulling happens in the
-loop's own calls, staging in the modules' pipelines.
+It pulls batches from the loader before the loop asks for them, shows their ids to the modules, and
+yields the batches unchanged and in order.
+
+Threading: the thread that trains. The loop's own calls pull batches; the engines stage rows in
+their own threads.
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ class Prefetch(Generic[B]):
         self._loader = loader
         self._ids = ids or _find_ids(model)
         options = [m.engine.options for m in model.modules() if isinstance(m, TieredModule)]
-        # While batch t trains, t + depth is staged with `lookahead` batches known behind it.
+        # While batch t trains, batch t + depth is planned, with `lookahead` batches after it known.
         self._ahead = max((o.lookahead + o.deepest for o in options), default=0)
-        self._epochs = 0  # loops that went to their end
-        self._given = 0  # batches of this loop that the caller was given, skipped ones included
-        self._skip = 0  # batches that the next loop leaves out
-        self._current: list[Place] | None = None  # of the batch now with the caller
+        self._epochs = 0  # loops that reached their end
+        self._given = 0  # batches of this loop that the caller has got, skipped ones included
+        self._skip = 0  # batches that the next loop skips
+        self._current: list[Place] | None = None  # of the batch that the caller has now
 
     def __len__(self) -> int:
         return len(self._loader)  # type: ignore[arg-type]
@@ -58,7 +60,7 @@ class Prefetch(Generic[B]):
                     except StopIteration:
                         ended = True
                     except Exception as error:
-                        # It belongs to a batch that the loop has not reached: good ones come first.
+                        # Its batch is still ahead of the loop: the good ones before it come first.
                         failure, ended = error, True
                     if ended:
                         for stream in streams.values():
@@ -85,32 +87,39 @@ class Prefetch(Generic[B]):
                 engine.close_stream()
 
     def state_dict(self) -> dict[str, int]:
-        """The cursor: ``batches`` of this loop that were trained, and ``epochs`` before it.
+        """The cursor: how many ``batches`` of this loop were trained, and ``epochs`` before it.
 
-        A batch counts once a forward has used its rows, however far the loader was pulled ahead:
-        saved between a backward and the next forward, no batch is trained twice or left out.
+        A batch counts once a forward has used its rows, however far ahead the loader was pulled.
+        With a cursor that is saved between a backward and the next forward, no batch is trained
+        twice or left out.
         """
         return {"epochs": self._epochs, "batches": self._trained}
 
     @property
     def _trained(self) -> int:
-        """Batches given, but for one that no forward has used yet."""
+        """Batches that the caller has got, without the current one if no forward has used it."""
         waits = bool(self._current) and not any(t.answered for _, t in self._current or ())
         return self._given - waits
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """The next loop leaves out the first ``batches`` of the loader, which must give the same
-        ones again: restore its generator's state as of the epoch's start before.
+        """Makes the next loop skip the ``batches`` that were trained.
+
+        The loader must yield the same batches again: before the loop, restore the state that its
+        random generator had at the start of the epoch.
 
         Raises:
-            ConfigError: no cursor, or a loop is running.
+            ConfigError: not a cursor, or a loop is running.
         """
         values = [state.get(n) for n in ("epochs", "batches")] if isinstance(state, Mapping) else []
         good = [type(v) is int and 0 <= v < 2**62 for v in values]
         if not values or not all(good):
-            raise ConfigError(f"{state!r} is no cursor of te.prefetch")
+            raise ConfigError(
+                f"{state!r} is not a cursor of te.prefetch; pass what state_dict() returned"
+            )
         if self._current is not None:
-            raise ConfigError("this te.prefetch loop is running; set its cursor before it starts")
+            raise ConfigError(
+                "this te.prefetch loop is already running; set its cursor before it starts"
+            )
         self._epochs, self._skip = state["epochs"], state["batches"]
         self._given = self._skip
 
@@ -119,7 +128,10 @@ class Prefetch(Generic[B]):
         checked = []
         for module, value in self._ids(batch).items():
             if not isinstance(module, TieredModule):
-                raise ConfigError(f"ids= names a {type(module).__name__}; name tiered modules")
+                raise ConfigError(
+                    f"ids= returned a {type(module).__name__} as a key; its keys must be tiered "
+                    "modules"
+                )
             presented = module.present(value)
             checked.append((module.engine, module.check(presented), presented))
         for engine, _, _ in checked:
@@ -134,8 +146,9 @@ def _find_ids(model: nn.Module) -> IdsOf[Any]:
     collections = [m for m in model.modules() if isinstance(m, TieredEmbeddingBagCollection)]
     if len(collections) != 1:
         raise ConfigError(
-            f"the model has {len(collections)} collections; tell te.prefetch which ids each module "
-            "gets: ids=lambda batch: {model.emb: (batch.indices, batch.offsets)}"
+            f"the model has {len(collections)} tiered collections, so te.prefetch cannot tell "
+            "which ids each module gets; pass "
+            "ids=lambda batch: {model.emb: (batch.indices, batch.offsets)}"
         )
     collection = collections[0]
 
@@ -145,7 +158,8 @@ def _find_ids(model: nn.Module) -> IdsOf[Any]:
         found = [v for v in getattr(batch, "__dict__", {}).values() if is_keyed_jagged(v)]
         if len(found) != 1:
             raise ConfigError(
-                f"a {type(batch).__name__} has {len(found)} KeyedJaggedTensors; pass ids="
+                f"a batch, of type {type(batch).__name__}, has {len(found)} KeyedJaggedTensors "
+                "where te.prefetch expects one; pass ids="
             )
         return {collection: found[0]}
 
@@ -153,17 +167,17 @@ def _find_ids(model: nn.Module) -> IdsOf[Any]:
 
 
 def prefetch(loader: Iterable[B], model: nn.Module, ids: IdsOf[B] | None = None) -> Prefetch[B]:
-    """Yields the loader's batches while their rows are staged ahead.
+    """Yields the loader's batches, and stages their rows ahead of the loop.
 
     Args:
         loader: any iterable of batches; it is pulled ``lookahead + depth`` batches ahead.
-        model: holds the tiered modules.
-        ids: batch -> {module: what its forward will get}: a tensor, ``(indices, offsets)``, or a
-            collection's mapping. May be omitted when a batch is (or has) a KeyedJaggedTensor and
-            the model has one collection.
+        model: contains the tiered modules.
+        ids: maps a batch to {module: what its forward will get}, which is a tensor,
+            ``(indices, offsets)``, or a collection's mapping. May be omitted when a batch is (or
+            has) a KeyedJaggedTensor and the model has one collection.
 
     Raises:
-        ConfigError: ``ids`` omitted where it cannot be told. What the loader or a batch's check
-            raises comes when the loop has reached that batch.
+        ConfigError: ``ids`` is needed here and was omitted. An error of the loader, or of a batch's
+            check, is raised when the loop reaches that batch.
     """
     return Prefetch(loader, model, ids)

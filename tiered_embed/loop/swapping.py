@@ -1,20 +1,24 @@
-"""Replaces a model's embedding modules by tiered ones, weights and all.
+"""``te.swap``: replaces a model's embedding modules with tiered ones that have the same weights.
 
-Finds the modules, decides which can be replaced with nothing lost, shares the DDR budget out among
-them, and puts the new ones in. How rows live and train afterwards is ``modules``' business.
+It divides the memory budgets among the modules that :mod:`.candidates` finds fit for replacement,
+makes and fills the tiered ones, and puts them into the model. How rows live and train afterwards is
+up to ``modules`` and the engine.
+
+Threading: the caller's thread.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from ..errors import ConfigError, TieredEmbedError
 from ..modules import (
@@ -25,151 +29,90 @@ from ..modules import (
 )
 from ..optim import Optimizer
 from ..residency import fair_shares
-from ..spec import DTYPES, Constant, EngineOptions, TableConfig, Tiers, parse_bytes
-from ..tiers import PoolLayout
-from .candidates import CARRIED_HOOKS, SHARED_ARGUMENTS, Candidate, find, is_embedding
-
-__all__ = ["SwapEntry", "SwapReport", "swap"]
-
-OPTIONS = (
-    "policy",
-    "lookahead",
-    "depth",
-    "num_threads",
-    "on_nonfinite",
-    "rounding",
-    "bounds_check",
-    "device",
-    "kernel",
+from ..spec import (
+    DTYPES,
+    Constant,
+    EngineKeywords,
+    TableConfig,
+    Tiers,
+    options_from_keywords,
+    parse_bytes,
 )
-COPY_BYTES = 64 << 20
+from ..tiers import PoolLayout
+from .candidates import CARRIED_HOOKS, OWN_OPTIONS, Candidate, find, is_embedding
+from .swap_report import SwapEntry, SwapReport
 
+__all__ = ["swap"]
 
-@dataclass(frozen=True)
-class SwapEntry:
-    """One table that :func:`swap` looked at.
-
-    path: the module's dotted path, and its collection's table; the name of the tiered table.
-    class_name: of the module that was found.
-    weight_bytes: of the weights alone.
-    reason: why the module was left as it was; empty when it was swapped.
-    other_paths: further places of the same module.
-    """
-
-    path: str
-    class_name: str
-    num_embeddings: int
-    embedding_dim: int
-    weight_bytes: int
-    reason: str = ""
-    other_paths: tuple[str, ...] = ()
-
-    @property
-    def swapped(self) -> bool:
-        return not self.reason
-
-
-@dataclass(frozen=True)
-class SwapReport:
-    """What :func:`swap` did, in the model's order; ``str()`` is a table to read."""
-
-    entries: tuple[SwapEntry, ...]
-
-    @property
-    def swapped(self) -> tuple[SwapEntry, ...]:
-        return tuple(entry for entry in self.entries if entry.swapped)
-
-    @property
-    def left(self) -> tuple[SwapEntry, ...]:
-        return tuple(entry for entry in self.entries if not entry.swapped)
-
-    def __str__(self) -> str:
-        lines: list[tuple[str, ...]] = [("module", "class", "rows", "dim", "bytes", "")]
-        for entry in self.entries:
-            path = ", ".join((entry.path, *entry.other_paths))
-            numbers = (entry.num_embeddings, entry.embedding_dim, entry.weight_bytes)
-            outcome = "swapped" if entry.swapped else f"left: {entry.reason}"
-            lines.append((path, entry.class_name, *(f"{n:,}" for n in numbers), outcome))
-        widths = [max(len(line[i]) for line in lines) for i in range(5)]
-        text = [
-            "  ".join(
-                cell.rjust(width) if 2 <= i <= 4 else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(line, [*widths, 0], strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        some, every = (
-            sum(entry.weight_bytes for entry in entries) for entries in (self.swapped, self.entries)
-        )
-        text.append(
-            f"{len(self.swapped)} of {len(self.entries)} tables swapped, "
-            f"{some:,} of {every:,} bytes"
-        )
-        return "\n".join(text)
+COPY_BYTES = 64 << 20  # of weights that are copied at a time
 
 
 def swap(
     model: nn.Module,
     *,
-    tiers: Tiers,
-    optimizer: Optimizer | None,
     min_bytes: int | str = 0,
-    seed: int = 0,
     include: Callable[[str, nn.Module], bool] | None = None,
-    **options: Any,
+    **options: Unpack[EngineKeywords],
 ) -> SwapReport:
     """Replaces ``nn.EmbeddingBag``, ``nn.Embedding`` and TorchRec collections in ``model``.
 
-    Weights, arguments, dtype, train or eval mode, forward hooks and forward pre-hooks (with their
-    handles) are carried over; a module used at several places stays one. Weights that do not
-    require a gradient are only read. A table's name is the path of its module, and of its
-    collection's table.
+    The tiered modules keep weights, arguments, dtype, train or eval mode, forward hooks and forward
+    pre-hooks (with their handles). A module that is used in several places stays one module.
+    Weights that do not require a gradient become read-only rows. A table is named after the path of
+    its module, followed by the table's name in a collection.
 
-    Swap before you make the dense optimizer: swapped tables are no longer parameters, and one made
-    earlier would hold them. Likewise before ``DistributedDataParallel`` and ``torch.compile``, and
-    after ``copy.deepcopy`` and ``model.to(dtype)``, which do not reach tiered rows. Peak memory is
-    the tables and the DDR budget together: the old modules stay until the last new one is filled.
+    Call it before you make the dense optimizer: swapped tables are no longer parameters, and an
+    optimizer made earlier would still hold them. Also call it before ``DistributedDataParallel``
+    and ``torch.compile``, and after ``copy.deepcopy`` and ``model.to(dtype)``, which do not reach
+    tiered rows. The old modules stay until the last new one is filled, so peak memory is the tables
+    and the DDR budget together.
 
-    What would change the model is left, with the reason in the report: subclasses; weights that are
-    shared with another module or parameter, parametrized, or have gradient hooks; modules with
-    backward or state_dict hooks, a patched ``forward``, or children; other dtypes and devices.
-    Tensors that are reached otherwise than as parameters and buffers of ``model`` are not seen.
+    A module stays as it is where replacing it would change the model, and the report says why. That
+    concerns subclasses; weights that are parametrized, have gradient hooks, or are shared with
+    another module or parameter; modules with backward or state_dict hooks, a patched ``forward``,
+    or children; and other dtypes and devices. Only parameters and buffers of ``model`` are
+    searched for shared weights.
 
-    A fused optimizer runs once per forward that is differentiated: a module that is called twice in
-    a step takes two updates, unless the step is inside ``te.accumulate``.
+    A fused optimizer runs once per forward that is differentiated. A module that is called twice in
+    a step is therefore updated twice, unless the step is inside ``te.accumulate``.
 
     Args:
-        model: any module that holds embeddings; changed in place, or not at all on an error.
-        tiers: ``hbm`` and ``ddr`` are the budgets of all swapped tables, weights and optimizer
-            state, each shared max-min fair; ``ssd`` is a directory that holds none of these tables.
-        optimizer: of ``te.optim``; None makes every swapped table read-only.
-        min_bytes: modules whose weights take less are left.
-        seed: of stochastic rounding.
-        include: called with path and module; those it denies are left.
-        options: ``policy``, ``lookahead``, ``depth``, ``num_threads``, ``on_nonfinite``,
-            ``rounding``, ``bounds_check``, ``device``, ``kernel``: as in
-            :class:`TieredEmbeddingBag`, for all. Weights on another kind of device are left.
+        model: any module that contains embeddings. It is changed in place; after an error it is
+            unchanged.
+        min_bytes: modules whose weights take less are left as they are.
+        include: called with the path and the module; where it returns False, the module is left.
+        options: the fields of ``te.EngineOptions``, the same for every swapped module; ``tiers``
+            and ``optimizer`` are required. Each budget of ``tiers`` covers weights and optimizer
+            state of all swapped tables together, and is shared max-min fair. ``ssd`` must hold none
+            of these tables yet. ``optimizer=None`` makes every swapped table read-only. Weights on
+            another kind of device than ``device`` are left. ``dtype``, ``output_dtype``, ``init``,
+            ``max_norm``, ``norm_type`` and ``scale_grad_by_freq`` follow from each module that is
+            replaced, and cannot be passed.
 
     Raises:
-        ConfigError: the model is itself an embedding; too small a budget; an argument that cannot
-            work; an ssd directory that holds the tables already.
-        StoreError: a directory that is unwritable or open elsewhere.
+        ConfigError: the model itself is an embedding; a budget is too small; an argument cannot
+            work; the ssd directory holds some of the tables already.
+        TypeError: an option is unknown, or a required one is missing.
+        StoreError: a directory is unwritable or open elsewhere.
     """
-    limit = _checked(model, tiers, optimizer, min_bytes, include, options)
+    limit = _checked(model, min_bytes, include)
+    for name in OWN_OPTIONS:
+        if name in options:
+            raise ConfigError(
+                f"te.swap takes {name} from each module that it replaces; leave {name} out"
+            )
+    checked = options_from_keywords("te.swap", options)
+    tiers, optimizer = checked.tiers, checked.optimizer
     modules = dict(model.named_modules(remove_duplicate=False))
-    device = EngineOptions(
-        tiers, optimizer, Constant(0.0), device=options.get("device")
-    ).compute_device
-    found = find(modules, include, limit, device.type)
+    found = find(modules, include, limit, checked.compute_device.type)
     chosen = [candidate for candidate in found if not candidate.reason]
     budgets = _share(chosen, tiers, optimizer)
-    common = {"seed": seed, **options}
     old = _stores(tiers)
     made: list[TieredModule] = []
     try:
         for candidate, share in zip(chosen, budgets, strict=True):
-            # One at a time into the list: a failure closes those before it.
-            made.append(_make(candidate, share, optimizer, common))
+            # Appended one by one, so that a failure closes those before it.
+            made.append(_make(candidate, share, options))
         for candidate, module in zip(chosen, made, strict=True):
             _fill(module, candidate)
             _carry(candidate.module, module)
@@ -184,33 +127,18 @@ def swap(
     return report
 
 
-def _checked(
-    model: object,
-    tiers: object,
-    optimizer: object,
-    min_bytes: int | str,
-    include: object,
-    options: Mapping[str, Any],
-) -> int:
-    """``min_bytes`` as a number; the other arguments can work."""
+def _checked(model: object, min_bytes: int | str, include: object) -> int:
+    """Checks the arguments, apart from the options; returns ``min_bytes`` as a number."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}; pass an nn.Module")
     if is_embedding(model):
         raise ConfigError(
-            f"the model is itself an {type(model).__name__}, which cannot be replaced in place; "
-            "make a tiered module by from_pretrained, or pass the module that holds it"
+            f"the model itself is an embedding module, {type(model).__name__}, and cannot be "
+            "replaced in place; make a tiered module with from_pretrained, or pass the module that "
+            "contains it"
         )
-    if not isinstance(tiers, Tiers) or (tiers.ddr is None and tiers.hbm is None):
-        raise ConfigError(f"tiers is {tiers!r}; pass te.Tiers(ddr=...), the budget of the swap")
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise ConfigError(
-            f"optimizer is {optimizer!r}; pass one of te.optim, or None for rows that are only read"
-        )
-    unknown = sorted(set(options) - set(OPTIONS))
-    if unknown:
-        raise ConfigError(f"option {unknown[0]!r} is unknown; there are {', '.join(OPTIONS)}")
     if include is not None and not callable(include):
-        raise ConfigError(f"include is {include!r}; pass a function of path and module")
+        raise ConfigError(f"include is {include!r}; pass a function that takes path and module")
     return 0 if min_bytes == 0 else parse_bytes(min_bytes, "min_bytes")
 
 
@@ -228,7 +156,7 @@ def _entries(found: Candidate) -> Iterator[SwapEntry]:
 
 
 def _share(chosen: Sequence[Candidate], tiers: Tiers, optimizer: Optimizer | None) -> list[Tiers]:
-    """Of each module: its part of every memory tier, and the store."""
+    """The tiers of each module: its shares of the memory budgets, and the SSD directory."""
     wanted, least = [], []
     for found in chosen:
         dtype = DTYPES[found.first.weight.dtype]
@@ -238,16 +166,17 @@ def _share(chosen: Sequence[Candidate], tiers: Tiers, optimizer: Optimizer | Non
             rows, dim = found.shape(name)
             records[name] = rows, PoolLayout((), dim, spec, Constant(0.0), 0, dtype).record_bytes
         wanted.append(sum(rows * size for rows, size in records.values()))
-        # Tables of one dim share their slots: one record of each dim is the least.
+        # Tables of one record layout share their slots, so one slot per layout is the minimum.
         least.append(sum({size for _, size in records.values()}))
     total = sum(wanted)
     budgets = {"hbm": tiers.hbm, "ddr": tiers.ddr}
     given = {name: size for name, size in budgets.items() if size is not None}
     if tiers.ssd is None and total > sum(given.values()):
-        told = " and ".join(f"{name} is {size}" for name, size in given.items())
+        sizes = " and ".join(f"{name} is {size}" for name, size in given.items())
         raise ConfigError(
-            f"the {len(chosen)} modules to swap take {total} bytes of weights and optimizer state, "
-            f"{told}, and there is nothing below; raise {' or '.join(given)}, or add an ssd tier"
+            f"the {len(chosen)} modules to swap need {total} bytes for weights and optimizer "
+            f"state, but {sizes}, and there is no SSD tier; raise {' or '.join(given)}, or add an "
+            "ssd tier"
         )
     out = [tiers] * len(chosen)
     for name, size in given.items():
@@ -255,11 +184,11 @@ def _share(chosen: Sequence[Candidate], tiers: Tiers, optimizer: Optimizer | Non
         for i, (found, share, bound) in enumerate(zip(chosen, shares, least, strict=True)):
             if share < bound and wanted[i] > 0:
                 raise ConfigError(
-                    f"module {found.paths[0]!r} would get {share} bytes of {name}={size}, which "
-                    f"{len(chosen)} modules share, but needs {bound} at least; raise {name} or "
-                    "min_bytes"
+                    f"module {found.paths[0]!r} needs at least {bound} bytes of {name} and would "
+                    f"get {share}, because {len(chosen)} modules share {name}={size}; raise "
+                    f"{name}, or raise min_bytes to swap fewer modules"
                 )
-            # Where the tier above holds everything, this one is not needed.
+            # A module that the tier above holds entirely gets None of this one.
             out[i] = (
                 replace(out[i], hbm=share or None)
                 if name == "hbm"
@@ -270,16 +199,11 @@ def _share(chosen: Sequence[Candidate], tiers: Tiers, optimizer: Optimizer | Non
     return out
 
 
-def _make(
-    found: Candidate, tiers: Tiers, optimizer: Optimizer | None, common: Mapping[str, Any]
-) -> TieredModule:
-    options: dict[str, Any] = {
-        "tiers": tiers,
-        "optimizer": None if found.frozen else optimizer,
-        "dtype": found.first.weight.dtype,
-        **{name: getattr(found.first, name) for name in SHARED_ARGUMENTS},
-        **common,
-    }
+def _make(found: Candidate, tiers: Tiers, common: EngineKeywords) -> TieredModule:
+    own = {**found.arguments, "dtype": found.first.weight.dtype, "tiers": tiers}
+    if found.frozen:
+        own["optimizer"] = None
+    options = cast("EngineKeywords", {**common, **own})
     name = next(iter(found.tables))
     rows, dim = found.shape(name)
     module: Any = found.module
@@ -298,7 +222,7 @@ def _make(
     return _make_collection(found, options)
 
 
-def _make_collection(found: Candidate, options: dict[str, Any]) -> TieredEmbeddingBagCollection:
+def _make_collection(found: Candidate, options: EngineKeywords) -> TieredEmbeddingBagCollection:
     collection: Any = found.module
     features = {config.name: config.feature_names for config in collection.embedding_bag_configs()}
     tables = []
@@ -306,26 +230,30 @@ def _make_collection(found: Candidate, options: dict[str, Any]) -> TieredEmbeddi
         bag: Any = found.tables[name]
         mine = features[name.removeprefix(f"{found.paths[0]}.")]
         tables.append(TableConfig(name, *found.shape(name), mine, bag.mode, bag.padding_idx))
-    module = TieredEmbeddingBagCollection(
-        tables,
-        is_weighted=collection.is_weighted(),
-        output_dtype=torch.float32,  # as TorchRec's, whatever its tables are
-        **options,
-    )
+    options["output_dtype"] = torch.float32  # as TorchRec's, whatever its tables are
+    module = TieredEmbeddingBagCollection(tables, is_weighted=collection.is_weighted(), **options)
     module.embedding_names = list(collection._embedding_names)
     return module
 
 
 def _fill(module: TieredModule, found: Candidate) -> None:
-    """Copies the weights. An import needs an empty pool, so the largest table of each is first."""
+    """Copies the weights.
+
+    An import is faster than writing rows, and needs a pool whose store is empty: the largest table
+    of each pool is imported, and the others follow.
+    """
     backed = module.engine.options.tiers.ssd is not None
+    wiring = module.engine.wiring
+    pools = {
+        table.name: pool for table, (pool, _) in zip(wiring.tables, wiring.places, strict=True)
+    }
     imported: set[int] = set()
     for name in sorted(found.tables, key=lambda name: -found.shape(name)[0]):
         table: Any = found.tables[name]
         weight: torch.Tensor = table.weight.detach()
         chunks = _chunks(weight)
-        if backed and weight.shape[1] not in imported:
-            imported.add(weight.shape[1])
+        if backed and pools[name] not in imported:
+            imported.add(pools[name])
             module.import_rows(chunks, table=name)
         else:
             for ids, part in chunks:
@@ -347,13 +275,12 @@ def _carry(old: nn.Module, new: TieredModule) -> None:
 
 
 def _stores(tiers: Tiers) -> set[Path]:
-    if tiers.ssd is None:
-        return set()
-    return {path.resolve() for path in tiers.ssd.glob("pool-*")}
+    """What the SSD tier's directory holds now, stores among it."""
+    return set() if tiers.ssd is None else {path.resolve() for path in tiers.ssd.glob("*")}
 
 
 def _discard(made: Sequence[TieredModule], old: set[Path]) -> None:
-    """Closes the modules and removes the stores that they created."""
+    """Closes the modules, and removes the stores that they created."""
     for module in made:
         with suppress(TieredEmbedError):
             module.close()

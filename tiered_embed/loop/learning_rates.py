@@ -1,9 +1,14 @@
-"""What a training loop asks of a whole model: learning rates, and summed gradients."""
+"""``te.lr_optimizer``: a ``torch.optim.Optimizer`` for the fused updates of tiered modules.
+
+Learning-rate schedulers and gradient scalers work on it as on any optimizer. The updates themselves
+are the engine's: every backward reads the learning rate and the scale from here.
+
+Threading: the thread that trains.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,11 +17,11 @@ from torch import nn
 from ..errors import ConfigError
 from ..modules import TieredModule
 
-__all__ = ["RowOptimizer", "accumulate", "lr_optimizer"]
+__all__ = ["RowOptimizer", "lr_optimizer"]
 
 
 class RowOptimizer(torch.optim.Optimizer):
-    """A ``torch.optim.Optimizer`` over the fused updates of a model's tiered modules.
+    """The learning rates of a model's tiered modules, as a ``torch.optim.Optimizer``.
 
     One parameter group per trained module, with its ``lr``, which every backward reads, and its
     ``name``. Rows are updated by the backward itself: ``step`` does nothing to them.
@@ -27,7 +32,8 @@ class RowOptimizer(torch.optim.Optimizer):
         trained = [(m, m.engine.updates) for m in modules if m.engine.updates is not None]
         if not trained:
             raise ConfigError(
-                "the model has no tiered module that trains: nothing has a learning rate here"
+                "the model has no tiered module that trains, so there is no learning rate to set; "
+                "pass a model with a tiered module that has an optimizer"
             )
         groups = [
             {
@@ -53,7 +59,7 @@ class RowOptimizer(torch.optim.Optimizer):
 def lr_optimizer(
     model: nn.Module, grad_scaler: torch.amp.GradScaler | None = None
 ) -> torch.optim.Optimizer:
-    """A face for ``torch.optim.lr_scheduler`` and gradient scalers.
+    """An optimizer for ``torch.optim.lr_scheduler`` and gradient scalers.
 
     ::
 
@@ -65,36 +71,10 @@ def lr_optimizer(
 
     Args:
         model: holds the tiered modules.
-        grad_scaler: its scale is divided out of the rows' gradients; where one of them is infinite
-            or NaN the update is left out, and ``scaler.step(rows)`` tells the scaler.
+        grad_scaler: row gradients are divided by its scale. Where one of them is infinite or NaN,
+            the update is left out, and ``scaler.step(rows)`` makes the scaler lower its scale.
 
     Raises:
-        ConfigError: no tiered module that trains.
+        ConfigError: the model has no tiered module that trains.
     """
     return RowOptimizer(model, grad_scaler)
-
-
-@contextmanager
-def accumulate(model: nn.Module) -> Iterator[None]:
-    """Backwards inside sum row gradients; leaving updates every row once, with its sum.
-
-    Row gradients are added in the order of the backwards, so that the result does not depend on
-    tiers. Learning rate and gradient scale are those of the end. An exception drops the sums.
-
-    Raises:
-        ConfigError: the model accumulates already.
-        NonFiniteError: on leaving, as a backward; modules before the failing one have updated.
-    """
-    runtimes = [m.engine for m in model.modules() if isinstance(m, TieredModule)]
-    trained = [(r, r.updates) for r in runtimes if r.updates is not None]
-    begun = []
-    try:
-        for runtime, updates in trained:
-            updates.accumulate()
-            begun.append((runtime, updates))
-        yield
-        for runtime, updates in begun:
-            updates.apply_accumulated(runtime.pools)
-    finally:
-        for _, updates in begun:
-            updates.drop_accumulated()

@@ -1,4 +1,4 @@
-"""What a training loop brings along: autocast, gradient scalers, schedules, summed gradients."""
+"""te.lr_optimizer: gradient scalers, autocast, learning-rate schedules."""
 
 import contextlib
 from collections.abc import Callable
