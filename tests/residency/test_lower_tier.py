@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_text import plan_text
 
 import streams
+from plan_text import plan_text
 from tiered_embed.residency.budgets import PoolSlots
 from tiered_embed.residency.planner import POLICIES, Planner
 from two_tiers import WHOLE_ROWS, Segments, Tiers

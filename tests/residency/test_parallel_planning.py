@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_text import plan_text
 
 import streams
 import tiered_embed as te
 from id_traces import make_collection, ten_tables, train
+from plan_text import plan_text
 from reference import Stream
 from running import RECIPES, Prepared, make_module
 from tiered_embed.errors import CapacityError

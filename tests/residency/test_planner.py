@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_text import plan_text
 
 import streams
 import tiered_embed as te
+from plan_text import plan_text
 from reference import Stream
 from running import OPTIMIZERS, Prepared, make_module, record_bytes
 from tiered_embed import traces
