@@ -45,8 +45,8 @@ void bind_write_buffer(nb::module_& m) {
              return nb::make_tuple(own(std::move(taken.tables)), own(std::move(taken.rows)),
                                    own(std::move(taken.records)));
            })
-      .def("cut", &WriteBuffer::cut, nb::call_guard<nb::gil_scoped_release>())
-      .def("lift_cut", &WriteBuffer::lift_cut, nb::call_guard<nb::gil_scoped_release>())
+      .def("hold", &WriteBuffer::hold, nb::call_guard<nb::gil_scoped_release>())
+      .def("resume", &WriteBuffer::resume, nb::call_guard<nb::gil_scoped_release>())
       .def("arrived", &WriteBuffer::arrived, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("bytes", &WriteBuffer::bytes, nb::call_guard<nb::gil_scoped_release>());
 }

@@ -41,21 +41,21 @@ void WriteBuffer::read(const uint16_t* tables, const int64_t* rows, int64_t n, u
   }
 }
 
-void WriteBuffer::cut() {
+void WriteBuffer::hold() {
   std::lock_guard<std::mutex> lock(mutex_);
-  cuts_.push_back(next_number_);
+  holds_.push_back(next_number_);
 }
 
-void WriteBuffer::lift_cut() {
+void WriteBuffer::resume() {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (!cuts_.empty()) cuts_.pop_front();
+  if (!holds_.empty()) holds_.pop_front();
 }
 
 BufferedRows WriteBuffer::take() {
   std::lock_guard<std::mutex> lock(mutex_);
   TE_CHECK(batches_.empty() || batches_.front().number >= taken_before_,
            "what was taken last has arrived");
-  const int64_t before = cuts_.empty() ? next_number_ : cuts_.front();
+  const int64_t before = holds_.empty() ? next_number_ : holds_.front();
   BufferedRows out;
   const size_t size = static_cast<size_t>(record_bytes_);
   size_t most = 0;

@@ -1,8 +1,8 @@
 // Records on their way to the tier below: added in batches, readable until they have arrived.
 //
 // Of a row that is added again before its record was taken only the newest record goes down. Taken
-// records stay readable until `arrived`, so that a row is always found here or below. A `cut` parts
-// what was added before it from what comes later: both go down, the latter once it is lifted.
+// records stay readable until `arrived`, so that a row is always found here or below. After
+// `hold`, what is added goes down only when that hold has ended by `resume`.
 //
 // Threading: every method locks. One thread takes and reports arrivals; any may add and read.
 #pragma once
@@ -33,12 +33,13 @@ class WriteBuffer {
   void read(const uint16_t* tables, const int64_t* rows, int64_t n, uint8_t* out,
             bool* found) const;
 
-  // Until it is lifted, oldest first, nothing that is added from now on is taken.
-  void cut();
-  void lift_cut();
+  // Nothing that is added from now on is taken until a `resume` ends this hold. The oldest hold
+  // ends first.
+  void hold();
+  void resume();
 
-  // What was added before the oldest cut (all, without one) and not taken, for the tier below; of a
-  // row the newest such record. REQUIRES: what was taken last has arrived.
+  // What was added before the oldest hold (all, if there is none) and not taken, for the tier
+  // below; of a row the newest such record. REQUIRES: what was taken last has arrived.
   BufferedRows take();
 
   // What was taken last is below now.
@@ -77,8 +78,8 @@ class WriteBuffer {
   std::deque<Batch> batches_;
   std::unordered_map<Key, Place, Hash> newest_;
   int64_t next_number_ = 0;
-  int64_t taken_before_ = 0;  // batches below this number were taken
-  std::deque<int64_t> cuts_;  // numbers of the first batches behind them
+  int64_t taken_before_ = 0;   // batches below this number were taken
+  std::deque<int64_t> holds_;  // numbers of the first batches after them
   int64_t bytes_ = 0;
 };
 

@@ -59,7 +59,7 @@ struct Round {
   std::atomic<int> adders_left{kNumAdders};
 };
 
-struct Cut {
+struct Snapshot {
   std::vector<uint64_t> added;  // by row, when it was made
 };
 
@@ -91,9 +91,9 @@ void add_batches(Round* round, int adder, uint64_t seed) {
   --round->adders_left;
 }
 
-// Takes everything, or what was added before `cut`, which it lifts: the store has every row as of
-// then, whatever was added since.
-void write_back(Round* round, const Cut* cut = nullptr) {
+// Takes everything, or what was added before `snapshot`, whose hold it ends: the store has every
+// row as of then, whatever was added since.
+void write_back(Round* round, const Snapshot* snapshot = nullptr) {
   const BufferedRows taken = round->buffer.take();
   std::set<std::pair<uint16_t, int64_t>> seen;
   for (size_t i = 0; i < taken.rows.size(); ++i) {
@@ -107,26 +107,27 @@ void write_back(Round* round, const Cut* cut = nullptr) {
     stored = record;
   }
   round->buffer.arrived();
-  if (cut == nullptr) return;
-  round->buffer.lift_cut();
+  if (snapshot == nullptr) return;
+  round->buffer.resume();
   std::lock_guard<std::mutex> lock(round->store_mutex);
   for (int64_t r = 0; r < kNumRows; ++r) {
     const auto it = round->store.find({table_of(r), id_of(r)});
     const uint64_t stored = it == round->store.end()
                                 ? 0
                                 : version_of(r, reinterpret_cast<const uint8_t*>(it->second.words));
-    TE_EXPECT(stored >= cut->added[static_cast<size_t>(r)], "row %lld: the cut has version %llu",
-              static_cast<long long>(r), static_cast<unsigned long long>(stored));
+    TE_EXPECT(stored >= snapshot->added[static_cast<size_t>(r)],
+              "row %lld: the snapshot has version %llu", static_cast<long long>(r),
+              static_cast<unsigned long long>(stored));
   }
 }
 
-Cut cut_now(Round* round) {
-  Cut cut;
+Snapshot take_snapshot(Round* round) {
+  Snapshot snapshot;
   for (const auto& version : round->added) {
-    cut.added.push_back(version.load(std::memory_order_relaxed));
+    snapshot.added.push_back(version.load(std::memory_order_relaxed));
   }
-  round->buffer.cut();
-  return cut;
+  round->buffer.hold();
+  return snapshot;
 }
 
 void read_rows(Round* round, uint64_t seed) {
@@ -179,8 +180,8 @@ void stress_round(uint64_t seed) {
     }
     threads.start([&round] {
       while (round.adders_left.load() > 0) {
-        const Cut cut = cut_now(&round);
-        write_back(&round, &cut);
+        const Snapshot snapshot = take_snapshot(&round);
+        write_back(&round, &snapshot);
         write_back(&round);
       }
     });

@@ -25,7 +25,7 @@ class Buffer(RuleBasedStateMachine):
         self.buffer = WriteBuffer(BYTES)
         self.batches = []
         self.taken = 0
-        self.cuts = []  # batches before each
+        self.holds = []  # batches before each
         self.count = 0
 
     @rule(keys=KEYS)
@@ -47,20 +47,20 @@ class Buffer(RuleBasedStateMachine):
         assert out.tolist() == [newest.get(key, [77] * BYTES) for key in keys]
 
     @rule()
-    def cut(self):
-        self.buffer.cut()
-        self.cuts.append(len(self.batches))
+    def hold(self):
+        self.buffer.hold()
+        self.holds.append(len(self.batches))
 
     @rule()
-    def lift_cut(self):
-        self.buffer.lift_cut()
-        del self.cuts[:1]
+    def resume(self):
+        self.buffer.resume()
+        del self.holds[:1]
 
     @rule()
     def take(self):
         if self.taken:
             return
-        count = self.cuts[0] if self.cuts else len(self.batches)
+        count = self.holds[0] if self.holds else len(self.batches)
         tables, rows, records = self.buffer.take()
         got = dict(
             zip(
@@ -81,7 +81,7 @@ class Buffer(RuleBasedStateMachine):
             return
         self.buffer.arrived()
         del self.batches[: self.taken]
-        self.cuts = [max(0, count - self.taken) for count in self.cuts]
+        self.holds = [max(0, count - self.taken) for count in self.holds]
         self.taken = 0
 
     @invariant()

@@ -43,7 +43,7 @@ def take_snapshot(
 
     place = len(changed)
     changed.append(ChangedKeys())
-    return pool.scheduler.cut(job)
+    return pool.scheduler.snapshot(job)
 
 
 def _copied(pool: Pool, target: Path, steps: int) -> Future[None]:

@@ -36,7 +36,7 @@ class Executors:
     """Who runs a pool's background jobs; threads by default. Tests step them by hand.
 
     staging: plans, in order, one at a time. reading: several plans' reads at once.
-    writing: write-backs, in order, one at a time. saving: what follows a checkpoint's cut.
+    writing: write-backs, in order, one at a time. saving: what follows a checkpoint's snapshot.
     """
 
     staging: Executor = field(default_factory=_threads(1, "staging"))

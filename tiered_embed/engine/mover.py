@@ -38,8 +38,8 @@ __all__ = ["Mover"]
 
 T = TypeVar("T")
 FLUSH_BYTES = 8 << 20  # copied out at a time
-CUT_BYTES = 1 << 30  # dirty records of a cut that are copied in memory before it waits for writes
-CUT_SLACK_BYTES = 256 << 20  # that the write buffer may hold more while a cut is written
+SNAPSHOT_BYTES = 1 << 30  # dirty records that a snapshot copies before it waits for writes
+SLACK_BYTES = 256 << 20  # that the write buffer may hold more while a snapshot is written
 
 
 class _Rows(NamedTuple):
@@ -75,10 +75,10 @@ class Mover:
         self._write_buffer_bytes = write_buffer_bytes
         self._reads: deque[Future[None]] = deque()  # in plan order; may be done
         self._writes: deque[Future[None]] = deque()
-        self._cut: Future[None] | None = None  # the newest; writes behind it wait for it
+        self._snapshot: Future[None] | None = None  # the newest; later writes wait for it
         self._handed_down = False  # by the plan that runs
         self._stranded: dict[tuple[int, int], npt.NDArray[np.uint8] | None] = {}
-        self._cut_bytes = 0  # in the write buffer on account of it
+        self._snapshot_bytes = 0  # in the write buffer on account of it
 
     def run(self, plan: StepPlan) -> Future[None] | None:
         """Starts a plan; the future tells that its rows are in their slots, None that they are.
@@ -156,7 +156,7 @@ class Mover:
                 ssd.hand_down(tables[i : i + 1], rows[i : i + 1], record[None, :])
         return tables[placed], rows[placed], slots[placed]
 
-    def cut(
+    def snapshot(
         self,
         tables: npt.NDArray[np.uint16],
         rows: npt.NDArray[np.int64],
@@ -177,12 +177,12 @@ class Mover:
         block = max(1, FLUSH_BYTES // self._memory.layout.record_bytes)
         for i in range(0, len(rows), block):
             part = slice(i, i + block)
-            if ssd.in_flight_bytes > CUT_BYTES:
+            if ssd.in_flight_bytes > SNAPSHOT_BYTES:
                 self._post_write(ssd)
-                self._await_writes(CUT_BYTES // 2)
+                self._await_writes(SNAPSHOT_BYTES // 2)
             ssd.hand_down(tables[part], rows[part], self._memory.gather(slots[part]))
         ssd.hold()
-        self._cut_bytes = ssd.in_flight_bytes + CUT_SLACK_BYTES
+        self._snapshot_bytes = ssd.in_flight_bytes + SLACK_BYTES
         out: Future[T] = Future()
 
         def write() -> None:
@@ -200,8 +200,8 @@ class Mover:
                 ssd.resume()
 
         self._writes.append(self._submit(self._executors.writing, write))
-        self._cut = self._submit(self._executors.writing, follow)
-        self._writes.append(self._cut)
+        self._snapshot = self._submit(self._executors.writing, follow)
+        self._writes.append(self._snapshot)
         return out
 
     def in_saving_thread(self, job: Callable[[], T]) -> Future[T]:
@@ -213,8 +213,8 @@ class Mover:
 
     @property
     def _write_buffer_limit(self) -> int:
-        under_way = self._cut is not None and not self._cut.done()
-        return self._write_buffer_bytes + (self._cut_bytes if under_way else 0)
+        under_way = self._snapshot is not None and not self._snapshot.done()
+        return self._write_buffer_bytes + (self._snapshot_bytes if under_way else 0)
 
     def _run(self, plan: StepPlan) -> Future[None] | None:
         lower, ssd = self._memory.lower, self._ssd

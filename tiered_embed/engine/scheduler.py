@@ -224,7 +224,7 @@ class Scheduler:
         self.quiesce()
         self._write_dirty()
 
-    def cut(self, job: Callable[[], T]) -> Future[T]:
+    def snapshot(self, job: Callable[[], T]) -> Future[T]:
         """Runs ``job`` in the background, where the store holds every row as it is now.
 
         Training may go on: what it changes reaches the store after ``job``.
@@ -237,7 +237,7 @@ class Scheduler:
         self._jobs.wait()
         self._mover.wait_for_reads()
         self.check()
-        out = self._mover.cut(*self.planner.dirty_rows(), job)
+        out = self._mover.snapshot(*self.planner.dirty_rows(), job)
         self.planner.mark_clean()
         return out
 

@@ -59,7 +59,7 @@ def allocate(
     ]
     shares = fair_shares(wanted, tier_bytes)
     return [
-        _cut(pool, size, share, backed=backed, tier=tier)
+        _share_among_tables(pool, size, share, backed=backed, tier=tier)
         for pool, size, share in zip(tables, record_bytes, shares, strict=True)
     ]
 
@@ -84,10 +84,10 @@ def allocate_tiers(
     left = [
         [
             (name, rows)
-            for (name, rows), first in zip(pool, cut.first_slot, strict=True)
+            for (name, rows), first in zip(pool, slots_above.first_slot, strict=True)
             if first < 0
         ]
-        for pool, cut in zip(tables, upper, strict=True)
+        for pool, slots_above in zip(tables, upper, strict=True)
     ]
     rows_left = [
         float("inf")
@@ -96,13 +96,15 @@ def allocate_tiers(
         for pool in left
     ]
     wanted = [
-        max(0.0, rows - cut.cached) * size
-        for rows, cut, size in zip(rows_left, upper, record_bytes, strict=True)
+        max(0.0, rows - slots_above.cached) * size
+        for rows, slots_above, size in zip(rows_left, upper, record_bytes, strict=True)
     ]
     lower = []
     shares = fair_shares(wanted, tiers.ddr)
-    for pool, want, share, size, cut in zip(left, wanted, shares, record_bytes, upper, strict=True):
-        most = MAX_SLOTS - cut.whole - cut.cached - cut.overflow
+    for pool, want, share, size, slots_above in zip(
+        left, wanted, shares, record_bytes, upper, strict=True
+    ):
+        most = MAX_SLOTS - slots_above.whole - slots_above.cached - slots_above.overflow
         slots = min(share // size, most)
         if want and slots < 1:
             raise _too_small("DDR", share, [name for name, _ in pool], size)
@@ -122,7 +124,7 @@ def fair_shares(wanted: Sequence[float], total: int) -> list[int]:
     return shares
 
 
-def _cut(
+def _share_among_tables(
     tables: Sequence[tuple[str, int | None]],
     record_bytes: int,
     share: int,

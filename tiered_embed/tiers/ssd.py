@@ -133,11 +133,11 @@ class SsdTier:
 
     def hold(self) -> None:
         """Nothing that is handed down from now on is stored, until :meth:`resume`."""
-        self._buffer.cut()
+        self._buffer.hold()
 
     def resume(self) -> None:
         """Lets what the oldest :meth:`hold` kept in the buffer go down to the store."""
-        self._buffer.lift_cut()
+        self._buffer.resume()
 
     def write_back(self) -> None:
         """Stores what was handed down before the oldest hold; of a row only its newest record."""
