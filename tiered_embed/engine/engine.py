@@ -295,8 +295,8 @@ class Engine:
     def _check_backward(self, step: Step, grad: torch.Tensor) -> None:
         if step.done:
             raise RuntimeError(
-                "the rows of this forward were updated already: a fused optimizer runs once per "
-                "backward; call forward again"
+                "the rows of this forward were updated already, and a fused optimizer updates them "
+                "once per forward; call forward again"
             )
         if step.pools is not self.pools:
             raise ClosedError(
@@ -380,10 +380,10 @@ class Engine:
             ClosedError: closed, or of another process. ConfigError: gradients are accumulated.
         """
         if self._closed:
-            raise ClosedError(f"the module was closed; make a new one to {what}")
+            raise ClosedError(f"this module was closed; make a new one to {what}")
         self._group.check_process()
         if self.updates is not None and self.updates.accumulating:
-            raise ConfigError(f"gradients are being accumulated; {what} after te.accumulate")
+            raise ConfigError(f"te.accumulate is running; {what} after it has ended")
 
     def discard(self, why: TieredEmbedError) -> None:
         """Gives up every row, file and thread; every call raises ``why`` until :meth:`reopen`.
@@ -409,7 +409,7 @@ class Engine:
         self.set_steps(self._group.stored_step)
 
     def set_steps(self, steps: int) -> None:
-        """The number of updates behind the rows: Adam's bias correction and rounding need it."""
+        """The number of updates that made the rows: Adam's bias correction and rounding need it."""
         self._stored_step = steps
         if self.updates is not None:
             self.updates.steps = steps

@@ -86,7 +86,7 @@ class PoolGroup:
         """Plans and stages one batch at once, outside any stream.
 
         Raises:
-            CapacityError: no room; what was staged before is let go again.
+            CapacityError: no room; what was staged for this batch before is released.
         """
         leases: list[Lease] = []
         try:

@@ -1,21 +1,20 @@
-"""Makes step plans in order, for one pool, and has them executed ahead of the trainer.
+"""Decides when plans may run, for one pool, and has them executed ahead of the trainer.
 
-The owner of threads. Staging jobs run one after another: enter a batch into the window, make a plan
-and start it (see ``mover.py``), apply a release. Jobs never wait for the trainer: the trainer's
-calls post them when they may run, so that a stop needs no wake-up. Decisions depend on the order of
-those calls alone.
+Staging jobs run one after another: enter a batch into the window, make a plan and start it (see
+``mover.py``), apply a release. Jobs never wait for the trainer. The trainer's calls post them when
+they may run, so a stop needs no wake-up, and decisions depend on the order of those calls alone.
 
-A prefetched plan *t* is posted when ``lookahead`` batches behind it are known and batch
-*t − depth − 1* was released; the planner's window then holds exactly those batches. When the
+The plan of a stream's batch *t* is posted when the ``lookahead`` batches after it are known and
+batch *t - depth - 1* was released. The planner's window then holds exactly those batches. When the
 trainer asks for it earlier (two forwards before one backward), it is posted all the same: the
 planner keeps the slots of unreleased batches pinned.
 
-With a :class:`~tiered_embed.depth.DepthTuner` the depth may change at every batch that is taken. A
-plan keeps the depth under which it was posted.
+With a :class:`~tiered_embed.engine.depth.DepthTuner` the depth may change at every batch that is
+taken. A plan keeps the depth under which it was posted.
 
-Threading: every public method belongs to one thread at a time, the trainer's, except
-:meth:`Lease.drop`, which a garbage collector may call anywhere: it only leaves a note that the
-trainer's next call reads.
+Threading: every method belongs to one thread at a time, the trainer's, except
+:meth:`Scheduler.note_dropped`, which a garbage collector may call anywhere: it only leaves a note
+that the trainer's next call reads.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class Scheduler:
         depth: batches staged ahead of the one training, or who finds that number.
         executors: who runs the jobs; threads by default.
         phases: where times are noted.
-        write_buffer_bytes: dirty records on their way down, beside those of one plan.
+        write_buffer_bytes: dirty records that wait to be written; those of one plan come on top.
     """
 
     def __init__(
@@ -242,7 +241,7 @@ class Scheduler:
         return out
 
     def in_saving_thread(self, job: Callable[[], T]) -> Future[T]:
-        """Runs ``job`` in the background, beside everything else."""
+        """Runs ``job`` in the background, in parallel with everything else."""
         self.check()
         return self._mover.in_saving_thread(job)
 
@@ -283,7 +282,7 @@ class Scheduler:
             lost = self._mover.lost
             if lost is not None:
                 raise TieredEmbedError(
-                    f"rows on their way out of {self.memory.upper.name} were lost: {lost!r}"
+                    f"rows that were leaving {self.memory.upper.name} were lost: {lost!r}"
                 ) from lost
         finally:
             self._jobs.executors.shutdown()
@@ -294,7 +293,7 @@ class Scheduler:
         if self._refusal is not None:
             raise self._refusal
         if self._closed:
-            raise ClosedError("the module was closed; make a new one to go on")
+            raise ClosedError("this module was closed; make a new one to go on")
         self.check_process()
         failure = self._mover.failure
         if failure is None:
@@ -307,8 +306,8 @@ class Scheduler:
         """Raises ClosedError in a forked child."""
         if self._pid != os.getpid():
             raise ClosedError(
-                f"the module belongs to process {self._pid} and a fork has none of its threads; "
-                "start workers by spawn, and make a module there"
+                f"this module belongs to process {self._pid}, and a forked child has none of its "
+                "threads; start workers by spawn, and make a module there"
             )
 
     @property
@@ -361,7 +360,7 @@ class Scheduler:
 
     def _raise_failure(self) -> None:
         if self._mover.failure is not None:
-            raise StoreError("an earlier job failed") from self._mover.failure
+            raise StoreError("staging stopped, because an earlier job failed") from self._mover.failure
 
     def _write_dirty(self) -> None:
         if self.ssd is None:

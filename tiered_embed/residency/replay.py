@@ -19,7 +19,7 @@ BatchedIds = tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]
 class Replay:
     """Feeds a planner a whole stream as a training run does, natively; no row moves.
 
-    Batch t is planned when ``lookahead`` batches behind it are known or the stream has ended, and
+    Batch t is planned when ``lookahead`` batches after it are known or the stream has ended, and
     is released, its rows changed, before the next plan. REQUIRES: nobody else feeds the planner.
     """
 
