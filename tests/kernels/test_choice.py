@@ -27,7 +27,10 @@ def test_the_installed_pair_fits() -> None:
 
 def test_a_pair_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.12.1")
-    with pytest.raises(te.ConfigError, match=r"torch 2\.12\.1 and fbgemm.* do not fit; tested"):
+    with pytest.raises(
+        te.ConfigError,
+        match=r"torch 2\.12\.1 and fbgemm.* do not fit each other; install a tested pair",
+    ):
         require_fbgemm()
 
 

@@ -495,7 +495,10 @@ def absent(name: str) -> str:
 
 BROKEN = {
     "missing": (lambda patch: patch.setattr(metadata, "version", absent), "is not installed; pip"),
-    "unfit": (lambda patch: patch.setattr(torch, "__version__", "2.12.1"), "do not fit; tested"),
+    "unfit": (
+        lambda patch: patch.setattr(torch, "__version__", "2.12.1"),
+        "do not fit each other; install a tested",
+    ),
     "not importable": (
         lambda patch: patch.setitem(sys.modules, "fbgemm_gpu", None),
         "cannot be imported",

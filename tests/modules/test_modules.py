@@ -415,7 +415,9 @@ def test_prefetch_finds_the_ids_of_a_single_collection(tmp_path):
             te.ConfigError, match=r"of type int, has 0 KeyedJaggedTensors .*; pass ids="
         ):
             list(te.prefetch([3], model))
-    with pytest.raises(te.ConfigError, match=r"the model has 0 collections.*ids=lambda batch"):
+    with pytest.raises(
+        te.ConfigError, match=r"the model has 0 tiered collections.*ids=lambda batch"
+    ):
         te.prefetch([jagged], torch.nn.Linear(1, 1))
 
 
@@ -554,7 +556,7 @@ def test_the_output_follows_the_models_dtype(tiers):
             out.sum().backward()
             assert module.rows([0]).dtype == torch.float32
         assert module.stats().steps == 4
-        with pytest.raises(te.ConfigError, match="computes on cpu, which its tiers decide"):
+        with pytest.raises(te.ConfigError, match="computes on cpu, as its tiers decide"):
             module.to("meta")
 
 
@@ -602,7 +604,9 @@ def test_stats_add_up(tmp_path):
         assert 0 < ddr.slot_bytes <= 900
         assert ddr.resident == ddr.staged - ddr.evicted
         plain = stats.as_dict()
-        assert list(plain) == ["steps", "tiers", "tables", "skipped", "phases", "depth"]
+        keys = ["steps", "tiers", "tables", "skipped", "phases", "depth", "unmatched"]
+        assert list(plain) == keys
+        assert plain["unmatched"] == 0
         assert plain["tables"]["item"]["misses"] == stats.tables["item"].misses
         # What SSD was asked for is what DDR missed, and it gets what DDR writes back.
         assert stats.tiers["SSD"].lookups == ddr.misses

@@ -119,11 +119,11 @@ BAG_INPUTS: dict[str, tuple[tuple[Any, ...], type[Exception], str]] = {
     ),
     "3-D ids": ((IDS.reshape(1, 2, 2),), te.ConfigError, "shape (1, 2, 2); pass 1-D or 2-D"),
     "a single id": ((torch.tensor(5), OFFSETS), te.ConfigError, "shape (); pass 1-D or 2-D"),
-    "1-D ids without offsets": ((IDS,), te.ConfigError, "one-dimensional indices need offsets"),
+    "1-D ids without offsets": ((IDS,), te.ConfigError, "1-D indices need offsets"),
     "2-D ids with offsets": (
         (IDS.reshape(2, 2), OFFSETS),
         te.ConfigError,
-        "(2, 2) are bags already; pass no offsets",
+        "(2, 2) every row is a bag; pass no offsets with 2-D",
     ),
     "offsets that do not start at 0": (
         (IDS, torch.tensor([1, 2])),
@@ -156,12 +156,12 @@ BAG_INPUTS: dict[str, tuple[tuple[Any, ...], type[Exception], str]] = {
     "too few weights": (
         (IDS, OFFSETS, WEIGHTS[:3]),
         te.ConfigError,
-        "per_sample_weights have shape (3,), the indices (4,); they must agree",
+        "per_sample_weights have shape (3,) but the indices have shape (4,); pass one weight per",
     ),
     "weights of another shape": (
         (IDS.reshape(2, 2), None, WEIGHTS),
         te.ConfigError,
-        "per_sample_weights have shape (4,), the indices (2, 2)",
+        "per_sample_weights have shape (4,) but the indices have shape (2, 2)",
     ),
     "double weights": (
         (IDS, OFFSETS, WEIGHTS.double()),
@@ -183,7 +183,7 @@ COLLECTION_INPUTS: dict[str, tuple[Any, type[Exception], str]] = {
     "different numbers of bags": (
         features(author=(IDS, torch.tensor([0]))),
         te.ConfigError,
-        "features differ in their number of bags: {'viewer': 2, 'author': 1, 'item': 2}",
+        "every feature needs the same number of bags; they have {'viewer': 2, 'author': 1, 'item': 2}",
     ),
     "a bad id behind good features": (
         features(author=(torch.tensor([1, 100]), OFFSETS)),
@@ -220,7 +220,7 @@ ROW_CALLS: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "rows of another table": (
         lambda m: m.rows([1], "item"),
         te.ConfigError,
-        "no table 'item'; there are ['user']",
+        "there is no table 'item'; the tables are ['user']",
     ),
     "load past the end": (
         lambda m: m.load_rows([3, 100], floats(2, DIM)),
@@ -230,17 +230,17 @@ ROW_CALLS: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "load repeated ids": (
         lambda m: m.load_rows([3, 4, 3], floats(3, DIM)),
         te.ConfigError,
-        "1 ids are repeated",
+        "1 of 3 ids repeat an earlier one",
     ),
     "load too few rows": (
         lambda m: m.load_rows([3, 4], floats(1, DIM)),
         te.ConfigError,
-        "(1, 4); pass float32 (2, 4)",
+        "(1, 4); pass shape (2, 4)",
     ),
     "load another width": (
         lambda m: m.load_rows([3], floats(1, DIM + 1)),
         te.ConfigError,
-        "(1, 5); pass float32 (1, 4)",
+        "(1, 5); pass shape (1, 4)",
     ),
     "load doubles": (
         lambda m: m.load_rows([3], floats(1, DIM).double()),
@@ -260,7 +260,7 @@ ROW_CALLS: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "load an unknown state": (
         lambda m: m.load_rows([3], floats(1, DIM), {"momentum": floats(1, 1)}),
         te.ConfigError,
-        "state has ['momentum']; the optimizer keeps ['sum']",
+        "state has the arrays ['momentum']; the optimizer keeps ['sum']",
     ),
     "load a state of another width": (
         lambda m: m.load_rows([3], floats(1, DIM), {"sum": floats(1, DIM)}),
@@ -382,8 +382,12 @@ def test_a_last_offset_that_is_not_the_end(tmp_path):
     with make_bag(tmp_path, include_last_offset=True) as module:
         train_args = (IDS, torch.tensor([0, 2, 4]))
         module(*train_args).sum().backward()
-        for offsets, last in (([0, 2, 3], "3"), ([], "nothing"), ([0, 5], "5")):
-            message = f"the last offset is the number of ids, 4, not {last}"
+        for offsets, last in (
+            ([0, 2, 3], "it is 3"),
+            ([], "there are no offsets"),
+            ([0, 5], "it is 5"),
+        ):
+            message = f"the last offset must be the number of ids, 4, but {last}"
             given = torch.tensor(offsets, dtype=torch.int64)
             check_refused(module, lambda g=given: module(IDS, g), te.ConfigError, message)
 
@@ -692,5 +696,5 @@ def test_unsigned_ids_beyond_int64_are_refused() -> None:
     emb = te.TieredEmbeddingBag(
         None, 4, tiers=te.Tiers(ddr="1MiB"), optimizer=te.optim.SGD(lr=0.1), name="unsigned"
     )
-    with emb, pytest.raises(te.ConfigError, match="9223372036854775808, beyond int64"):
+    with emb, pytest.raises(te.ConfigError, match="9223372036854775808, which is beyond int64"):
         emb.rows(np.array([1, 2**63], np.uint64))

@@ -1,7 +1,9 @@
 """The tier that computes and the kernel over it, for one pool.
 
-Two questions, answered one after the other: which kernel (``kernels.kernel_for``), and where its
-records lie: in host memory for the native kernel, in tensors on the device for the others.
+Two questions, answered one after the other: which kernel computes (``kernels.kernel_for``), and
+where its records lie (in host memory for the native kernel, in tensors on the device for others).
+
+Threading: the thread that makes the engine.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ def make_compute(
     """The topmost tier with ``slots``, and the kernel that looks rows up and updates them there.
 
     Raises:
-        ConfigError: the kernel cannot do what is asked; before any memory is taken.
-        CapacityError: there is no such room.
+        ConfigError: the kernel cannot do what is asked; no memory has been taken yet.
+        CapacityError: there is not enough memory.
     """
     kernel = kernel_for(options)
     if kernel == "native":

@@ -1,15 +1,15 @@
-"""Finds the smallest depth that hides I/O, from what the trainer waited.
+"""Finds the smallest depth that hides I/O, from how long the trainer waited.
 
-A deeper pipeline gives reads more time and pins more slots. The tuner watches spans of steps:
+A greater depth gives reads more time, and pins more slots. The tuner watches spans of steps:
 
-- the trainer waits: one batch more is tried, and kept if steps became faster by a twentieth;
-- it does not wait: one batch less is tried, and kept if it still does not.
+- If the trainer waits, it tries one batch more, and keeps it if steps became faster by a twentieth.
+- If the trainer does not wait, it tries one batch less, and keeps it if there is still no waiting.
 
-A try that failed is not repeated for a while, twice as long each time. Depth changes who waits and
-which rows are evicted, never a trained byte; counts under ``depth="auto"`` therefore depend on time
-as those under a fixed depth do not.
+A try that failed is repeated only after a pause, which doubles each time. Depth changes the waiting
+and the evictions, never a trained byte. With a fixed depth, counts are reproducible; with
+``depth="auto"`` they depend on timing.
 
-It decides and does nothing else: no thread, no clock of its own.
+It only decides: it has no clock. Threading: the trainer's thread.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["DepthTuner"]
 
 SPAN = 16  # steps that are judged together
 WAITING = 0.02  # share of a step's time from which waiting counts
-GAIN = 0.05  # that a deeper pipeline must bring
-PATIENCE = 8  # spans before a failed try is repeated
+GAIN = 0.05  # share of a step's time that a greater depth must save
+PATIENCE = 8  # spans before a failed try is repeated for the first time
 MOST_PATIENCE = 512
 PINNED_SHARE = 2  # at most half of the slots may be pinned ahead
 
@@ -41,8 +41,8 @@ class DepthTuner:
     """The depth of one pool.
 
     Args:
-        most: depth that the window allows.
-        num_slots: that the pool's rows share; None where every row has its own.
+        most: the greatest depth that the window allows.
+        num_slots: slots that the pool's rows share; None where every row has its own.
     """
 
     def __init__(self, most: int, num_slots: int | None) -> None:
@@ -50,14 +50,16 @@ class DepthTuner:
         self._most = most
         self._num_slots = num_slots
         self._span = _Span()
-        self._settling = self.depth + 1  # steps that still ran under another depth
+        self._changing = self.depth + 1  # next steps that were planned with another depth
         self._tried_from: tuple[int, float] | None = None  # (depth, seconds a step) before a try
         self._patience = PATIENCE
         self._quiet = 0  # spans until the next try
         self._most_unique = (0, 0)  # in a batch of the last span, and of this one
 
     def observe(self, step_s: float, wait_s: float, num_unique: int) -> int:
-        """One step took ``step_s``, of which the trainer waited ``wait_s``; the depth from now on.
+        """Notes that a step took ``step_s``, of which the trainer waited ``wait_s``.
+
+        Returns the depth from now on.
 
         Args:
             num_unique: rows of the step's batch that take shared slots.
@@ -68,8 +70,8 @@ class DepthTuner:
         if self.depth > limit:
             self._go(limit)
             self._tried_from = None
-        if self._settling > 0:
-            self._settling -= 1
+        if self._changing > 0:
+            self._changing -= 1
             return self.depth
         span = self._span
         span.steps += 1
@@ -96,7 +98,7 @@ class DepthTuner:
             self._tried_from = None
             deeper = self.depth > before
             failed = step_s > before_s * (1 - GAIN) if deeper else span.waits
-            # A deeper pipeline that ended the waiting is kept even when steps are no faster.
+            # A greater depth that ended the waiting is kept even if steps are no faster.
             if failed and not (deeper and not span.waits):
                 self._go(before)
                 self._quiet = self._patience
@@ -116,6 +118,6 @@ class DepthTuner:
         self._go(depth)
 
     def _go(self, depth: int) -> None:
-        self._settling = max(self.depth, depth) + 1
+        self._changing = max(self.depth, depth) + 1
         self.depth = depth
         self._span = _Span()

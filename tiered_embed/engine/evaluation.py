@@ -1,4 +1,7 @@
-"""Lookups that train nothing: rows are read as copies, and residency stays as it is."""
+"""Lookups that train nothing: rows are read as copies, and residency stays as it is.
+
+Threading: as the engine.
+"""
 
 from __future__ import annotations
 

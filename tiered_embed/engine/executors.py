@@ -1,4 +1,7 @@
-"""Who runs the background jobs: the only owner of threads."""
+"""Who runs the background jobs: the only owner of threads.
+
+Threading: any thread may submit jobs.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ PLANS_READING = 4  # at once; each spreads over the store's own threads
 
 
 def apart_from_own_threads(call: Callable[[], None]) -> None:
-    """Runs ``call``; in a thread of its own where this is one of ours, which it may wait for.
+    """Runs ``call`` here, or in a new thread if this is one of our threads.
 
-    A collector, which may run in any thread, closes modules that way.
+    The garbage collector may close a module in any thread, and closing waits for our threads: one
+    of them would wait for itself.
     """
     if threading.current_thread().name.startswith(THREADS):
         threading.Thread(target=call, name="closing").start()
@@ -45,6 +49,6 @@ class Executors:
     saving: Executor = field(default_factory=_threads(1, "saving"))
 
     def shutdown(self) -> None:
-        """Returns when no job runs any more."""
+        """Returns when every job has ended."""
         for executor in (self.staging, self.reading, self.writing, self.saving):
             executor.shutdown(wait=True)

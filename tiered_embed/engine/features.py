@@ -1,4 +1,6 @@
-"""Checks what a caller passes and brings it into one form; changes nothing.
+"""Checks what a caller passes, and brings it into one form; changes nothing.
+
+Threading: pure functions; any thread.
 
 Legend: ``N`` ids of a feature, ``B`` bags.
 """
@@ -29,7 +31,7 @@ class Feature(NamedTuple):
     ids: I64
     offsets: I64 | None
     sample_weights: torch.Tensor | None
-    kept: Bools | None = None  # (ids as given,): which are left, where some take no part
+    kept: Bools | None = None  # (ids as given,): which of them are used; None: all
 
     @property
     def num_bags(self) -> int:
@@ -126,12 +128,13 @@ def feature_of(
     if ids.dim() == 2:
         if offsets is not None:
             raise ConfigError(
-                f"{where}: indices of shape {tuple(ids.shape)} are bags already; pass no offsets"
+                f"{where}: in indices of shape {tuple(ids.shape)} every row is a bag; pass no "
+                "offsets with 2-D indices"
             )
         bounds = np.arange(ids.shape[0] + 1, dtype=np.int64) * ids.shape[1]
     elif ids.dim() == 1:
         if offsets is None:
-            raise ConfigError(f"{where}: one-dimensional indices need offsets")
+            raise ConfigError(f"{where}: 1-D indices need offsets; pass them, or 2-D indices")
         bounds = _offsets(where, offsets, ids.numel(), include_last_offset)
     else:
         raise ConfigError(f"{where}: indices have shape {tuple(ids.shape)}; pass 1-D or 2-D")
@@ -153,10 +156,10 @@ def _offsets(where: str, offsets: object, num_ids: int, include_last: bool) -> I
 def _no_bags(where: str, given: I64, num_ids: int, include_last: bool) -> ConfigError:
     if include_last:
         if len(given) == 0 or given[-1] != num_ids:
-            last = "nothing" if len(given) == 0 else given[-1]
+            last = "there are no offsets" if len(given) == 0 else f"it is {given[-1]}"
             return ConfigError(
-                f"{where}: with include_last_offset the last offset is the number of ids, "
-                f"{num_ids}, not {last}"
+                f"{where}: with include_last_offset=True the last offset must be the number of "
+                f"ids, {num_ids}, but {last}"
             )
         bounds = given
     else:
@@ -181,12 +184,16 @@ def _weights(where: str, weights: object, ids: torch.Tensor) -> torch.Tensor | N
         kind = weights.dtype if isinstance(weights, torch.Tensor) else type(weights).__name__
         raise ConfigError(f"{where}: per_sample_weights are {kind}; pass a torch.float32 tensor")
     if weights.layout is not torch.strided:
-        raise ConfigError(f"{where}: per_sample_weights are {weights.layout}; pass a dense tensor")
+        raise ConfigError(
+            f"{where}: per_sample_weights have layout {weights.layout}; pass a dense tensor"
+        )
     if weights.shape != ids.shape:
         raise ConfigError(
-            f"{where}: per_sample_weights have shape {tuple(weights.shape)}, "
-            f"the indices {tuple(ids.shape)}; they must agree"
+            f"{where}: per_sample_weights have shape {tuple(weights.shape)} but the indices have "
+            f"shape {tuple(ids.shape)}; pass one weight per index"
         )
     if weights.device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"{where}: per_sample_weights are on {weights.device}; move to the CPU")
+        raise ConfigError(
+            f"{where}: per_sample_weights are on {weights.device}; move them to the CPU"
+        )
     return weights.reshape(-1).to(torch.float32)

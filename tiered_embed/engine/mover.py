@@ -5,12 +5,12 @@ frees their slots, and hands them to the write buffer; then it starts the plan's
 With two memory tiers it first exchanges rows between them: what goes up is copied out of the lower
 tier before what comes down takes its slots.
 
-Reads of several plans are in flight at once, and a row whose write has not arrived is read from the
+Reads of several plans are in flight at once, and a row whose write is not finished is read from the
 buffer. So throughput, not the latency of one plan, is the bound.
 
-Why reads may overlap: the slots that a plan fills are pinned until its batch was released, so no
-later plan evicts from them; and a row that a plan reads was evicted by an earlier one, which had
-put its record into the buffer before this plan's reads began.
+Reads may overlap for two reasons. The slots that a plan fills are pinned until its batch is
+released, so no later plan evicts from them. And a row that a plan reads was evicted by an earlier
+plan, which had put its record into the buffer before this plan's reads began.
 
 The write buffer is bounded: a plan whose victims overfill it waits for the oldest write.
 
@@ -37,9 +37,10 @@ from .phases import Phases
 __all__ = ["Mover"]
 
 T = TypeVar("T")
+EARLIER_FAILURE = "an earlier background job failed, so this one was not run; see its error above"
 FLUSH_BYTES = 8 << 20  # copied out at a time
 SNAPSHOT_BYTES = 1 << 30  # dirty records that a snapshot copies before it waits for writes
-SLACK_BYTES = 256 << 20  # that the write buffer may hold more while a snapshot is written
+SNAPSHOT_SLACK_BYTES = 256 << 20  # more for the write buffer while a snapshot is written
 
 
 class _Rows(NamedTuple):
@@ -54,8 +55,8 @@ class Mover:
     """Executes plans over the memory tiers and the store below them, or none.
 
     Args:
-        write_buffer_bytes: dirty records on their way down, beside those of one plan. The ones that
-            are being written are held twice.
+        write_buffer_bytes: of dirty records on their way down, in addition to those of one plan.
+            Records that are being written are held twice.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Mover:
         write_buffer_bytes: int,
     ) -> None:
         self.failure: BaseException | None = None  # the first of any job; fatal, read by all
-        self.lost: BaseException | None = None  # why trained rows are nowhere any more
+        self.lost: BaseException | None = None  # why trained rows were lost
         self._memory = memory
         self._ssd = ssd
         self._executors = executors
@@ -76,12 +77,12 @@ class Mover:
         self._reads: deque[Future[None]] = deque()  # in plan order; may be done
         self._writes: deque[Future[None]] = deque()
         self._snapshot: Future[None] | None = None  # the newest; later writes wait for it
-        self._handed_down = False  # by the plan that runs
+        self._handed_down = False  # whether the plan that runs has handed records down
         self._stranded: dict[tuple[int, int], npt.NDArray[np.uint8] | None] = {}
-        self._snapshot_bytes = 0  # in the write buffer on account of it
+        self._snapshot_bytes = 0  # more that the write buffer may hold because of it
 
     def run(self, plan: StepPlan) -> Future[None] | None:
-        """Starts a plan; the future tells that its rows are in their slots, None that they are.
+        """Starts a plan. Its rows are in their slots when the future is done; None: they are now.
 
         Raises:
             StoreError: an earlier write failed. No plan may follow.
@@ -95,7 +96,7 @@ class Mover:
 
     def wait_for_reads(self) -> None:
         """Returns when every started plan has its rows in their slots, or has failed."""
-        # Forgotten only once it has ended: an interrupted wait can be repeated.
+        # Removed only once it has ended, so that an interrupted wait can be repeated.
         while self._reads:
             self._reads[0].exception()
             self._reads.popleft()
@@ -110,7 +111,7 @@ class Mover:
         self._await_writes(0)
 
     def _await_writes(self, most_bytes: int) -> None:
-        """Waits, oldest write first, until at most ``most_bytes`` are on their way, or none is."""
+        """Waits, oldest write first, until at most ``most_bytes`` are on their way."""
         while self._writes and (most_bytes == 0 or self.in_flight_bytes > most_bytes):
             self._writes[0].result()
             self._writes.popleft()
@@ -127,7 +128,7 @@ class Mover:
     ) -> None:
         """Writes the records in ``slots`` (n,) down and makes them durable. REQUIRES: finished.
 
-        What a failed job left in the write buffer goes too.
+        What a failed job left in the write buffer is written too.
         """
         assert self._ssd is not None
         self._ssd.write_back()
@@ -147,7 +148,7 @@ class Mover:
         rows: npt.NDArray[np.int64],
         slots: npt.NDArray[np.int32],
     ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-        """Hands down what a failed plan still had of these rows; returns the others."""
+        """Hands down those of these rows that a failed plan kept aside; returns the others."""
         pairs = list(zip(tables.tolist(), rows.tolist(), strict=True))
         placed = np.array([pair not in self._stranded for pair in pairs], np.bool_)
         for i in np.flatnonzero(~placed):
@@ -163,11 +164,12 @@ class Mover:
         slots: npt.NDArray[np.int32],
         job: Callable[[], T],
     ) -> Future[T]:
-        """Runs ``job`` in the background, where the store below holds every record as of now.
+        """Runs ``job`` in the background, while the store holds every record of this snapshot.
 
-        REQUIRES: the dirty rows are these, and no read is under way. They are copied out here;
-        what is evicted from now on waits in the write buffer until ``job`` has ended, whose own
-        failure harms nobody else.
+        The dirty rows are copied out here. What is evicted from now on waits in the write buffer
+        until ``job`` has ended. If ``job`` fails, only its own future has the error.
+
+        REQUIRES: these are the dirty rows, and no read is under way.
 
         Raises:
             StoreError: an earlier write failed.
@@ -182,7 +184,7 @@ class Mover:
                 self._await_writes(SNAPSHOT_BYTES // 2)
             ssd.hand_down(tables[part], rows[part], self._memory.gather(slots[part]))
         ssd.hold()
-        self._snapshot_bytes = ssd.in_flight_bytes + SLACK_BYTES
+        self._snapshot_bytes = ssd.in_flight_bytes + SNAPSHOT_SLACK_BYTES
         out: Future[T] = Future()
 
         def write() -> None:
@@ -192,7 +194,7 @@ class Mover:
         def follow() -> None:
             try:
                 if self.failure is not None:
-                    raise StoreError("an earlier job failed") from self.failure
+                    raise StoreError(EARLIER_FAILURE) from self.failure
                 out.set_result(job())
             except BaseException as error:
                 out.set_exception(error)
@@ -205,7 +207,7 @@ class Mover:
         return out
 
     def in_saving_thread(self, job: Callable[[], T]) -> Future[T]:
-        """Runs what belongs to no pool's order; its failure is its caller's."""
+        """Runs a job that no pool's order concerns. If it fails, only its future has the error."""
         try:
             return self._executors.saving.submit(job)
         except RuntimeError:
@@ -219,7 +221,7 @@ class Mover:
     def _run(self, plan: StepPlan) -> Future[None] | None:
         lower, ssd = self._memory.lower, self._ssd
         staged = plan.staged
-        # First of all: the planner has given the victims' slots away.
+        # This comes first: the planner has already given the victims' slots to other rows.
         if lower is not None:
             self._exchange(plan, lower)
             staged = staged[plan.staged_from < 0]
@@ -256,11 +258,11 @@ class Mover:
             raise
 
     def _exchange(self, plan: StepPlan, lower: HostTier) -> None:
-        """Moves rows between the memory tiers; dirty ones that find no room there go further."""
+        """Moves rows between the memory tiers; dirty ones without a slot there go to the store."""
         upper, ssd = self._memory.upper, self._ssd
         rises = plan.staged_from >= 0
         lands = plan.victim_to >= 0
-        # Without a store the planner lets nothing dirty fall or pass.
+        # Without a store the planner lets no dirty row fall or pass.
         falls = plan.fallen_dirty.astype(bool)
         passes = ~lands & plan.victim_dirty.astype(bool)
         up = plan.staged[rises]
@@ -301,7 +303,7 @@ class Mover:
         rows: npt.NDArray[np.int64],
         records: npt.NDArray[np.uint8] | None,
     ) -> None:
-        """Notes rows (n,) that a failed plan left in no slot: the planner believes that they are in
+        """Notes rows (n,) that a failed plan left without a slot, though the planner has them in
         one. ``records`` (n, record_bytes), or None where they are lost."""
         for i, row in enumerate(zip(tables.tolist(), rows.tolist(), strict=True)):
             self._stranded[row] = None if records is None else records[i]
@@ -317,7 +319,7 @@ class Mover:
         self._handed_down = True
 
     def _write_evicted(self, ssd: SsdTier) -> None:
-        """Has what this plan handed down written, and keeps the write buffer in its bounds."""
+        """Starts writing what this plan handed down; keeps the write buffer within its limit."""
         if self._handed_down:
             self._handed_down = False
             self._post_write(ssd)
@@ -335,7 +337,7 @@ class Mover:
 
     def _read(self, ssd: SsdTier, rows: _Rows) -> None:
         if self.failure is not None:
-            raise StoreError("an earlier job failed") from self.failure
+            raise StoreError(EARLIER_FAILURE) from self.failure
         with self._phases.time("read"):
             records, found = ssd.read(rows.tables, rows.keys)
         with self._phases.time("fill"):
@@ -355,7 +357,7 @@ class Mover:
             return run_here(lambda: self._watched(job))
 
     def _watched(self, job: Callable[[], T]) -> T:
-        """The planner believes what a failed job did not do: no plan may follow it."""
+        """Notes a failure: the planner relies on every job, so no plan may follow a failed one."""
         try:
             return job()
         except BaseException as error:

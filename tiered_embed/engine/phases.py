@@ -2,9 +2,9 @@
 
 The trainer's own thread passes through ``wait`` (rows are not there yet), ``lookup`` and
 ``update``; what is left of ``step``, from one backward's end to the next, belongs to the model and
-the loader. Behind it, overlapping, run ``plan`` (decide), ``evict`` (copy victims out), ``read``
-(from the tier below), ``fill`` (into slots, or computed on first touch), ``write`` (to the tier
-below) and ``back_pressure`` (a plan that waits for room in the write buffer).
+the loader. Other phases run in the background and overlap: ``plan`` (decide), ``evict`` (copy
+victims out), ``read`` (from the tier below), ``fill`` (into slots, or computed on first touch),
+``write`` (to the tier below) and ``back_pressure`` (a plan waits for room in the write buffer).
 
 Every phase is also a ``torch.profiler`` range ``tiered_embed::<phase>``. Ranges of the background
 threads appear in a profile that asks for all threads

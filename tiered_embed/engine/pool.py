@@ -35,7 +35,7 @@ class Pool:
         layout: of the records, and the tables that share it.
         slots: of the topmost tier.
         lower_slots: of DDR below it; 0 where DDR is the topmost.
-        outputs: of each feature, (first column in the output of ``num_columns``, pooling).
+        outputs: per feature, (its first column in the output of ``num_columns``, its pooling).
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Pool:
         self.memory = MemoryTiers(self.upper, lower, self.planner.first_lower_slot)
         ssd = None if tiers.ssd is None else open_ssd(layout, tiers)
         self.store = None if ssd is None else ssd.store
-        self.stored_step = 0 if ssd is None else ssd.stored_step  # that the store was left with
+        self.stored_step = 0 if ssd is None else ssd.stored_step  # at which the store was left
         self.scheduler = Scheduler(
             self.planner,
             self.memory,
@@ -91,7 +91,7 @@ class Pool:
         return self._slots.whole + self._slots.cached
 
     def room(self, counts: Sequence[int]) -> tuple[int, int]:
-        """(rows that share slots, such slots) when the tables have ``counts`` rows."""
+        """(rows that share slots, slots that they share) if the tables have ``counts`` rows."""
         shared = [n for n, first in zip(counts, self._slots.first_slot, strict=True) if first < 0]
         return sum(shared), self._slots.cached + self._lower_slots
 
@@ -116,7 +116,7 @@ class Pool:
 
     def write(self, table: int, ids: I64, records: U8) -> None:
         """Materialises rows: ``ids`` (n,) without repeats, ``records`` (n, record_bytes)."""
-        # Without a store, all at once where they may not fit: they do, or nothing is written.
+        # Without a store, rows that may not fit go all at once: all fit, or none is written.
         in_parts = self.store is not None or self._surely_fit(table, ids)
         block = max(1, self.num_slots // 2) if in_parts else len(ids)
         for start in range(0, len(ids), max(block, 1)):
@@ -128,11 +128,11 @@ class Pool:
                 lease.release(updated=True)
 
     def _surely_fit(self, table: int, ids: I64) -> bool:
-        """Whether the memory tiers hold these rows beside all that they hold now."""
+        """Whether the memory tiers can hold these rows in addition to what they hold now."""
         self.scheduler.quiesce()
         new = int((self.planner.find(table, ids) < 0).sum())
         held = self.planner.num_resident + self.planner.num_lower_resident
-        # As if nothing of the whole tables were resident yet: their slots serve nobody else.
+        # Every slot of the whole tables counts as taken: no other rows may use them.
         return held + self._slots.whole + new <= self.num_slots + self._lower_slots
 
     def flush(self) -> None:
@@ -171,7 +171,7 @@ class Pool:
             yield np.ascontiguousarray(keys[:, 4:]).view(">i8").ravel().astype(np.int64), records
 
     def table_counts(self) -> list[Counts]:
-        """Per table; each wait is shared out by the rows that its batch staged."""
+        """Per table; a wait is divided among the tables by the rows that its batch staged."""
         counts = self.planner.counts(self.layout.record_bytes, self.scheduler.unused_plans())
         for c, stall_s in zip(counts, self.scheduler.stall_s.tolist(), strict=True):
             c.stall_s = stall_s
@@ -200,11 +200,11 @@ class Pool:
         return tiers
 
     def finish(self) -> bool:
-        """Flushes and lets go of threads; whether this call flushed."""
+        """Flushes and stops the threads; returns whether this call flushed."""
         return self.scheduler.close()
 
     def close(self) -> None:
-        """Lets go of files and of device memory. REQUIRES: finished."""
+        """Releases files and device memory. REQUIRES: finished."""
         try:
             if self.store is not None:
                 self.store.close()
@@ -212,14 +212,14 @@ class Pool:
             self._free()
 
     def discard(self, why: TieredEmbedError) -> None:
-        """Lets go of threads and files, with every row lost; every later call raises ``why``."""
+        """Stops threads and releases files; every row is lost, and later calls raise ``why``."""
         self.scheduler.refuse(why)
         self.scheduler.discard()
         if self.store is not None:
-            # After a failure of the store, whose rows are not wanted any more.
+            # The store may have failed before; its rows are no longer needed.
             with contextlib.suppress(StoreError):
                 self.store.close()
-        self._free()  # the pool that follows takes as much
+        self._free()  # the pool that replaces this one needs the memory
 
     def _free(self) -> None:
         if isinstance(self.kernel, DeviceKernel):

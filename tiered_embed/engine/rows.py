@@ -1,4 +1,7 @@
-"""Rows of an engine by id: reading, writing, bulk import. Nothing here trains."""
+"""Rows of an engine by id: reading, writing, bulk import. Nothing here trains.
+
+Threading: as the engine.
+"""
 
 from __future__ import annotations
 
@@ -21,23 +24,23 @@ U8 = npt.NDArray[np.uint8]
 
 
 class Rows:
-    """The tables of one engine, by their index."""
+    """Reads and writes the rows of one engine's tables; a table is named by its index."""
 
     def __init__(self, wiring: Wiring, pools: Sequence[Pool]) -> None:
         self._tables = wiring.tables
         self._pools = pools
         self._place = wiring.places
-        self.version = 0  # of what was written here
+        self.version = 0  # grows with every write, so that callers know when a copy is old
 
     def table_index(self, name: str | None) -> int:
-        """Of the table called ``name``, or of the only one."""
+        """The index of the table called ``name``; with None, of the only table."""
         names = [table.name for table in self._tables]
         if name is None:
             if len(names) == 1:
                 return 0
-            raise ConfigError(f"there are several tables, {names}; pass table=")
+            raise ConfigError(f"there are several tables, {names}; pass table= to choose one")
         if not isinstance(name, str) or name not in names:
-            raise ConfigError(f"no table {name!r}; there are {names}")
+            raise ConfigError(f"there is no table {name!r}; the tables are {names}")
         return names.index(name)
 
     def records(self, table: int, ids: I64) -> U8:
@@ -66,7 +69,10 @@ class Rows:
     def load(self, table: int, ids: I64, weights: F32, state: Mapping[str, F32] | None) -> None:
         self._checked(table, ids)
         if len(np.unique(ids)) != len(ids):
-            raise ConfigError(f"load_rows: {len(ids) - len(np.unique(ids))} ids are repeated")
+            repeated = len(ids) - len(np.unique(ids))
+            raise ConfigError(
+                f"{repeated} of {len(ids)} ids repeat an earlier one; pass every id once"
+            )
         records = self._encoded(table, len(ids), weights, state)
         p, i = self._place[table]
         self.version += 1
@@ -80,9 +86,13 @@ class Rows:
         pool = self._pools[p]
         pool.scheduler.quiesce()
         if pool.scheduler.ssd is None:
-            raise ConfigError("import_rows writes to the SSD tier: pass te.Tiers(ssd=...)")
+            raise ConfigError(
+                "import_rows writes to the SSD tier, and there is none; pass te.Tiers(ssd=...)"
+            )
         if pool.planner.num_resident:
-            raise ConfigError("import_rows needs a module that has not trained; use load_rows")
+            raise ConfigError(
+                "import_rows needs a module that has not trained yet; use load_rows instead"
+            )
         key = pool.layout.table_hashes[i].tobytes()
 
         def encoded() -> Iterable[tuple[U8, U8]]:
@@ -103,12 +113,16 @@ class Rows:
         pool = self._pools[self._place[table][0]]
         layout = pool.layout
         if weights.shape != (num_rows, layout.dim):
-            raise ConfigError(f"weights are {weights.shape}; pass float32 {(num_rows, layout.dim)}")
+            raise ConfigError(
+                f"weights have shape {weights.shape}; pass shape {(num_rows, layout.dim)}"
+            )
         if layout.dtype == "int8":
             _check_ranges(weights)
         widths = {} if layout.dtype == "int8" else layout.state_layout
         if state is not None and set(state) != set(widths):
-            raise ConfigError(f"state has {sorted(state)}; the optimizer keeps {sorted(widths)}")
+            raise ConfigError(
+                f"state has the arrays {sorted(state)}; the optimizer keeps {sorted(widths)}"
+            )
         parts = [np.zeros((num_rows, 0), np.float32)]
         for name, width in layout.state_layout.items():
             given = None if state is None else state.get(name)
@@ -122,13 +136,14 @@ class Rows:
 
 
 def _check_ranges(weights: F32) -> None:
-    """An int8 row is its least value and 255 equal steps to its largest: both must be numbers."""
+    """An int8 row goes from its least value to its largest in 255 equal steps, so both values and
+    their difference must be finite."""
     with np.errstate(invalid="ignore", over="ignore"):
         finite = np.isfinite(weights.max(axis=1) - weights.min(axis=1))
     if not finite.all():
         row = int(np.argmin(finite))
         raise ConfigError(
-            f"the weights at position {row} reach from {weights[row].min()} to "
-            f"{weights[row].max()}: int8 rows need finite weights whose range float32 holds; "
-            "repair them, or choose another dtype"
+            f"the weights at position {row} range from {weights[row].min()} to "
+            f"{weights[row].max()}, but int8 rows need finite weights whose range fits float32; "
+            "correct them, or choose another dtype"
         )

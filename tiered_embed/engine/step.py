@@ -1,4 +1,7 @@
-"""One training forward's hold on its rows."""
+"""One training forward's hold on its rows.
+
+Threading: as the engine; only :meth:`Step.__del__` may run in any thread.
+"""
 
 from __future__ import annotations
 
@@ -36,25 +39,25 @@ class Step:
         self._read: list[npt.NDArray[np.uint8]] | None = None
 
     def records(self) -> list[npt.NDArray[np.uint8]]:
-        """Copies of the rows' records of now, per pool."""
+        """Copies of the rows' current records, per pool."""
         return [
             pool.upper.gather(lease.plan.slots)
             for pool, lease in zip(self.pools, self.leases, strict=True)
         ]
 
     def put(self, records: Sequence[npt.NDArray[np.uint8]]) -> None:
-        """Writes what :meth:`records` gave."""
+        """Writes back what :meth:`records` returned."""
         for pool, lease, part in zip(self.pools, self.leases, records, strict=True):
             pool.upper.scatter(lease.plan.slots, part)
 
     def keep(self) -> None:
-        """Another step is about to change rows: remembers what this one's forward read."""
+        """Remembers what this step's forward read, because another step is about to change rows."""
         if self._read is None and not self.done:
             self._read = self.records()
 
     @contextmanager
     def as_read(self) -> Iterator[None]:
-        """Meanwhile the rows are as the forward read them."""
+        """Inside the context the rows are as the forward read them."""
         if self._read is None:
             yield
             return

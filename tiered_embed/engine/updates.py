@@ -1,5 +1,7 @@
 """From gradients to updated rows: learning rate, gradient scaling, accumulation, and the decision
-whether a step happens at all, made before any row changes.
+whether a step happens at all, which is made before any row changes.
+
+The arithmetic is the kernels'. Threading: as the engine.
 """
 
 from __future__ import annotations
@@ -41,10 +43,10 @@ class PoolGradient(NamedTuple):
 
 
 class Updates:
-    """The optimizer of one module, over all its pools.
+    """The optimizer of one engine, over all its pools.
 
     Args:
-        optimizer: the spec; ``learning_rate`` replaces its ``lr`` once a scheduler is attached.
+        optimizer: the spec; ``learning_rate`` replaces its ``lr`` once it is set.
         by_frequency: ``scale_grad_by_freq``.
         on_nonfinite: what an infinite or NaN row gradient does.
         device: of the outputs.
@@ -62,19 +64,19 @@ class Updates:
         self.skipped = 0
         self.learning_rate: Callable[[], float] | None = None
         self.grad_scaler: torch.amp.GradScaler | None = None
-        # Stands for the rows where torch wants a leaf: its gradient tells a gradient scaler
+        # Stands for the rows where torch needs a leaf. A gradient scaler reads from its gradient
         # whether the rows' gradients were finite.
         self.anchor = torch.zeros(1, device=device, requires_grad=True)
         self._lost_at: float | None = None  # the scale under which a gradient was not finite
         self._optimizer = optimizer
-        self._scheduled = optimizer  # with the newest rate of a schedule
+        self._scheduled = optimizer  # with the newest learning rate of a schedule
         self._by_frequency = by_frequency
         self._on_nonfinite = on_nonfinite
         self._accumulated: list[list[PoolRows]] | None = None  # per backward, per pool
 
     @property
     def optimizer(self) -> Optimizer:
-        """The spec with the learning rate of now."""
+        """The spec with the current learning rate."""
         if self.learning_rate is None:
             return self._optimizer
         lr = float(self.learning_rate())
@@ -102,16 +104,19 @@ class Updates:
         return self._accumulated is not None
 
     def accumulate(self) -> None:
-        """From here on backwards only sum."""
+        """From now on, backwards only add up row gradients."""
         if self._accumulated is not None:
-            raise ConfigError("gradients of this module are accumulated already; leave that first")
+            raise ConfigError(
+                "gradients of this module are being accumulated already; leave that te.accumulate "
+                "first"
+            )
         self._accumulated = []
 
     def drop_accumulated(self) -> None:
         self._accumulated = None
 
     def apply_accumulated(self, pools: Sequence[Pool]) -> None:
-        """One update with what the backwards since :meth:`accumulate` summed to."""
+        """One update with the sum of all backwards since :meth:`accumulate`."""
         backwards, self._accumulated = self._accumulated or [], None
         if not backwards:
             return
@@ -175,7 +180,7 @@ class Updates:
         return True
 
     def _surely_finite(self, parts: Sequence[PoolGradient]) -> bool:
-        """Whether no row's sum can overflow, told from the output's gradient alone."""
+        """Whether the output's gradient alone shows that no row's sum can overflow."""
         if self._on_nonfinite == "allow" and self.grad_scaler is None:
             return True
         for p in parts:
@@ -199,18 +204,20 @@ class Updates:
             return False
         if self._on_nonfinite == "raise":
             raise NonFiniteError(
-                f"a row's gradient of step {self.steps + 1} is infinite or NaN; no row was "
-                "changed. Pass on_nonfinite='skip' to leave such steps out, or 'allow'"
+                f"in step {self.steps + 1} the gradient of a row is infinite or NaN; no row was "
+                "changed. Pass on_nonfinite='skip' to skip such steps, or 'allow' to apply them"
             )
         if self.skipped == 0:
             _log.warning(
-                "step %d: a row's gradient is infinite or NaN; the step is skipped", self.steps + 1
+                "step %d: the gradient of a row is infinite or NaN; this step is skipped, and so "
+                "is every later one like it: stats().skipped counts them",
+                self.steps + 1,
             )
         return False
 
     def _tell_scaler(self, finite: bool, scale: float) -> None:
-        # A backward takes back nothing that an earlier one of the same step said. That step is
-        # over once the scale is another one: the scaler lowers it where something was infinite.
+        # A finite backward must not erase what an earlier one of the same step has reported. That
+        # step is over once the scale has changed: the scaler lowers it after a report.
         if not finite:
             self._lost_at = scale
         elif self.anchor.grad is None or self._lost_at != scale:
@@ -229,7 +236,8 @@ class PoolRows:
 
 
 def _join(backwards: Sequence[PoolRows]) -> tuple[list[Any], F32]:
-    """Rows of several backwards as one batch of single rows, table after table, in order."""
+    """Rows of several backwards as one batch with one row per bag: table after table, and in a
+    table in the order of the backwards."""
     tables = np.concatenate([b.tables for b in backwards])
     order = np.argsort(tables, kind="stable")
     tables = tables[order]

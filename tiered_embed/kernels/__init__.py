@@ -1,7 +1,7 @@
 """Lookup and fused update over slots: one interface (``base.py``) and three implementations.
 
 ``cpu.py`` calls the native kernels, ``fbgemm.py`` FBGEMM's, ``triton.py`` our Triton programs.
-Kernels only compute; which row lies in which slot is decided elsewhere.
+Kernels only compute; the planner decides which row lies in which slot.
 
 Threading: one call at a time.
 """

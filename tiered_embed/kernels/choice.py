@@ -1,4 +1,7 @@
-"""Which kernel computes when the caller leaves that open (``kernel="auto"``)."""
+"""Which kernel computes if the caller leaves the choice to us (``kernel="auto"``).
+
+A pure function; safe from any thread.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What the kernels over an HBM tier share: values are tensors on its device; plan arrays go there.
+"""What the kernels over an HBM tier share: their values are tensors on its device, and they copy
+the arrays of a plan there.
 
 Threading: one call at a time.
 
@@ -48,9 +49,9 @@ class DeviceKernel:
         self._tier.free()
 
     def _moved(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """A copy of ``array`` on the device, ready for what follows on the trainer's stream.
+        """A copy of ``array`` on the device, ready for later work on the trainer's stream.
 
-        It goes through torch's pinned memory, which torch reuses once the copy has arrived.
+        It goes through torch's pinned memory, which torch reuses when the copy has arrived.
         """
         if self._device.type == "cpu":
             return torch.from_numpy(array.copy())

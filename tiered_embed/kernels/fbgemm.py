@@ -1,12 +1,12 @@
 """FBGEMM's table-batched kernels over the slots of an HBM tier, on CUDA and on the CPU.
 
 A step takes one of two ways. The plain way is FBGEMM's own forward and its exact, deterministic
-backward (one block per row). Whatever FBGEMM does not do once per row (weight decay outside the
-formula, clipping, gradients summed over several backwards) takes the other: rows' gradients are
-summed and conditioned here, and FBGEMM applies them.
+backward (one block per row). The other way is for what FBGEMM does not do once per row: weight
+decay outside the formula, clipping, gradients summed over several backwards. This module then sums
+and conditions the row gradients, and FBGEMM applies them.
 
-The program alone decides which way a step takes, never residency, because the two ways give
-different bits.
+The two ways give different bits. So the program alone decides which one a step takes; where rows
+are never does.
 
 Threading: one call at a time.
 
@@ -36,7 +36,7 @@ __all__ = ["FbgemmKernel"]
 
 F32 = npt.NDArray[np.float32]
 
-OCCURRENCES = 1 << 18  # gradients are gathered for so many at a time
+OCCURRENCES = 1 << 18  # for which gradients are gathered at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ class FbgemmKernel(DeviceKernel):
         self._columns = [column for column, _ in features]
         self._means = [pooling == "mean" for _, pooling in features]
         self._bags = SlotTable(tier, len(self._columns))
-        # One row per bag, for gradients that are summed already.
+        # One row per bag, for gradients that are already summed.
         self._rows = self._bags if self._columns == [0] else SlotTable(tier, 1)
 
     @staticmethod

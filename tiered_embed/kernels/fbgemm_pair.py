@@ -1,6 +1,6 @@
 """Checks that the installed torch and FBGEMM fit each other.
 
-An FBGEMM wheel is built against one torch release, so the two come in pairs.
+An FBGEMM wheel is built against one torch release, so the two come in pairs. Any thread may ask.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["require_fbgemm"]
 
 # torch release -> the FBGEMM release built against it, as tested with this package.
 PAIRS = {"2.13": "1.8", "2.11": "1.6"}
-# By device. The first one that is installed counts.
+# By device. The first wheel of these that is installed is checked.
 WHEELS = {"cpu": ("fbgemm-gpu-cpu", "fbgemm-gpu"), "cuda": ("fbgemm-gpu",)}
 
 
@@ -35,7 +35,8 @@ def require_fbgemm(device: str = "cpu") -> str:
         if wanted is None or not version.startswith(wanted + "."):
             pairs = ", ".join(f"torch {t} with {wheel} {f}" for t, f in PAIRS.items())
             raise ConfigError(
-                f"torch {torch.__version__} and {wheel} {version} do not fit; tested pairs: {pairs}"
+                f"torch {torch.__version__} and {wheel} {version} do not fit each other; install "
+                f"a tested pair: {pairs}"
             )
         return version
     if device == "cuda":

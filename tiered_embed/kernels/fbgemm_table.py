@@ -1,8 +1,8 @@
 """FBGEMM's own module over the slots of an HBM tier: the only file that knows its shape.
 
 FBGEMM's unit is a table with an optimizer (``SplitTableBatchedEmbeddingBagsCodegen``). Here the
-table's rows are the tier's slots: the module computes on the tier's tensors, so rows move without
-its help. What a training step asks of it is in ``fbgemm.py``.
+table's rows are the tier's slots: the module computes on the tier's own tensors, and rows move
+without its help. ``fbgemm.py`` says what a training step does with it.
 
 Threading: one call at a time, inside :meth:`HbmTier.use`.
 
@@ -32,12 +32,11 @@ OPTIMIZERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Adam": ("ADAM", ("exp_avg", "exp_avg_sq")),
     "PartialRowWiseAdam": ("PARTIAL_ROWWISE_ADAM", ("exp_avg", "exp_avg_sq")),
 }
-# FBGEMM also has LAMB, PARTIAL_ROWWISE_LAMB and LARS_SGD. They divide by norms that may be zero: a
-# row without a gradient would become NaN.
-# On the CPU there are fewer.
-ON_CPU = ("SGD", "RowWiseAdagrad", "Adagrad")
+# FBGEMM also has LAMB, PARTIAL_ROWWISE_LAMB and LARS_SGD. They are left out because they divide by
+# norms that may be zero, so a row without a gradient would become NaN.
+ON_CPU = ("SGD", "RowWiseAdagrad", "Adagrad")  # those that FBGEMM has on the CPU
 PRECISIONS = {"float32": "FP32", "float16": "FP16"}
-_DETERMINISTIC = threading.RLock()  # held while torch's switch for determinism is ours
+_DETERMINISTIC = threading.RLock()  # held while we have torch's switch for determinism on
 
 
 class SlotTable:
@@ -48,7 +47,7 @@ class SlotTable:
         layout, device = tier.layout, tier.moves.device
         optimizer = layout.optimizer
         on_cpu = device.type == "cpu"
-        # Rows that are never trained need no optimizer; FBGEMM wants one all the same.
+        # Rows that are never trained need no optimizer, but FBGEMM requires one.
         name, state = OPTIMIZERS["SGD" if optimizer is None else optimizer.kernel]
         names = [name for name in ("eps", "beta1", "beta2") if hasattr(optimizer, name)]
         scalars = {name: getattr(optimizer, name) for name in names}
@@ -61,7 +60,7 @@ class SlotTable:
         self._module = ops.SplitTableBatchedEmbeddingBagsCodegen(
             [
                 (
-                    4,  # rows of its own, which the tier's tensors replace
+                    4,  # rows of its own; the tier's tensors replace them
                     layout.dim,
                     ops.EmbeddingLocation.HOST if on_cpu else ops.EmbeddingLocation.DEVICE,
                     ops.ComputeDevice.CPU if on_cpu else ops.ComputeDevice.CUDA,
@@ -95,7 +94,7 @@ class SlotTable:
         self._set_lr(lr)
         module = self._module
         if self._counts_steps:
-            # One less: a forward adds one.
+            # One less, because a forward adds one.
             module.iter.fill_(step - 1)
             module.iter_cpu.fill_(step - 1)
         with (
@@ -116,7 +115,7 @@ class SlotTable:
             torch.autograd.backward([looked_up], [grad.contiguous()])
 
     def _set_lr(self, lr: float) -> None:
-        """Sets the learning rate, for a forward (which keeps it) as for a backward."""
+        """Sets the learning rate for the forward, which keeps it, or the backward that follows."""
         if lr != self._lr:
             # By .data, which autograd does not see: a forward may have saved the tensor.
             self._module.learning_rate_tensor.data.fill_(lr)
@@ -149,7 +148,7 @@ def import_fbgemm() -> tuple[Any, Any]:
         ConfigError: FBGEMM cannot be imported.
     """
     with warnings.catch_warnings():
-        # FBGEMM warns of operators that its public wheels lack.
+        # FBGEMM warns about operators that its public wheels lack.
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
             from fbgemm_gpu import split_embedding_configs as configs
@@ -163,10 +162,10 @@ def import_fbgemm() -> tuple[Any, Any]:
 
 
 def _itself(tensor: torch.Tensor) -> torch.Tensor:
-    """Saves a tensor as it is.
+    """Saves a tensor as it is, as a hook on saved tensors.
 
-    A caller's hook may save a copy, or nothing and compute the forward again. The backward would
-    then update that copy instead of the tier.
+    A caller's hook could save a copy, or save nothing and compute the forward again later. The
+    backward would then update that copy instead of the tier.
     """
     return tensor
 
@@ -175,8 +174,8 @@ def _itself(tensor: torch.Tensor) -> torch.Tensor:
 def _deterministic() -> Iterator[None]:
     """Makes FBGEMM sum a row's gradient in one block, in one order.
 
-    The switch is for the whole process. Other threads get a warning at most, and a lock keeps the
-    backwards of two modules from switching it off for each other.
+    torch's switch affects the whole process. Other threads get a warning at most, and a lock keeps
+    two modules' backwards from switching it off for each other.
     """
     with _DETERMINISTIC:
         before = torch.are_deterministic_algorithms_enabled()

@@ -54,7 +54,7 @@ class TritonKernel(DeviceKernel):
         means = [pooling == "mean" for _, pooling in features]
         self._means = self._moved(np.array(means, np.int32))
         self._has_means = any(means)
-        # For one row per bag.
+        # For batches with one row per bag.
         self._first_column = self._moved(np.zeros(1, np.int64))
         self._no_means = self._moved(np.zeros(1, np.int32))
 
@@ -147,7 +147,7 @@ class TritonKernel(DeviceKernel):
         summed(first, np.minimum(first + CHUNK, last), rows)
         hot = np.flatnonzero(last - first > CHUNK)
         if len(hot):
-            # Their other chunks: one program sums each, another adds the sums in order.
+            # The other chunks of these rows: one program sums each, another adds the sums in order.
             begins = [np.arange(first[u] + CHUNK, last[u], CHUNK) for u in hot]
             ends = [np.minimum(b + CHUNK, last[u]) for b, u in zip(begins, hot, strict=True)]
             num_chunks = np.cumsum([0, *map(len, begins)])
@@ -233,7 +233,7 @@ class TritonKernel(DeviceKernel):
         return out
 
     def renormalise(self, plan: StepPlan, max_norm: float, norm_type: float) -> None:
-        # On the host: the definition has norms of any order.
+        # Computed on the host, where the definition is: it allows norms of any order.
         layout = self._tier.layout
         with self._tier.use():
             slots = self._slots(plan)
@@ -346,6 +346,6 @@ def _programs() -> Any:
         from . import triton_rows
     except ImportError:
         raise ConfigError(
-            "kernel='triton' needs Triton, which torch's CUDA wheels bring; pip install triton"
+            "kernel='triton' needs Triton, which comes with torch's CUDA wheels; pip install triton"
         ) from None
     return triton_rows

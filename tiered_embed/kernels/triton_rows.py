@@ -3,7 +3,7 @@
 The arithmetic is that of ``optim/`` and ``native/kernels``: a row's gradient is summed in chunks of
 256 occurrences, sums over columns run in 16 lanes and end in one binary tree, division and square
 root are correctly rounded, and nothing is contracted (launch with ``enable_fp_fusion=False``). One
-program owns a row, or a chunk of a hot row, so there is no sort, no atomic and only one order.
+program owns a row, or a chunk of a hot row. So the order is fixed, with no sort and no atomics.
 
 Tiles are (ROWS, 16): the rows of one program, sixteen columns at a time. ``triton.py`` imports this
 module only where Triton is installed.
@@ -12,7 +12,7 @@ Legend: ``N`` occurrences, ``U`` unique rows, ``F`` features, ``B`` bags of each
 """
 
 # mypy: ignore-errors
-# Triton compiles the source of a jit function as it stands: it is Triton's Python, not ours.
+# Triton compiles the source of a jit function as written: it is Triton's Python, not ours.
 
 import triton
 import triton.language as tl

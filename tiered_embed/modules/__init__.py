@@ -1,4 +1,7 @@
-"""The drop-in modules. Each class only shapes its calls; the engine does the work."""
+"""The drop-in modules: signatures, documentation and torch's protocols. The engine does the work.
+
+Threading: a module belongs to one thread at a time.
+"""
 
 from .bag import TieredEmbeddingBag
 from .base import TieredModule

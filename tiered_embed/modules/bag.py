@@ -1,4 +1,4 @@
-"""``nn.EmbeddingBag`` over tiers."""
+"""``nn.EmbeddingBag`` over tiers. Threading: as all tiered modules."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ class TieredEmbeddingBag(TieredModule):
         checked = options_from_keywords(type(self).__name__, options)
         table = TableConfig(name, num_embeddings, embedding_dim, mode=mode, padding_idx=padding_idx)
         if checked.scale_grad_by_freq and mode == "max":
-            raise ConfigError("scale_grad_by_freq has no meaning with mode='max'")
+            raise ConfigError(
+                "scale_grad_by_freq has no meaning with mode='max'; choose mode='sum' or 'mean', "
+                "or leave it out"
+            )
         super().__init__([table], [(name, 0)], checked)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
@@ -69,7 +72,7 @@ class TieredEmbeddingBag(TieredModule):
 
         Args:
             freeze: rows are only read, and ``optimizer`` is not used.
-            options: other arguments of the class; ``dtype`` is that of ``embeddings`` by default,
+            options: other arguments of the class. ``dtype`` is that of ``embeddings`` by default;
                 ``optimizer`` is required unless the rows are frozen.
 
         Raises:
@@ -97,12 +100,12 @@ class TieredEmbeddingBag(TieredModule):
         """Pooled rows (B, D) of the output dtype.
 
         Args:
-            input: (N,) with offsets or (B, n) without; int64 or int32.
+            input: (N,) with offsets, or (B, n) without; int64 or int32.
             offsets: (B,) starts of the bags, or (B + 1,) with ``include_last_offset``.
-            per_sample_weights: like input, floats; ``mode="sum"`` only.
+            per_sample_weights: floats, shaped like input; only with ``mode="sum"``.
 
         Raises:
             ConfigError, IdRangeError: bad arguments; nothing has changed.
-            CapacityError: no room and no SSD tier.
+            CapacityError: the rows do not fit, and there is no SSD tier.
         """
         return self._forward(Presented((input, offsets, per_sample_weights)))[0]

@@ -1,4 +1,9 @@
-"""What all tiered modules offer beside their forward."""
+"""What all tiered modules have in common, apart from their forward.
+
+Rows by id, torch's protocols, and closing; the engine does the work.
+
+Threading: a module belongs to one thread at a time; the garbage collector may close it in any.
+"""
 
 from __future__ import annotations
 
@@ -27,23 +32,27 @@ M = TypeVar("M", bound="TieredModule")
 WEIGHT_LIMIT_BYTES = 256 << 20
 LOAD_ROWS = 65536  # at a time, from a state_dict
 _NOT_COPYABLE = (
-    "a {} owns files, threads and rows beyond memory: it is neither copied nor pickled; make a "
-    "second module with a directory of its own, or save the rows"
+    "a {} owns files, threads and rows that may not fit in memory, so it cannot be copied or "
+    "pickled; make a second module with its own directory, or save the rows with te.checkpoint"
 )
 
 
 def _ids(ids: object) -> npt.NDArray[np.int64]:
     if isinstance(ids, torch.Tensor):
         if ids.is_meta:
-            raise ConfigError("ids are on meta, which holds no values; pass a tensor on the CPU")
+            raise ConfigError(
+                "ids are on the meta device, which holds no values; pass a tensor on the CPU"
+            )
         if ids.layout is not torch.strided or ids.dtype.is_floating_point or ids.dtype.is_complex:
-            raise ConfigError(f"ids are {ids.dtype}, {ids.layout}; pass 1-D integers")
+            raise ConfigError(f"ids are {ids.dtype} with layout {ids.layout}; pass 1-D integers")
         ids = ids.detach().cpu().numpy()
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ConfigError(f"ids are {array.dtype} of shape {array.shape}; pass 1-D integers")
+        raise ConfigError(f"ids are {array.dtype} with shape {array.shape}; pass 1-D integers")
     if array.dtype == np.uint64 and array.size and array.max() > np.uint64(2**63 - 1):
-        raise ConfigError(f"ids reach {array.max()}, beyond int64; view them as int64 first")
+        raise ConfigError(
+            f"ids go up to {array.max()}, which is beyond int64; view them as int64 first"
+        )
     return np.ascontiguousarray(array.astype(np.int64))
 
 
@@ -56,14 +65,16 @@ def _floats(
     if values.layout is not torch.strided:
         raise ConfigError(f"{what} have layout {values.layout}; pass a dense tensor")
     if values.is_meta:
-        raise ConfigError(f"{what} are on meta, which holds no values; pass a tensor on the CPU")
+        raise ConfigError(
+            f"{what} are on the meta device, which holds no values; pass a tensor on the CPU"
+        )
     return values.detach().cpu().to(torch.float32).contiguous().numpy()
 
 
 _open_modules: weakref.WeakSet[TieredModule] = weakref.WeakSet()
 
 
-# Registered behind the stores' own hook, so it runs before the stores are closed.
+# Registered after the stores' own hook, so it runs before that one closes the stores.
 @atexit.register
 def _close_all() -> None:
     for module in list(_open_modules):
@@ -79,16 +90,18 @@ def _close_unattended(engine: Engine, pid: int) -> None:
             engine.close()
         except Exception:
             log = logging.getLogger("tiered_embed")
-            log.exception("rows trained since the last flush are lost")
+            log.exception(
+                "a tiered module could not be closed; rows trained since its last flush are lost"
+            )
 
     apart_from_own_threads(close)
 
 
 class TieredModule(nn.Module):
-    """Base of the tiered modules; not made by itself.
+    """Base of the tiered modules; make one of its subclasses.
 
-    Rows are trained by ``backward``: there is no ``.step()`` and there are no parameters. A module
-    is used by one thread at a time. It holds files and threads: close it, or use it in ``with``.
+    Rows are trained by ``backward``: there is no ``.step()``, and there are no parameters. Use a
+    module in one thread at a time. It holds files and threads: close it, or use it in ``with``.
     """
 
     def __init__(
@@ -112,15 +125,15 @@ class TieredModule(nn.Module):
         return self.engine.device
 
     def present(self, value: Any) -> Presented:
-        """A forward's arguments as the tensors that they are.
+        """The tensors in a forward's argument, not yet checked, so that they are known again.
 
         Raises:
-            ConfigError: features that are missing or unknown.
+            ConfigError: features are missing or unknown.
         """
         raise NotImplementedError
 
     def features(self, presented: Presented) -> list[Feature]:
-        """One checked :class:`Feature` per feature, of the tensors of a forward's arguments.
+        """One :class:`Feature` per feature, from the tensors of a forward's argument.
 
         Raises:
             ConfigError: a wrong type, dtype, device or shape.
@@ -128,7 +141,7 @@ class TieredModule(nn.Module):
         raise NotImplementedError
 
     def check(self, presented: Presented) -> CheckedBatch:
-        """A forward's arguments, checked: what ``te.prefetch`` stages.
+        """The checked batch of a forward's argument, as ``te.prefetch`` stages it.
 
         Raises:
             ConfigError, IdRangeError: bad arguments.
@@ -139,7 +152,7 @@ class TieredModule(nn.Module):
         return self.engine.forward(presented, lambda: self.check(presented), training=self.training)
 
     def trace_tables(self) -> list[tuple[str, int | None]]:
-        """Name and rows of every table, for ``traces.record``."""
+        """Name and number of rows of every table, for ``traces.record``."""
         return [(table.name, table.num_embeddings) for table in self.engine.tables]
 
     def lookups(self, *args: Any) -> list[Lookup]:
@@ -152,9 +165,9 @@ class TieredModule(nn.Module):
         return self.engine.lookups(self.check(presented))
 
     def rows(self, ids: object, table: str | None = None) -> torch.Tensor:
-        """Current weights of ``ids`` (n,) -> (n, D), a copy; stages and changes nothing.
+        """A copy of the current weights of ``ids`` (n,), as (n, D); stages and changes nothing.
 
-        Of the rows' dtype; int8 ones as float32.
+        Its dtype is that of the rows, or float32 where they are int8.
 
         Raises:
             IdRangeError: an id outside its table.
@@ -167,7 +180,8 @@ class TieredModule(nn.Module):
         return flat.view(len(weights), self.engine.tables[index].embedding_dim)
 
     def optimizer_state(self, ids: object, table: str | None = None) -> dict[str, torch.Tensor]:
-        """State arrays of ``ids`` (n,), each (n, width) float32, a copy. Raises as :meth:`rows`."""
+        """Copies of the state arrays of ``ids`` (n,), each (n, width) float32. Raises as
+        :meth:`rows`."""
         rows = self.engine.rows
         state = rows.state(rows.table_index(table), _ids(ids))
         return {name: torch.from_numpy(array) for name, array in state.items()}
@@ -185,7 +199,7 @@ class TieredModule(nn.Module):
         float32; zeros when omitted.
 
         Raises:
-            IdRangeError, ConfigError: and nothing is written.
+            IdRangeError, ConfigError: bad arguments; nothing is written.
         """
         rows = self.engine.rows
         arrays = None
@@ -213,7 +227,8 @@ class TieredModule(nn.Module):
             chunks: (ids (n,), weights (n, D)[, state]) with ids ascending over all chunks.
 
         Raises:
-            ConfigError: ids out of order, a store that holds rows, no SSD tier; nothing is kept.
+            ConfigError: ids out of order, a store that holds rows already, or no SSD tier. Nothing
+                is imported then.
         """
         rows = self.engine.rows
 
@@ -239,28 +254,29 @@ class TieredModule(nn.Module):
         if table.num_embeddings is None or table.num_embeddings * size > WEIGHT_LIMIT_BYTES:
             raise ConfigError(
                 f"table {table.name!r} has {table.num_embeddings or 'any number of'} rows of "
-                f"{size} bytes; .weight copies at most {WEIGHT_LIMIT_BYTES} bytes, rows(ids) any "
-                "part of them"
+                f"{size} bytes each, but .weight copies at most {WEIGHT_LIMIT_BYTES} bytes; use "
+                "rows(ids) for a part of them"
             )
         return self.rows(range(table.num_embeddings))
 
     # --- nn.Module's protocols --------------------------------------------------------------------
 
     def _apply(self: M, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> M:
-        # model.half() and the like: rows stay as they are, the output follows.
+        # model.half() and the like: rows keep their dtype, and the output's dtype follows.
         mine = self.engine.device
         probe = fn(torch.zeros(1, dtype=self.engine.output_dtype, device=mine))
         if probe.device != mine:
             raise ConfigError(
-                f"this {type(self).__name__} computes on {mine}, which its tiers decide; move the "
-                f"rest of the model to {probe.device} and this module's outputs by hand"
+                f"this {type(self).__name__} computes on {mine}, as its tiers decide, and cannot "
+                f"move; move the other parts of the model to {probe.device} one by one, and this "
+                "module's outputs in the forward"
             )
         self.engine.output_dtype = probe.dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def get_extra_state(self) -> torch.Tensor:
-        """Where the rows are, as JSON in a uint8 tensor: a state_dict does not hold them."""
+        """Says where the rows are, as JSON in a uint8 tensor: a state_dict does not hold them."""
         engine = self.engine
         tiers = engine.options.tiers
         text = json.dumps(
@@ -273,18 +289,21 @@ class TieredModule(nn.Module):
         return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
-        """Checks that the state is of these tables; rows come from the tiers.
+        """Checks that the state was saved from these tables; their rows come from the tiers.
 
         Raises:
-            ConfigError: other tables.
+            ConfigError: it was saved from other tables, or not by a tiered module.
         """
         try:
             given = json.loads(bytes(state.tolist()))["tables"]
         except (AttributeError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ConfigError(f"the state is none of a tiered module: {error!r}") from error
+            raise ConfigError(f"this state was not saved by a tiered module: {error!r}") from error
         mine = {t.name: [t.num_embeddings, t.embedding_dim] for t in self.engine.tables}
         if given != mine:
-            raise ConfigError(f"the state is of tables {given}; this module has {mine}")
+            raise ConfigError(
+                f"this state was saved from tables {given}, but this module has {mine}; load it "
+                "into a module with the same tables"
+            )
 
     def _load_from_state_dict(
         self,
@@ -296,7 +315,7 @@ class TieredModule(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        # A checkpoint of the module that this one replaced has whole tables.
+        # A state_dict from the module that this one replaced has whole tables.
         tables = self.engine.tables
         # te.swap puts the module's path before a table's name; a key's last part has no dot.
         names = {f"{prefix}embedding_bags.{t.name.split('.')[-1]}.weight": t for t in tables}
@@ -307,7 +326,9 @@ class TieredModule(nn.Module):
             weights = state_dict[name]
             shape = (table.num_embeddings, table.embedding_dim)
             if tuple(weights.shape) != shape:
-                error_msgs.append(f"{name} has shape {tuple(weights.shape)}, the table {shape}")
+                error_msgs.append(
+                    f"{name} has shape {tuple(weights.shape)}, but its table has shape {shape}"
+                )
                 continue
             for start in range(0, len(weights), LOAD_ROWS):
                 part = weights[start : start + LOAD_ROWS]
@@ -338,7 +359,7 @@ class TieredModule(nn.Module):
         self.engine.flush()
 
     def close(self) -> None:
-        """Flushes, then lets go of files and threads; idempotent.
+        """Flushes, then releases files and threads. Idempotent.
 
         Raises:
             StoreError: rows could not be written.
@@ -377,7 +398,7 @@ class TieredModule(nn.Module):
 def pretrained_shape(
     embeddings: torch.Tensor, freeze: bool, options: dict[str, Any]
 ) -> tuple[int, int]:
-    """(rows, D) of what ``from_pretrained`` was given; completes the module's ``options``.
+    """(rows, D) of the ``embeddings`` of ``from_pretrained``; completes the module's ``options``.
 
     Raises:
         ConfigError: embeddings that are not 2-D, or no optimizer for rows that train.
@@ -385,7 +406,7 @@ def pretrained_shape(
     if embeddings.dim() != 2:
         raise ConfigError(f"embeddings have shape {tuple(embeddings.shape)}; pass (rows, D)")
     if not freeze and options.get("optimizer") is None:
-        raise ConfigError("freeze=False trains the rows: pass an optimizer")
+        raise ConfigError("freeze=False means that the rows train; pass an optimizer")
     options.setdefault("dtype", embeddings.dtype)
     if freeze:
         options["optimizer"] = None

@@ -1,4 +1,7 @@
-"""Many tables and features in one module, as TorchRec's ``EmbeddingBagCollection``."""
+"""Many tables and features in one module, like TorchRec's ``EmbeddingBagCollection``.
+
+Threading: as all tiered modules.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ __all__ = ["TieredEmbeddingBagCollection", "is_keyed_jagged"]
 
 
 def is_keyed_jagged(value: object) -> bool:
-    """Whether this is TorchRec's KeyedJaggedTensor, told by its shape: TorchRec may be absent."""
+    """Whether this is TorchRec's KeyedJaggedTensor.
+
+    Its attributes decide, because TorchRec may not be installed.
+    """
     return all(hasattr(value, a) for a in ("keys", "values", "offsets", "offset_per_key"))
 
 
@@ -31,17 +37,17 @@ def _deduplicated(value: Any) -> bool:
 class TieredEmbeddingBagCollection(TieredModule):
     """Pooled embeddings of several features; tables may be shared and differ in dim.
 
-    Tables of one dim share the slots of a tier.
+    Tables with the same dim share the slots of a tier.
 
     Args:
-        tables: ``te.TableConfig`` each; a table serves all its ``feature_names``, and a feature may
-            read several tables: its outputs are then called ``feature@table``.
-        is_weighted: True needs weights, False leaves given ones out, None takes what is given.
+        tables: one ``te.TableConfig`` each. A table serves all its ``feature_names``. A feature may
+            read several tables; its outputs are then called ``feature@table``.
+        is_weighted: True requires weights, False ignores them, None uses them where they are given.
         options: the fields of ``te.EngineOptions``; ``tiers`` and ``optimizer`` are required.
 
     Raises:
-        ConfigError: arguments that cannot work, two tables of one name, or a store with another
-            record layout.
+        ConfigError: arguments that cannot work, two tables with the same name, or a store with
+            another record layout.
         StoreError: a store directory that is unwritable or open elsewhere.
     """
 
@@ -53,22 +59,32 @@ class TieredEmbeddingBagCollection(TieredModule):
         **options: Unpack[EngineKeywords],
     ) -> None:
         if not isinstance(tables, (list, tuple)) or not tables:
-            raise ConfigError("a collection needs a list of at least one table")
+            raise ConfigError(
+                "a collection needs at least one table; pass a list of te.TableConfig"
+            )
         for table in tables:
             if not isinstance(table, TableConfig):
-                raise ConfigError(f"tables has a {type(table).__name__}; pass te.TableConfig")
+                raise ConfigError(
+                    f"tables contains a {type(table).__name__}; every table must be a "
+                    "te.TableConfig"
+                )
         checked = options_from_keywords(type(self).__name__, options)
         if checked.scale_grad_by_freq and any(table.mode == "max" for table in tables):
-            raise ConfigError("scale_grad_by_freq has no meaning with mode='max'")
+            raise ConfigError(
+                "scale_grad_by_freq has no meaning with mode='max'; choose mode='sum' or 'mean' "
+                "for every table, or leave it out"
+            )
         names = [table.name for table in tables]
         features = [(name, t) for t, table in enumerate(tables) for name in table.feature_names]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ConfigError(f"table {repeated[0]!r} is configured twice; names are unique")
+            raise ConfigError(
+                f"table {repeated[0]!r} is configured twice; give every table a name of its own"
+            )
         super().__init__(list(tables), features, checked)
         self._is_weighted = is_weighted
         readers = Counter(name for name, _ in features)
-        # What the outputs are called, in their order.
+        # The names of the outputs, in their order.
         self.embedding_names = [
             f"{name}@{tables[t].name}" if readers[name] > 1 else name for name, t in features
         ]
@@ -133,12 +149,17 @@ class TieredEmbeddingBagCollection(TieredModule):
         missing = sorted(set(wanted) - set(given))
         unknown = [] if others else sorted(set(given) - set(wanted))
         if missing or unknown:
-            raise ConfigError(f"features missing: {missing}, unknown: {unknown}; wanted {wanted}")
+            raise ConfigError(
+                f"features missing: {missing}, unknown: {unknown}; pass exactly {wanted}"
+                if not others
+                else f"features missing: {missing}; pass at least {wanted}"
+            )
 
     def _sample_weights(self, feature: str, given: Any) -> Any:
         if self._is_weighted and given is None:
             raise ConfigError(
-                f"feature {feature!r} has no weights, but is_weighted=True needs them"
+                f"feature {feature!r} has no weights, but is_weighted=True requires them; pass "
+                "weights, or make the collection with is_weighted=None"
             )
         return None if self._is_weighted is False else given
 
@@ -161,6 +182,6 @@ class TieredEmbeddingBagCollection(TieredModule):
         names, widths = self.embedding_names, list(self.engine.wiring.widths)
         if isinstance(value, Mapping):
             return dict(zip(names, torch.split(out, widths, dim=1), strict=True))
-        from torchrec.sparse.jagged_tensor import KeyedTensor  # only its users have it
+        from torchrec.sparse.jagged_tensor import KeyedTensor  # the caller has TorchRec
 
         return KeyedTensor(keys=names, length_per_key=widths, values=out)

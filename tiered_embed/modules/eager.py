@@ -1,4 +1,4 @@
-"""Keeps ``torch.compile`` out of code that it cannot trace."""
+"""Keeps ``torch.compile`` out of code that it cannot trace. Threading: as the code it wraps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def eager(fn: F) -> F:
     """``torch.compiler.disable(fn)``: a graph break where a compiled model calls it.
 
-    That import takes seconds, and is put off until somebody else has done it.
+    That call imports ``torch._dynamo``, which takes seconds. So it waits until something else has
+    imported it: before that, nothing is compiled.
     """
     disabled: list[Callable[..., Any]] = []
 

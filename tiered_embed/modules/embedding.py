@@ -1,4 +1,4 @@
-"""``nn.Embedding`` over tiers."""
+"""``nn.Embedding`` over tiers. Threading: as all tiered modules."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["TieredEmbedding"]
 class TieredEmbedding(TieredModule):
     """One row per id, for ids of any shape.
 
-    ``padding_idx`` ids get the row that ``load_rows`` gave them, zeros before that, and do not
-    train it. Ids that ``bounds_check="ignore"`` leaves out get zeros.
+    The id ``padding_idx`` gets the row that ``load_rows`` wrote for it, or zeros, and never trains
+    it. Ids outside the table get zeros with ``bounds_check="ignore"``.
 
     Args:
         num_embeddings: rows, or None when any int64 is a row id.
@@ -76,8 +76,9 @@ class TieredEmbedding(TieredModule):
 
     @eager
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Rows of ``input`` (...), int64 or int32 -> (..., D) of the output dtype. Raises as the
-        bag.
+        """Rows of ``input`` (...), int64 or int32, as (..., D) of the output dtype.
+
+        Raises as :meth:`TieredEmbeddingBag.forward`.
         """
         out, batch = self._forward(Presented((input, None, None)))
         if batch.kept is not None:
@@ -92,7 +93,7 @@ class TieredEmbedding(TieredModule):
         return out.view(*input.shape, self.embedding_dim)
 
     def _padding(self) -> torch.Tensor:
-        """The padding row, (D,); only ``load_rows`` and the like change it."""
+        """The padding row, (D,). It never trains, so a copy is kept until rows are written."""
         version = self.engine.rows.version
         if self._padding_row is None or self._padding_row[0] != version:
             self._padding_row = (version, self.rows([self.padding_idx])[0])
