@@ -360,7 +360,9 @@ class Scheduler:
 
     def _raise_failure(self) -> None:
         if self._mover.failure is not None:
-            raise StoreError("staging stopped, because an earlier job failed") from self._mover.failure
+            raise StoreError(
+                "staging stopped, because an earlier job failed"
+            ) from self._mover.failure
 
     def _write_dirty(self) -> None:
         if self.ssd is None:
