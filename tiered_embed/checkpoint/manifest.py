@@ -129,7 +129,8 @@ class PoolEntry(_Strict):
 class Manifest(_Strict):
     """A committed step.
 
-    id: random, so that steps of two runs with the same number differ. base, base_id: the step that a delta stands on, None for a whole step. ranks: how many processes wrote it.
+    id: random, so that steps of two runs with the same number differ. base, base_id: the step that
+    a delta stands on, None for a whole step. ranks: how many processes wrote it.
     """
 
     version: Literal[2]
