@@ -184,7 +184,8 @@ COLLECTION_INPUTS: dict[str, tuple[Any, type[Exception], str]] = {
     "different numbers of bags": (
         features(author=(IDS, torch.tensor([0]))),
         te.ConfigError,
-        "every feature needs the same number of bags; they have {'viewer': 2, 'author': 1, 'item': 2}",
+        "every feature needs the same number of bags; they have "
+        "{'viewer': 2, 'author': 1, 'item': 2}",
     ),
     "a bad id behind good features": (
         features(author=(torch.tensor([1, 100]), OFFSETS)),

@@ -39,9 +39,7 @@ __all__ = ["Mover"]
 T = TypeVar("T")
 EARLIER_FAILURE = "an earlier background job failed, so this one was not run; see its error above"
 FLUSH_BYTES = 8 << 20  # copied out at a time
-SNAPSHOT_BYTES = (
-    1 << 30
-)  # of a snapshot's dirty records copied in memory before it waits for writes
+SNAPSHOT_BYTES = 1 << 30  # dirty records that a snapshot copies before it waits for writes
 SNAPSHOT_SLACK_BYTES = 256 << 20  # more for the write buffer while a snapshot is written
 
 
