@@ -1,5 +1,5 @@
-"""FBGEMM's kernels behind the modules, on the CPU: the values of the dense reference and of the
-native kernels, and bits that no tier's size changes."""
+"""FBGEMM's kernels in the modules, on the CPU: the values of the dense reference and of the native
+kernels, and bits that do not depend on the size of a tier."""
 
 import functools
 import itertools
@@ -23,7 +23,7 @@ from tiered_embed.optim.descent import SGD
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """FBGEMM's spin: beside other tests each of them would wait for a core."""
+    """FBGEMM's threads spin: with other tests running, each would wait for a core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

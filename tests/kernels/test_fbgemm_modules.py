@@ -1,5 +1,7 @@
-"""A module over an HBM tier with FBGEMM's kernels, on the CPU: what it does beside its arithmetic,
-which is ``test_fbgemm.py``'s, and what it refuses."""
+"""A module over an HBM tier with FBGEMM's kernels, on the CPU: what it does, and what it refuses.
+
+``test_fbgemm.py`` tests the arithmetic.
+"""
 
 import gc
 import sys
@@ -25,7 +27,7 @@ from tiered_embed.tiers.moves import Copies
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """FBGEMM's spin: beside other tests each of them would wait for a core."""
+    """FBGEMM's threads spin: with other tests running, each would wait for a core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -161,7 +163,7 @@ def test_inference_between_steps_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("leave", ["del", "no backward", "an error"])
-def test_a_graph_that_is_dropped_lets_go_of_its_rows(leave: str) -> None:
+def test_a_graph_that_is_dropped_releases_its_rows(leave: str) -> None:
     with small() as emb, small() as twin:
         for seed in range(12):
             out = emb(random_ids(seed, 4, 1))
@@ -366,7 +368,7 @@ def test_growth_between_a_forward_and_its_backward_loses_nothing(kind: str, tmp_
             for seed in range(3):
                 out = emb(random_ids(seed, 6, 1))
                 slots.append(emb.engine.pools[0].upper.num_slots)
-                held = emb(torch.arange(ROWS)[:, None])  # pinned beside it
+                held = emb(torch.arange(ROWS)[:, None])  # pinned at the same time
                 slots.append(emb.engine.pools[0].upper.num_slots)
                 out.sin().sum().backward()
                 held.sin().sum().backward()
@@ -375,7 +377,7 @@ def test_growth_between_a_forward_and_its_backward_loses_nothing(kind: str, tmp_
     assert digests[0] == digests[1]
 
 
-def test_a_restore_lets_go_of_the_memory_before_it_takes_as_much(tmp_path, monkeypatch) -> None:
+def test_a_restore_frees_the_memory_before_it_takes_as_much(tmp_path, monkeypatch) -> None:
     """A device may have no room for both, even where an output is held."""
     tiers = te.Tiers(hbm=10 * 8 * DIM, ddr=2000, ssd=tmp_path / "ssd", store="memory")
     with small(tiers=tiers, optimizer=Adagrad(lr=0.1)) as emb:

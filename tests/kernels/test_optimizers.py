@@ -136,7 +136,7 @@ def scale_of(exact: np.ndarray) -> np.ndarray:
 
 
 class Rows:
-    """A module whose rows all train at every step, beside what they are in float64."""
+    """A module whose rows all train at every step, and the same rows in float64."""
 
     def __init__(self, optimizer: Optimizer, dim: int, num_rows: int, **options: object) -> None:
         self.ids = torch.arange(num_rows)

@@ -119,7 +119,7 @@ def test_an_infinite_gradient_lowers_the_scale_and_leaves_every_row(lose, on_non
             assert scaler.get_scale() == 2.0**14 / 2**i
             assert emb.stats().skipped == i
             assert emb.stats().steps == steps
-        # No zero_grad between: what the scaler was told is of one step only.
+        # There is no zero_grad in between: what a step reported does not count for the next one.
         scaler.scale(loss_of(model, 1)).backward()
         assert emb.digest() != digest
         scaler.step(rows)

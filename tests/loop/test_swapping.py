@@ -524,9 +524,9 @@ def unchanged(model: nn.Module, plain: nn.Module) -> None:
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("stage", ["make", "fill"])
+@pytest.mark.parametrize("fails_to", ["make", "fill"])
 @pytest.mark.parametrize("ssd", [False, True], ids=["memory", "ssd"])
-def test_a_failure_leaves_the_model_as_it_was(stage, ssd, monkeypatch, tmp_path):
+def test_a_failure_leaves_the_model_as_it_was(fails_to, ssd, monkeypatch, tmp_path):
     model = holder(a=nn.Embedding(ROWS, DIM), b=nn.EmbeddingBag(ROWS, DIM, mode="sum"))
     plain = copy.deepcopy(model)
     made = []
@@ -535,7 +535,7 @@ def test_a_failure_leaves_the_model_as_it_was(stage, ssd, monkeypatch, tmp_path)
         made.append(self)
         raise KeyboardInterrupt
 
-    method = {"make": "__init__", "fill": "import_rows" if ssd else "load_rows"}[stage]
+    method = {"make": "__init__", "fill": "import_rows" if ssd else "load_rows"}[fails_to]
     tiers = te.Tiers(ddr=2 * 10 * 16, ssd=tmp_path, store="memory") if ssd else TIERS
     with monkeypatch.context() as patch:
         patch.setattr(te.TieredEmbeddingBag, method, fails)

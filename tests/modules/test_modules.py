@@ -500,7 +500,7 @@ def cyclic(out: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("leave", [lambda out: None, cyclic])
-def test_a_graph_that_is_freed_without_a_backward_lets_go_of_its_rows(leave, tmp_path):
+def test_a_graph_that_is_freed_without_a_backward_releases_its_rows(leave, tmp_path):
     tiers = te.Tiers(ddr=4 * 4 * DIM, ssd=tmp_path, store="memory")
     with make_bag(tiers) as module:
         for first in range(0, 40, 4):

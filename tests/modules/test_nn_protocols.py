@@ -171,9 +171,18 @@ def test_a_state_dict_is_small_and_says_where_the_rows_are(tmp_path):
 def test_a_state_dict_of_other_tables_is_refused():
     with make(te.TieredEmbedding, name="one") as one:
         state = one.state_dict()
-    reason = pytest.raises(te.ConfigError, match=r"'one'.*'two'")
+    reason = pytest.raises(te.ConfigError, match=r"saved from tables.*'one'.*module has.*'two'")
     with make(te.TieredEmbedding, name="two") as two, reason:
         two.load_state_dict(state)
+
+
+@pytest.mark.parametrize("state", [None, torch.zeros(3), torch.tensor([1], dtype=torch.uint8)])
+def test_a_state_of_another_kind_is_refused(state):
+    with (
+        make(te.TieredEmbedding) as module,
+        pytest.raises(te.ConfigError, match="this state was not saved by a tiered module"),
+    ):
+        module.load_state_dict({"_extra_state": state})
 
 
 @pytest.mark.parametrize("assign", [False, True])

@@ -107,8 +107,8 @@ class Updates:
         """From now on, backwards only add up row gradients."""
         if self._accumulated is not None:
             raise ConfigError(
-                "gradients of this module are being accumulated already; leave that te.accumulate "
-                "first"
+                "gradients of this module are being accumulated already; leave the outer "
+                "te.accumulate first"
             )
         self._accumulated = []
 

@@ -5,8 +5,8 @@ backward (one block per row). The other way is for what FBGEMM does not do once 
 decay outside the formula, clipping, gradients summed over several backwards. This module then sums
 and conditions the row gradients, and FBGEMM applies them.
 
-The two ways give different bits. So the program alone decides which one a step takes; where rows
-are never does.
+The two ways give different bits, so the choice never depends on where rows are: the program alone
+decides it.
 
 Threading: one call at a time.
 
@@ -36,7 +36,7 @@ __all__ = ["FbgemmKernel"]
 
 F32 = npt.NDArray[np.float32]
 
-OCCURRENCES = 1 << 18  # for which gradients are gathered at a time
+OCCURRENCES = 1 << 18  # gradients are gathered for this many at a time
 
 
 @dataclass(frozen=True, eq=False)

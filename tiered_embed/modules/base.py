@@ -98,7 +98,7 @@ def _close_unattended(engine: Engine, pid: int) -> None:
 
 
 class TieredModule(nn.Module):
-    """Base of the tiered modules; make one of its subclasses.
+    """Base class of the tiered modules; use one of its subclasses.
 
     Rows are trained by ``backward``: there is no ``.step()``, and there are no parameters. Use a
     module in one thread at a time. It holds files and threads: close it, or use it in ``with``.
@@ -125,7 +125,7 @@ class TieredModule(nn.Module):
         return self.engine.device
 
     def present(self, value: Any) -> Presented:
-        """The tensors in a forward's argument, not yet checked, so that they are known again.
+        """The tensors in a forward's argument, unchecked, so that the stream can recognise them.
 
         Raises:
             ConfigError: features are missing or unknown.
