@@ -9,6 +9,7 @@ def test_public_names() -> None:
         "ClosedError",
         "ConfigError",
         "CorruptionError",
+        "EngineOptions",
         "IdRangeError",
         "NonFiniteError",
         "NotCopyableError",

@@ -18,7 +18,7 @@ from .errors import (
 )
 from .loop import SwapEntry, SwapReport, accumulate, lr_optimizer, prefetch, swap
 from .modules import TieredEmbedding, TieredEmbeddingBag, TieredEmbeddingBagCollection
-from .spec import Stats, TableConfig, Tiers, init
+from .spec import EngineOptions, Stats, TableConfig, Tiers, init
 from .store import drop_table
 
 __version__ = "0.1.0.dev0"
@@ -28,6 +28,7 @@ __all__ = [
     "ClosedError",
     "ConfigError",
     "CorruptionError",
+    "EngineOptions",
     "IdRangeError",
     "NonFiniteError",
     "NotCopyableError",

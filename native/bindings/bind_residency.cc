@@ -1,3 +1,4 @@
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -158,10 +159,10 @@ void bind_residency(nb::module_& m) {
       .def("mark_clean", &Planner::mark_clean, nogil)
       .def(
           "counts",
-          [](const Planner& p, const std::vector<int64_t>& unused) {
-            return list_of(without_gil([&] { return p.counts(unused); }));
+          [](const Planner& p, const std::optional<std::vector<int64_t>>& used) {
+            return list_of(without_gil([&] { return p.counts(used); }));
           },
-          nb::arg("unused") = std::vector<int64_t>())
+          nb::arg("used") = nb::none())
       .def("lower_counts",
            [](const Planner& p) { return list_of(without_gil([&] { return p.lower_counts(); })); })
       .def_prop_ro("num_partitions", &Planner::num_partitions)

@@ -54,6 +54,12 @@ class HeldPlans {
   int64_t num_staying(int64_t next, int64_t depth) const;
   size_t size() const { return held_.size(); }
 
+  // Calls fn(plan) for every plan, oldest first.
+  template <typename Fn>
+  void for_each(const Fn& fn) const {
+    for (const Held& held : held_) fn(held);
+  }
+
   // Calls fn(plan) for every plan that `drop_pins(end)` would drop.
   template <typename Fn>
   void for_each_leaving(int64_t end, const Fn& fn) const {

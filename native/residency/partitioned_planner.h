@@ -37,7 +37,7 @@ class PartitionedPlanner final : public Planner {
   ResidentRows dirty_rows() override;
   void mark_clean() override;
 
-  std::vector<TableCounts> counts(const std::vector<int64_t>& unused) const override;
+  std::vector<TableCounts> counts(const std::optional<std::vector<int64_t>>& used) const override;
   std::vector<TableCounts> lower_counts() const override;
   int64_t num_lower_resident() const override;
   int64_t window_size() const override;

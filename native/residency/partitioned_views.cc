@@ -55,10 +55,11 @@ void PartitionedPlanner::mark_clean() {
                [&](int64_t s) { partitions_[static_cast<size_t>(s)]->mark_clean(); });
 }
 
-std::vector<TableCounts> PartitionedPlanner::counts(const std::vector<int64_t>& unused) const {
+std::vector<TableCounts> PartitionedPlanner::counts(
+    const std::optional<std::vector<int64_t>>& used) const {
   std::lock_guard<std::mutex> lock(mutex_);
   std::vector<TableCounts> sum;
-  for (const auto& partition : partitions_) add_to(&sum, partition->counts(unused));
+  for (const auto& partition : partitions_) add_to(&sum, partition->counts(used));
   return sum;
 }
 

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -97,9 +98,10 @@ class Planner {
   // They have been written back.
   virtual void mark_clean() = 0;
 
-  // Of the upper tier, as if the plans in `unused` had been released unused. Numbers of plans that
-  // are released or not held are ignored.
-  virtual std::vector<TableCounts> counts(const std::vector<int64_t>& unused) const = 0;
+  // Of the upper tier. With `used`, as if every plan that awaits its release and is not among them
+  // had been released unused.
+  virtual std::vector<TableCounts> counts(
+      const std::optional<std::vector<int64_t>>& used) const = 0;
   virtual std::vector<TableCounts> lower_counts() const = 0;  // empty without a lower tier
   virtual int64_t num_lower_resident() const = 0;
   virtual int64_t window_size() const = 0;

@@ -1,4 +1,6 @@
 // What can be asked of a single planner.
+#include <algorithm>
+
 #include "residency/single_planner.h"
 
 namespace te {
@@ -50,14 +52,16 @@ void SinglePlanner::mark_clean() {
   });
 }
 
-std::vector<TableCounts> SinglePlanner::counts(const std::vector<int64_t>& unused) const {
+std::vector<TableCounts> SinglePlanner::counts(
+    const std::optional<std::vector<int64_t>>& used) const {
   std::lock_guard<std::mutex> lock(mutex_);
   std::vector<TableCounts> out = upper_.counts();
-  for (int64_t number : unused) {
-    const HeldPlans::Held* held = held_.find(number);
-    if (held == nullptr || held->released) continue;
-    for (size_t t = 0; t < out.size(); ++t) out[t].take_back(held->uses[t]);
-  }
+  if (!used) return out;
+  held_.for_each([&](const HeldPlans::Held& held) {
+    if (held.released) return;
+    if (std::find(used->begin(), used->end(), held.number) != used->end()) return;
+    for (size_t t = 0; t < out.size(); ++t) out[t].take_back(held.uses[t]);
+  });
   return out;
 }
 

@@ -68,6 +68,7 @@ class Machine:
             ddr = self.choice.choice([ddr, ddr, None])
             options |= {"device": "cpu", "kernel": "native"}
         self.history.append(f"open hbm={hbm} ddr={ddr} {options}")
+        self.looked_up = {table.name: (0, 0) for table in self.tables}
         tiers = te.Tiers(hbm=hbm, ddr=ddr, ssd=self.folder, store=self.store)
         return make_module(self.tables, tiers, self.optimizer, **options)
 
@@ -103,10 +104,17 @@ class Machine:
         """The module's output, compared with the dense model's."""
         args = self.args(batch)
         out = self.module(args) if len(self.tables) > 1 else {"one": self.module(*args)}
+        if self.module.training and torch.is_grad_enabled():
+            for table in self.tables:
+                self.count(table, np.concatenate([batch[f].ids for f in table.feature_names]))
         for name, expected in self.dense.forward(batch).items():
             got = out[name].detach().numpy()
             assert np.array_equal(got.view(np.int32), expected.view(np.int32)), name
         return out
+
+    def count(self, table: Table, ids: np.ndarray) -> None:
+        lookups, unique = self.looked_up[table.name]
+        self.looked_up[table.name] = lookups + len(ids), unique + len(np.unique(ids))
 
     def backward(self, out: dict[str, torch.Tensor], batch: Batch) -> None:
         grads = {name: self.floats(*o.shape) for name, o in out.items()}
@@ -189,6 +197,7 @@ class Machine:
             given = None
             arrays = {name: np.zeros_like(a) for name, a in arrays.items()}
         self.module.load_rows(ids, torch.from_numpy(weights), given, table.name)
+        self.count(table, ids)
         self.dense.write(table, ids, np.concatenate([weights, *arrays.values()], axis=1))
 
     def flush(self) -> None:
@@ -206,8 +215,11 @@ class Machine:
         for counts in (top, *stats.tables.values()):
             assert counts.hits == counts.unique - counts.misses
             assert 0 <= counts.misses <= counts.unique <= counts.lookups
-            assert counts.staged == counts.misses
-            assert counts.evicted <= counts.misses
+            assert counts.staged >= counts.misses  # batches of abandoned loops were staged too
+            assert counts.evicted <= counts.staged
+        # Those of forwards and of written rows, whatever was prefetched in vain.
+        for name, (lookups, unique) in self.looked_up.items():
+            assert (stats.tables[name].lookups, stats.tables[name].unique) == (lookups, unique)
         if ssd is not None:
             # Evictions and flushes alike: nothing else goes down.
             assert ssd.staged <= sum(tier.written_back for tier in tiers.values())

@@ -323,7 +323,8 @@ class Pair:
         # Plans that a forward may still use, released ones and ones that never were.
         some = [h.number for h in model.held[::2]] + [model.next_number]
         for unused in ([], some):
-            for table, counts in enumerate(planner.counts(8, unused)):
+            used = [h.number for h in model.held if h.number not in unused] if unused else None
+            for table, counts in enumerate(planner.counts(8, used)):
                 for name in ("lookups", "unique", "misses", "overflow"):
                     assert getattr(counts, name) == model.counted(name, table, unused), name
                 for name in ("staged", "evicted", "written_back"):
@@ -564,7 +565,7 @@ def test_a_batch_that_no_forward_used_is_not_counted():
     planner = make_planner(2, "lru")
 
     def counted(*unused: int) -> tuple[int, ...]:
-        (c,) = planner.counts(8, unused)
+        (c,) = planner.counts(8, [n for n in range(9) if n not in unused])
         return c.lookups, c.unique, c.misses, c.overflow, c.staged, c.evicted
 
     for batch in ([1, 2, 1], [1, 3, 4, 4]):

@@ -347,7 +347,7 @@ def test_int8_rows(dim: int, isa: str) -> None:
 def test_int8_rows_have_a_finite_range(bad: list[float]) -> None:
     with module(3, "int8", optimizer=None) as emb:
         rows = torch.tensor([[1.0, 2.0, 3.0], bad])
-        with pytest.raises(te.ConfigError, match=r"position 1 reach from .* finite weights"):
+        with pytest.raises(te.ConfigError, match=r"position 1 range from .* finite weights"):
             emb.load_rows([4, 5], rows)
         assert torch.equal(emb.rows([4, 5]), torch.zeros(2, 3))
 

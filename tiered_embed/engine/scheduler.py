@@ -99,6 +99,8 @@ class Scheduler:
         self._held: list[tuple[int, Lease]] = []  # (ticket's number, taken lease)
 
         self._dropped: deque[tuple[Lease, bool]] = deque()  # any thread appends
+        # Plans that forwards have; numbers leave it in a staging job, once they are released.
+        self._used: set[int] = set()
 
         # Written by the staging job that runs, read when none does.
         self._refused: CapacityError | None = None  # the stream's first plan without room
@@ -159,20 +161,16 @@ class Scheduler:
         """The stream's oldest batch, as :meth:`peek`, to train on."""
         lease = Lease(self, self.peek())
         waited_s = self._ahead.entry(self._num_taken).waited_s
+        self._used.add(lease.plan.number)
         self._held.append((self._num_taken, lease))
         self._num_taken += 1
         if self._tuner is not None:
             self._tune(self._tuner, waited_s, self.planner.num_cached(lease.plan))
         return lease
 
-    def unused_plans(self) -> list[int]:
-        """Numbers of the plans that are made and that nobody has taken yet."""
-        out = []
-        for n in range(self._num_taken, self._num_posted):
-            planned = self._ahead.entry(n).planned
-            if planned is not None and planned.done() and planned.exception() is None:
-                out.append(planned.result().plan.number)
-        return out
+    def used_plans(self) -> list[int]:
+        """Numbers of plans that a forward has, or had until just now."""
+        return list(self._used)
 
     def stage(self, segments: Sequence[Segment]) -> Lease:
         """Plans and stages one batch at once, ahead of the stream.
@@ -188,7 +186,7 @@ class Scheduler:
                 self._mover.wait_for_reads()
                 self.check()
             with self._phases.time("plan"):
-                return Lease(self, self.planner.plan_now(segments))
+                return self._lease(self.planner.plan_now(segments))
 
         def job() -> StepPlan:
             with self._phases.time("plan"):
@@ -209,7 +207,7 @@ class Scheduler:
             raise
         self._note_stall(plan, time.perf_counter() - start)
         self._warn_of_overflow(plan)
-        return Lease(self, plan)
+        return self._lease(plan)
 
     def quiesce(self) -> None:
         """Returns when every posted job has run and every write has reached the store."""
@@ -377,7 +375,14 @@ class Scheduler:
         if self._closed or self._pid != os.getpid():
             return
         number = lease.plan.number
-        self._jobs.post_brief(lambda: self.planner.release(number, updated=updated, used=used))
+        if not used:
+            self._used.discard(number)
+
+        def job() -> None:
+            self.planner.release(number, updated=updated, used=used)
+            self._used.discard(number)
+
+        self._jobs.post_brief(job)
         if self._held:
             self._held = [(n, held) for n, held in self._held if held is not lease]
         if self._num_posted < self._ahead.num_pushed:
@@ -391,6 +396,10 @@ class Scheduler:
         while self._dropped:
             lease, updated = self._dropped.popleft()
             self.release(lease, updated, True)
+
+    def _lease(self, plan: StepPlan) -> Lease:
+        self._used.add(plan.number)
+        return Lease(self, plan)
 
     def _drop_unwanted(self, future: Future[StepPlan]) -> None:
         if future.exception() is None:

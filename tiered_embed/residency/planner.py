@@ -154,14 +154,14 @@ class Planner:
         """The dirty rows have been written back."""
         self._native.mark_clean()
 
-    def counts(self, record_bytes: int, unused: Sequence[int] = ()) -> list[Counts]:
+    def counts(self, record_bytes: int, used: Sequence[int] | None = None) -> list[Counts]:
         """Counts of the upper tier, per table, in the order given at construction.
 
         Args:
-            unused: numbers of plans that no forward has used yet. What they add to lookups, unique,
-                misses and overflow is left out. Numbers of released plans are ignored.
+            used: numbers of the plans awaiting their release that forwards have used. What the
+                others add to lookups, unique, misses and overflow is left out. None: all count.
         """
-        return _counts(self._native.counts(list(unused)), record_bytes)
+        return _counts(self._native.counts(None if used is None else list(used)), record_bytes)
 
     def lower_counts(self, record_bytes: int) -> list[Counts]:
         """Of the lower tier: lookups are the rows that the upper tier staged, and overflow those
