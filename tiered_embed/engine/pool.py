@@ -178,8 +178,14 @@ class Pool:
         return counts
 
     def tier_stats(self) -> dict[str, TierStats]:
-        """Of every tier, by name."""
+        """Counts of every tier, by name, topmost first."""
         size, planner = self.layout.record_bytes, self.planner
+        # From the bottom up, as plans may be made meanwhile: what a tier took in, the one above it
+        # has then counted as gone.
+        ssd = None if self.scheduler.ssd is None else self.scheduler.ssd.stats()
+        lower = TierStats(slot_bytes=self._lower_slots * size, resident=planner.num_lower_resident)
+        for c in planner.lower_counts(size):
+            lower.add(c)
         upper = TierStats(
             slot_bytes=self.num_slots * size,
             overhead_bytes=planner.overhead_bytes,
@@ -189,14 +195,9 @@ class Pool:
             upper.add(c)
         tiers = {self.upper.name: upper}
         if self._lower_slots:
-            lower = TierStats(
-                slot_bytes=self._lower_slots * size, resident=planner.num_lower_resident
-            )
-            for c in planner.lower_counts(size):
-                lower.add(c)
             tiers["DDR"] = lower
-        if self.scheduler.ssd is not None:
-            tiers["SSD"] = self.scheduler.ssd.stats()
+        if ssd is not None:
+            tiers["SSD"] = ssd
         return tiers
 
     def finish(self) -> bool:
