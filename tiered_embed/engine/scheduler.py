@@ -99,8 +99,7 @@ class Scheduler:
         self._held: list[tuple[int, Lease]] = []  # (ticket's number, taken lease)
 
         self._dropped: deque[tuple[Lease, bool]] = deque()  # any thread appends
-        # Plans that forwards have; numbers leave it in a staging job, once they are released.
-        self._used: set[int] = set()
+        self._used: set[int] = set()  # plans that forwards have; left in a staging job
 
         # Written by the staging job that runs, read when none does.
         self._refused: CapacityError | None = None  # the stream's first plan without room
@@ -311,11 +310,10 @@ class Scheduler:
     @property
     def usable(self) -> bool:
         """Whether :meth:`check` would raise nothing."""
-        try:
+        with contextlib.suppress(Exception):
             self.check()
-        except Exception:
-            return False
-        return True
+            return True
+        return False
 
     # --- jobs -----------------------------------------------------------------------------------
 
