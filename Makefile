@@ -18,7 +18,7 @@ help:
 	@echo "make test-checked  planner, engine and model tests with the native contracts checked"
 	@echo "make test-long  the full equality matrix and other long runs"
 	@echo "make test-gpu   the HBM tier on a CUDA device"
-	@echo "make soak       a minute of training, watched for growth and drift"
+	@echo "make soak       two minutes of training, watched for growth and drift"
 	@echo "make torture    kills, power losses, full disks, flipped bits, hostile input (30 minutes)"
 	@echo "make check      formatting, lint, types, layers"
 	@echo "make sanitize   native/tests under ThreadSanitizer, then AddressSanitizer and UBSan"
@@ -60,7 +60,7 @@ test-gpu: $(DEV)
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
 soak: $(DEV)
-	$(BIN)/python benchmarks/soak --minutes 1
+	$(BIN)/python benchmarks/soak --minutes 2
 
 torture: $(DEV)
 	$(BIN)/python tests/faults/torture.py --json benchmarks/results/torture.json
