@@ -13,6 +13,7 @@ from tiered_embed.errors import CapacityError, ConfigError, IdRangeError
 from tiered_embed.residency.planner import POLICIES
 from tiered_embed.simulate.planner_replay import Difference, replay
 from tiered_embed.simulate.records import Records
+from tiered_embed.spec import TierStats
 from tiered_embed.traces.trace import Trace
 
 # HBM (or none) and DDR (or none), shares of the bytes of all distinct rows.
@@ -86,7 +87,7 @@ def test_a_difference_is_told():
     trace = Trace.from_ids(np.arange(40), batch=10)
     wanted = replay(trace, te.Tiers(ddr="1MiB"))
     other = replay(Trace.from_ids(np.arange(50), batch=10), te.Tiers(ddr="1MiB"))
-    stats = te.Stats(5, {"DDR": te.stats.TierStats(**_plain(other.total))}, other.tables)
+    stats = te.Stats(5, {"DDR": TierStats(**_plain(other.total))}, other.tables)
     found = wanted.differences(stats)
     assert Difference("table 'table'", "lookups", 40, 50) in found
     assert Difference("DDR", "misses", 40, 50) in found
@@ -138,15 +139,15 @@ def test_what_cannot_be_simulated_is_refused():
     two = Trace.from_columns({"a": np.arange(9), "b": np.arange(9)}, batch=3)
     for message, call in (
         ("choose one of lru", lambda: replay(trace, 5, "belady")),
-        ("'auto' follows the clock", lambda: replay(trace, 5, depth="auto")),  # type: ignore[arg-type]
+        ("'auto' depends on time", lambda: replay(trace, 5, depth="auto")),  # type: ignore[arg-type]
         ("raise lookahead or lower depth", lambda: replay(trace, 5, lookahead=1, depth=2)),
         ("lookahead is -1", lambda: replay(trace, 5, lookahead=-1)),
-        ("must be positive", lambda: replay(trace, 0)),
+        ("pass a positive number of rows", lambda: replay(trace, 0)),
         ("HBM has 1 bytes", lambda: replay(trace, te.Tiers(hbm=1, ddr=1))),
         ("pass te.Tiers", lambda: replay(trace, te.Tiers(ssd="x"))),
         ("less than one record", lambda: replay(trace, te.Tiers(ddr=10))),
         ("add its dim", lambda: replay(trace, 5, records=Records({"other": 3}))),
-        ("share no slots", lambda: replay(two, 5, records=Records({"a": 3, "b": 4}))),
+        ("cannot share slots", lambda: replay(two, 5, records=Records({"a": 3, "b": 4}))),
         ("dim is 0", lambda: Records(0)),
         ("dtype is 'int8'", lambda: Records(dtype="int8")),
         ("pass one of te.optim", lambda: Records(optimizer="sgd")),  # type: ignore[arg-type]
