@@ -120,8 +120,8 @@ def test_studies_that_cannot_be_are_refused():
 
 
 def test_sizes_are_told_in_units():
-    assert [size_text(n) for n in (0, 1023, 1024, 1536, 3 << 30)] == [
-        *("0 B", "1023 B", "1 KiB", "1.5 KiB", "3 GiB")
+    assert [size_text(n) for n in (0, 1023, 1024, 1536, 1020 << 10, 3 << 30)] == [
+        *("0 B", "1023 B", "1 KiB", "1.5 KiB", "1020 KiB", "3 GiB")
     ]
 
 

@@ -112,8 +112,8 @@ def find_log(out: Path, seed: int) -> Path:
     path = out / "generated_criteo.tsv"
     CriteoGenerator(GENERATED_LINES, seed).write(path)
     console.print(
-        f"data: no Criteo log found, so {GENERATED_LINES} lines of the same format were generated:"
-        f" {path} (set TIERED_EMBED_DATA to the folder of a real log)"
+        f"data: found no Criteo log; generated {GENERATED_LINES} lines of the same format in {path}"
+        f" (to use a real log, set TIERED_EMBED_DATA to its folder)"
     )
     return path
 

@@ -4,7 +4,8 @@
 ``belady`` and ``belady_batches`` are bounds; ``classic`` and ``peer`` are policies from the
 literature. ``lru_curve`` gives LRU's misses for every size; ``shards``, ``aet``, ``che`` and
 ``mini_simulation`` estimate them for less work. ``replay`` needs only the package itself; loops
-over single accesses need numba, which the extra ``sim`` installs.
+over single accesses need numba, which the extra ``sim`` installs. Nothing here starts a thread;
+planners of large pools start their own.
 """
 
 from __future__ import annotations

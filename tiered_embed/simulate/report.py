@@ -61,8 +61,9 @@ def html(found: Study) -> str:
 def size_text(num_bytes: float) -> str:
     """A number of bytes as ``"1.5 GiB"``."""
     for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
-        if num_bytes >= 1024**power:
-            return f"{num_bytes / 1024**power:.3g} {unit}"
+        number = num_bytes / 1024**power
+        if number >= 1:
+            return f"{number:.3g} {unit}" if number < 999.5 else f"{number:.0f} {unit}"
     return f"{num_bytes:.0f} B"
 
 
