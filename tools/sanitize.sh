@@ -13,7 +13,7 @@ for sanitizers in thread address,undefined; do
   build=build/sanitize-${sanitizers/,/-}
   cmake -S . -B "$build" -DTE_PYTHON=OFF -DTE_TESTS=ON -DTE_CHECKS=ON -DTE_SANITIZE=$sanitizers \
     -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 >/dev/null
-  cmake --build "$build" --parallel "$(nproc)" >/dev/null
+  cmake --build "$build" --target stress --parallel "$(nproc)" >/dev/null
   echo "== $sanitizers"
   "$build/native/tests/stress" --seconds 4 "$@"
 done
