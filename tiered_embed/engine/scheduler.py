@@ -99,7 +99,7 @@ class Scheduler:
         self._held: list[tuple[int, Lease]] = []  # (ticket's number, taken lease)
 
         self._dropped: deque[tuple[Lease, bool]] = deque()  # any thread appends
-        self._used: set[int] = set()  # plans that forwards have; left in a staging job
+        self._used: set[int] = set()  # numbers of the plans that forwards hold
 
         # Written by the staging job that runs, read when none does.
         self._refused: CapacityError | None = None  # the stream's first plan without room
