@@ -266,6 +266,30 @@ void bind_records(nb::module_& m) {
       nb::arg("num_threads"));
 
   m.def(
+      "lookup_in_place",
+      [](RecordArray& upper, RecordArray* lower, int64_t first_lower_slot, Slots slots,
+         std::optional<Array2<const uint8_t>> scratch, const BatchBags& batch, Array2<float> out,
+         int num_threads) {
+        check_weights(upper);
+        const Bags bags = batch.of(nullptr, nullptr, slots.size(), upper.dim());
+        const Records above = records_of(upper);
+        const Records below = lower ? records_of(*lower) : Records{};
+        const bool fits =
+            !scratch || static_cast<int64_t>(scratch->shape(1)) == upper.record_bytes();
+        if (!fits) throw std::invalid_argument("records of another length");
+        const Places places{slots.data(),
+                            &above,
+                            lower ? &below : nullptr,
+                            scratch ? scratch->data() : nullptr,
+                            upper.record_bytes(),
+                            first_lower_slot};
+        nb::gil_scoped_release nogil;
+        lookup_in_place(places, bags, out.data(), num_threads);
+      },
+      nb::arg("upper"), nb::arg("lower").none(), nb::arg("first_lower_slot"), nb::arg("slots"),
+      nb::arg("scratch").none(), nb::arg("bags"), nb::arg("out"), nb::arg("num_threads"));
+
+  m.def(
       "update",
       [](RecordArray& a, const StepPlan& plan, const BatchBags& batch, Array2<const float> grad,
          const StepSpec& spec, int num_threads) {

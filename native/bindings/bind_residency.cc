@@ -5,6 +5,8 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <stdexcept>
+
 #include "bindings/arrays.h"
 #include "residency/planner.h"
 
@@ -137,15 +139,18 @@ void bind_residency(nb::module_& m) {
       .def("release", &Planner::release, nb::arg("number"), nb::arg("updated"),
            nb::arg("used") = true, nogil)
       .def("cancel", &Planner::cancel, nogil)
-      .def("find",
-           [](Planner& p, int32_t table, Ids ids) {
-             std::vector<int32_t> slots(ids.size());
-             {
-               nb::gil_scoped_release released;
-               p.find(table, ids.data(), static_cast<int64_t>(ids.size()), slots.data());
-             }
-             return own(std::move(slots));
-           })
+      .def(
+          "find",
+          [](Planner& p, const nb::list& segments, int num_threads) {
+            const std::vector<Segment> s = segments_of(segments);
+            std::vector<int32_t> slots(static_cast<size_t>(num_ids_of(s)));
+            {
+              nb::gil_scoped_release released;
+              p.find(s, slots.data(), num_threads);
+            }
+            return own(std::move(slots));
+          },
+          nb::arg("segments"), nb::arg("num_threads"))
       .def("dirty_rows",
            [](Planner& p) {
              ResidentRows rows;
@@ -172,6 +177,19 @@ void bind_residency(nb::module_& m) {
       .def_prop_ro("num_resident", &Planner::num_resident, nogil)
       .def_prop_ro("all_resident", &Planner::all_resident, nogil)
       .def_prop_ro("overhead_bytes", &Planner::overhead_bytes, nogil);
+
+  m.def("name_missing", [](const nb::list& segments, Array1<int32_t> slots) {
+    const std::vector<Segment> s = segments_of(segments);
+    if (num_ids_of(s) != static_cast<int64_t>(slots.size())) {
+      throw std::invalid_argument("ids and slots differ in number");
+    }
+    Rows rows;
+    {
+      nb::gil_scoped_release released;
+      rows = name_missing(s, slots.data());
+    }
+    return nb::make_tuple(own(std::move(rows.tables)), own(std::move(rows.keys)));
+  });
 
   m.def("first_bad_id", [](Ids ids, int64_t num_rows) {
     nb::gil_scoped_release released;

@@ -209,6 +209,36 @@ void lookup(const Records& records, const Bags& bags, float* out, int num_thread
   });
 }
 
+void lookup_in_place(const Places& places, const Bags& bags, float* out, int num_threads) {
+  check_bags(bags);
+  const KernelTable& k = kernels();
+  const Records& upper = *places.upper;
+  const int64_t row_bytes = upper.dim * weight_bytes(upper.type);
+  const std::unique_ptr<const uint8_t*[]> rows(
+      new const uint8_t*[static_cast<size_t>(std::max<int64_t>(bags.num_ids, 1))]);
+  Bags placed = bags;
+  placed.rows = rows.get();
+  const int64_t num_bags = bags.num_features * bags.bags_per_feature;
+  const int64_t ids_per_bag = bags.num_ids / std::max<int64_t>(num_bags, 1) + 1;
+  const int64_t block = std::max<int64_t>(1, 1024 / ids_per_bag);
+  const int threads = useful_threads(upper, bags.num_ids, num_threads);
+  parallel_for((num_bags + block - 1) / block, threads, [&](int64_t n) {
+    const int64_t begin = n * block, end = std::min(num_bags, begin + block);
+    const int64_t last = bags.offsets ? bags.offsets[end] : end;
+    for (int64_t i = bags.offsets ? bags.offsets[begin] : begin; i < last; ++i) {
+      const int64_t slot = places.slots[i];
+      if (slot < 0) {
+        rows[i] = places.scratch + (-1 - slot) * places.record_bytes;
+      } else if (slot < places.first_lower_slot) {
+        rows[i] = upper.weights + slot * row_bytes;
+      } else {
+        rows[i] = places.lower->weights + (slot - places.first_lower_slot) * row_bytes;
+      }
+    }
+    k.lookup(upper, placed, begin, end, out);
+  });
+}
+
 void update(const Records& records, const Bags& bags, const Groups& groups, const float* grad,
             const Step& step, int num_threads) {
   const KernelTable& k = kernels();

@@ -35,6 +35,8 @@ struct Bags {
   int64_t row_stride;           // floats from one row of `out` / `grad` to the next
   int32_t* winners;             // (F * B, D) occurrence that gave a maximum, -1 in empty bags; or
                                 // nullptr where no feature takes one or no backward follows
+  const uint8_t* const* rows;   // (N) address of each occurrence's weights, for a lookup that no
+                                // update follows; or nullptr: `slots` and `inverse` say it
 };
 
 struct Records {
@@ -114,6 +116,20 @@ struct Step {
 
 // out[b, columns[f] : columns[f] + D] = pooled rows of bag (f, b); empty bags give zeros.
 void lookup(const Records& records, const Bags& bags, float* out, int num_threads);
+
+// Where the rows of a lookup lie that no plan has staged: in one of two tiers, or in scratch.
+struct Places {
+  const int32_t* slots;    // (N) [0, first_lower_slot): upper; from there on: lower;
+                           // -1 - m: record m of scratch
+  const Records* upper;    // not int8, whose scale and bias lie apart
+  const Records* lower;    // nullptr: there is none
+  const uint8_t* scratch;  // (M, record_bytes)
+  int64_t record_bytes;
+  int64_t first_lower_slot;
+};
+
+// As `lookup`; `bags.slots` and `bags.inverse` are not used.
+void lookup_in_place(const Places& places, const Bags& bags, float* out, int num_threads);
 
 // One optimizer step per unique row with its full gradient; `grad` is shaped like `out`.
 // REQUIRES, here and in `row_gradients`: `winners` is given where a feature takes a maximum.

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "residency/row_table.h"
+
 namespace te {
 
 int64_t first_bad_id(const int64_t* ids, int64_t n, int64_t num_rows) {
@@ -35,6 +37,39 @@ bool are_bag_bounds(const int64_t* bounds, int64_t n, int64_t num_ids) {
     }
   }
   return bad >= 0;
+}
+
+Rows name_missing(const std::vector<Segment>& segments, int32_t* slots) {
+  Rows rows;
+  const int64_t n = num_ids_of(segments);
+  const int64_t missing = std::count(slots, slots + n, kNoSlot);
+  if (missing == 0) return rows;
+  // Open addressing over at most half-full entries: 1 + the index of a row, or 0.
+  size_t size = 1024;
+  while (size < static_cast<size_t>(missing) * 2) size *= 2;
+  std::vector<int32_t> index(size, 0);
+  for (const Segment& s : segments) {
+    const uint16_t table = static_cast<uint16_t>(s.table);
+    for (int64_t i = 0; i < s.num_ids; ++i) {
+      if (slots[i] != kNoSlot) continue;
+      const int64_t id = s.ids[i];
+      size_t at = RowTable::hash(table, id) & (size - 1);
+      for (;; at = (at + 1) & (size - 1)) {
+        const int32_t m = index[at] - 1;
+        if (m < 0) {
+          rows.tables.push_back(table);
+          rows.keys.push_back(id);
+          index[at] = static_cast<int32_t>(rows.keys.size());
+          break;
+        }
+        const size_t u = static_cast<size_t>(m);
+        if (rows.keys[u] == id && rows.tables[u] == table) break;
+      }
+      slots[i] = -index[at];  // -1 - m
+    }
+    slots += s.num_ids;
+  }
+  return rows;
 }
 
 bool plan_matches(const StepPlan& plan, const std::vector<Segment>& segments) {

@@ -27,6 +27,16 @@ int64_t first_bad_id(const int64_t* ids, int64_t n, int64_t num_rows);
 // Whether n bounds make bags of num_ids ids: from 0 to num_ids, none below the one before.
 bool are_bag_bounds(const int64_t* bounds, int64_t n, int64_t num_ids);
 
+// Rows that some occurrences name, each once, in order of first occurrence.
+struct Rows {
+  std::vector<uint16_t> tables;
+  std::vector<int64_t> keys;
+};
+
+// The rows of the occurrences whose slot (N) is kNoSlot. In place of kNoSlot such an occurrence
+// gets -1 - m where its row is the m-th of them.
+Rows name_missing(const std::vector<Segment>& segments, int32_t* slots);
+
 // Whether the plan's occurrences are exactly these ids, in order.
 bool plan_matches(const StepPlan& plan, const std::vector<Segment>& segments);
 

@@ -33,7 +33,7 @@ class PartitionedPlanner final : public Planner {
   std::shared_ptr<StepPlan> plan_now(const std::vector<Segment>& segments) override;
   void release(int64_t number, bool updated, bool used = true) override;
   void cancel() override;
-  void find(int32_t table, const int64_t* ids, int64_t n, int32_t* slots) override;
+  void find(const std::vector<Segment>& segments, int32_t* slots, int num_threads) override;
   ResidentRows dirty_rows() override;
   void mark_clean() override;
 

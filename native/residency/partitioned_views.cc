@@ -1,4 +1,6 @@
 // What can be asked of a partitioned planner.
+#include <algorithm>
+
 #include "core/thread_pool.h"
 #include "residency/partitioned_planner.h"
 
@@ -12,18 +14,26 @@ void add_to(std::vector<TableCounts>* sum, const std::vector<TableCounts>& more)
 
 }  // namespace
 
-void PartitionedPlanner::find(int32_t table, const int64_t* ids, int64_t n, int32_t* slots) {
+void PartitionedPlanner::find(const std::vector<Segment>& segments, int32_t* slots,
+                              int num_threads) {
   std::lock_guard<std::mutex> lock(mutex_);
-  const size_t num_ids = static_cast<size_t>(n);
-  asked_.deal({{table, ids, n}}, num_threads_for(num_ids));
-  for_partitions(num_ids, [&](size_t s, SinglePlanner* partition) {
-    const size_t begin = static_cast<size_t>(asked_.begin(0, s));
-    const size_t end = static_cast<size_t>(asked_.begin(asked_.pieces().size(), s));
-    std::vector<int32_t> mine(end - begin);
-    partition->find(table, asked_.ids() + begin, static_cast<int64_t>(mine.size()), mine.data());
-    for (size_t i = begin; i < end; ++i) {
-      const int32_t to = asked_.occurrences()[i];
-      slots[to] = partitioning_.outer_slot(static_cast<int>(s), table, ids[to], mine[i - begin]);
+  const size_t num_ids = static_cast<size_t>(num_ids_of(segments));
+  const int threads = std::min(num_threads, num_threads_for(num_ids));
+  asked_.deal(segments, threads);
+  const std::vector<DealtIds::Piece>& pieces = asked_.pieces();
+  parallel_for(static_cast<int64_t>(num()), threads, [&](int64_t partition) {
+    const size_t s = static_cast<size_t>(partition);
+    const int32_t begin = asked_.begin(0, s);
+    std::vector<int32_t> mine(static_cast<size_t>(asked_.begin(pieces.size(), s) - begin));
+    partitions_[s]->find(asked_.segments_of(s), mine.data(), 1);
+    for (size_t p = 0; p < pieces.size(); ++p) {
+      const DealtIds::Piece& piece = pieces[p];
+      for (int32_t i = asked_.begin(p, s); i < asked_.begin(p + 1, s); ++i) {
+        const int32_t to = asked_.occurrences()[i];
+        slots[to] =
+            partitioning_.outer_slot(static_cast<int>(s), piece.table, piece.ids[to - piece.first],
+                                     mine[static_cast<size_t>(i - begin)]);
+      }
     }
   });
 }

@@ -88,9 +88,9 @@ class Planner {
   // Drops every batch of the window that has no plan yet.
   virtual void cancel() = 0;
 
-  // The slot of each id, kNoSlot where the row is not resident. The lower tier's slots follow this
-  // one's, from `first_lower_slot` on.
-  virtual void find(int32_t table, const int64_t* ids, int64_t n, int32_t* slots) = 0;
+  // The slot of each occurrence (N), kNoSlot where its row is not resident. The lower tier's slots
+  // follow this one's, from `first_lower_slot` on. REQUIRES: ids lie inside their tables.
+  virtual void find(const std::vector<Segment>& segments, int32_t* slots, int num_threads) = 0;
 
   // Rows that the store does not hold as they are here, updates of released plans included; slots
   // as in `find`.

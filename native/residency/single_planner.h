@@ -32,7 +32,7 @@ class SinglePlanner final : public Planner {
   std::shared_ptr<StepPlan> plan_now(const std::vector<Segment>& segments) override;
   void release(int64_t number, bool updated, bool used = true) override;
   void cancel() override;
-  void find(int32_t table, const int64_t* ids, int64_t n, int32_t* slots) override;
+  void find(const std::vector<Segment>& segments, int32_t* slots, int num_threads) override;
   ResidentRows dirty_rows() override;
   void mark_clean() override;
 
@@ -78,6 +78,8 @@ class SinglePlanner final : public Planner {
   void stage(Batch* batch, StepPlan* plan);
   void name_rows(const Batch& batch, StepPlan* plan);
   void count(const StepPlan& plan, Batch* batch);
+  void find_whole(const Segment& segment, int32_t* slots) const;
+  void find_cached(const Segment& segment, int32_t* slots) const;
 
   const PlannerOptions options_;
   mutable std::mutex mutex_;  // guards all below

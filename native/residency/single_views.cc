@@ -1,22 +1,70 @@
 // What can be asked of a single planner.
 #include <algorithm>
 
+#include "core/thread_pool.h"
 #include "residency/single_planner.h"
 
 namespace te {
+namespace {
 
-void SinglePlanner::find(int32_t table, const int64_t* ids, int64_t n, int32_t* slots) {
+constexpr int64_t kPieceIds = 8192;  // that a thread takes at a time
+
+}  // namespace
+
+// Reads only what the lock guards, so that several threads may do it for the one that holds it.
+void SinglePlanner::find(const std::vector<Segment>& segments, int32_t* slots, int num_threads) {
+  struct Piece {
+    Segment ids;
+    int32_t* slots;
+  };
+  std::vector<Piece> pieces;
+  for (const Segment& s : segments) {
+    for (int64_t i = 0; i < s.num_ids; i += kPieceIds) {
+      const int64_t n = std::min(kPieceIds, s.num_ids - i);
+      pieces.push_back({{s.table, s.ids + i, n}, slots + i});
+    }
+    slots += s.num_ids;
+  }
   std::lock_guard<std::mutex> lock(mutex_);
-  const TableShape& shape = options_.tables[static_cast<size_t>(table)];
-  for (int64_t i = 0; i < n; ++i) {
-    if (shape.first_slot >= 0) {
-      const int64_t slot = shape.first_slot + ids[i];
-      const bool resident = whole_.is_resident(static_cast<uint32_t>(slot));
-      slots[i] = resident ? static_cast<int32_t>(slot) : kNoSlot;
+  const int threads = num_ids_of(segments) > kPieceIds ? num_threads : 1;
+  parallel_for(static_cast<int64_t>(pieces.size()), threads, [&](int64_t p) {
+    const Piece& piece = pieces[static_cast<size_t>(p)];
+    if (options_.tables[static_cast<size_t>(piece.ids.table)].first_slot >= 0) {
+      find_whole(piece.ids, piece.slots);
     } else {
-      const uint32_t t = static_cast<uint32_t>(table);
-      const RowHandle r = rows_.find(RowTable::hash(t, ids[i]), t, ids[i]);
-      slots[i] = r == kNoRow ? kNoSlot : rows_[r].slot;
+      find_cached(piece.ids, piece.slots);
+    }
+  });
+}
+
+void SinglePlanner::find_whole(const Segment& s, int32_t* slots) const {
+  const int64_t first = options_.tables[static_cast<size_t>(s.table)].first_slot;
+  if (whole_.all_resident()) {
+    for (int64_t i = 0; i < s.num_ids; ++i) slots[i] = static_cast<int32_t>(first + s.ids[i]);
+    return;
+  }
+  constexpr int64_t kAhead = 64;
+  for (int64_t i = 0; i < s.num_ids; ++i) {
+    if (i + kAhead < s.num_ids) whole_.prefetch(static_cast<uint32_t>(first + s.ids[i + kAhead]));
+    const uint32_t slot = static_cast<uint32_t>(first + s.ids[i]);
+    slots[i] = whole_.is_resident(slot) ? static_cast<int32_t>(slot) : kNoSlot;
+  }
+}
+
+void SinglePlanner::find_cached(const Segment& s, int32_t* slots) const {
+  constexpr int64_t kBlock = 32;  // ids whose cache misses overlap
+  const uint32_t table = static_cast<uint32_t>(s.table);
+  uint32_t hashes[kBlock];
+  for (int64_t begin = 0; begin < s.num_ids; begin += kBlock) {
+    const int64_t n = std::min(kBlock, s.num_ids - begin);
+    for (int64_t i = 0; i < n; ++i) {
+      hashes[i] = RowTable::hash(table, s.ids[begin + i]);
+      rows_.prefetch_index(hashes[i]);
+    }
+    for (int64_t i = 0; i < n; ++i) rows_.prefetch_row(hashes[i]);
+    for (int64_t i = 0; i < n; ++i) {
+      const RowHandle r = rows_.find(hashes[i], table, s.ids[begin + i]);
+      slots[begin + i] = r == kNoRow ? kNoSlot : rows_[r].slot;
     }
   }
 }

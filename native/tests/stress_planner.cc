@@ -388,7 +388,7 @@ void observe(const Setup& setup, Planner* planner, Random random, const std::ato
     std::vector<int64_t> ids;
     for (int i = 0; i < 16; ++i) ids.push_back(id_in(setup, table, &random));
     std::vector<int32_t> slots(ids.size());
-    planner->find(table, ids.data(), static_cast<int64_t>(ids.size()), slots.data());
+    planner->find({{table, ids.data(), static_cast<int64_t>(ids.size())}}, slots.data(), 1);
     for (size_t i = 0; i < ids.size(); ++i) {
       TE_EXPECT(slots[i] >= kNoSlot && slots[i] < all_slots, "slot %d does not exist", slots[i]);
       TE_EXPECT(table != 2 || slots[i] == kNoSlot || slots[i] == static_cast<int32_t>(ids[i]),

@@ -5,6 +5,7 @@ There is no ``nn.Module`` in it: a module, a shard, a server and a benchmark use
 
 from .checking import CheckedBatch, Presented
 from .engine import Engine
+from .evaluation import EvaluationStream, EvaluationTicket
 from .executors import apart_from_own_threads
 from .features import Feature, feature_of
 from .pool import Pool
@@ -13,6 +14,8 @@ from .stream import Stream, Ticket, TicketState
 __all__ = [
     "CheckedBatch",
     "Engine",
+    "EvaluationStream",
+    "EvaluationTicket",
     "Feature",
     "Pool",
     "Presented",

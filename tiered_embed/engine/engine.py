@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -22,7 +23,7 @@ from ..kernels import Bags
 from ..spec import EngineOptions, Lookup, Stats, TableConfig
 from .autograd import look_up_and_train
 from .checking import CheckedBatch, Presented, check
-from .evaluation import evaluate
+from .evaluation import Evaluation, EvaluationStream, EvaluationTicket
 from .features import Feature
 from .group import PoolGroup
 from .lease import Lease
@@ -74,6 +75,8 @@ class Engine:
         self._waiting: weakref.WeakSet[Step] = weakref.WeakSet()
         self._group = PoolGroup(self.wiring, options, self.phases)
         self.rows = Rows(self.wiring, self.pools)
+        self._trained = 0  # training forwards
+        self.evaluation = Evaluation(self.pools, options, self._version)
         self.updates: Updates | None = None  # None: rows are only read
         self._stored_step = self._group.stored_step
         if options.optimizer is not None:
@@ -135,11 +138,10 @@ class Engine:
         Returns:
             The output and the batch that it belongs to.
         """
-        training = training and torch.is_grad_enabled()
         if self.updates is None:
             batch, leases = self._acquire(presented, build)
             out = self._read(batch, leases, differentiable=torch.is_grad_enabled())
-        elif training:
+        elif self.stages(training=training):
             batch, leases = self._acquire(presented, build)
             weights = batch.sample_weights
             step = Step(self.pools, batch, self.bags(batch), leases)
@@ -148,7 +150,8 @@ class Engine:
             out = look_up_and_train(self.updates.anchor, weights, self, step)
         else:
             batch = build()
-            out = self._evaluate(batch)
+            out = self._output(batch)
+            self.evaluation.look_up(batch, self.bags(batch), out)
         return (out if out.dtype == self.output_dtype else out.to(self.output_dtype)), batch
 
     def _acquire(
@@ -156,8 +159,11 @@ class Engine:
     ) -> tuple[CheckedBatch, list[Lease]]:
         """The batch, and its leases once its rows are in their slots."""
         stream = self.stream
+        self._trained += 1
         if stream is None:
             batch = build()
+            if self.evaluation.stream is not None and self.evaluation.stream.given:
+                self._note_unmatched("the module did not train when te.prefetch pulled this batch")
             with self.phases.time("wait"):
                 return batch, self._group.stage(batch)
         known = stream.known(presented)
@@ -234,15 +240,6 @@ class Engine:
         finally:
             if own is not None:
                 step.put(own)
-
-    def _evaluate(self, batch: CheckedBatch) -> torch.Tensor:
-        """Looks rows up without staging: residency and trained bytes stay as they are."""
-        out = self._output(batch)
-        options = self.options
-        for pool, segments, bags in zip(self.pools, batch.segments, self.bags(batch), strict=True):
-            values = pool.kernel.values(out)
-            evaluate(pool, segments, bags, values, options.max_norm, options.norm_type)
-        return out
 
     # --- backward ---------------------------------------------------------------------------------
 
@@ -338,6 +335,13 @@ class Engine:
         self.stream = self._group.open_stream()
         return self.stream
 
+    def stages(self, *, training: bool) -> bool:
+        """Whether a forward now would stage its rows; an evaluation only reads them.
+
+        ``training``: the module is in training mode.
+        """
+        return self.updates is None or (training and torch.is_grad_enabled())
+
     def push(self, batch: CheckedBatch, presented: Presented) -> Ticket:
         """Makes a future batch of the open stream known."""
         assert self.stream is not None
@@ -349,6 +353,29 @@ class Engine:
         stream, self.stream = self.stream, None
         if stream is not None and not self._closed:
             stream.close()
+
+    def open_evaluation(self) -> EvaluationStream:
+        """As :meth:`open_stream`, of a loop that evaluates. Both may be open at once."""
+        if self.evaluation.stream is not None:
+            raise ConfigError(
+                "a te.prefetch loop already evaluates this module; finish that one first"
+            )
+        return self.evaluation.open_stream()
+
+    def push_evaluation(self, batch: CheckedBatch) -> EvaluationTicket:
+        """Makes a future batch of the open evaluation known."""
+        assert self.evaluation.stream is not None
+        return self.evaluation.stream.push(batch)
+
+    def close_evaluation(self) -> None:
+        """Drops what is left of the evaluation. Idempotent."""
+        stream, self.evaluation.stream = self.evaluation.stream, None
+        if stream is not None:
+            stream.close()
+
+    def _version(self) -> tuple[int, ...]:
+        """Changes whenever a row may have changed."""
+        return self._trained, self.steps, self.rows.version
 
     # --- the whole --------------------------------------------------------------------------------
 
@@ -367,6 +394,7 @@ class Engine:
             self.phases.times(),
             max(pool.scheduler.depth for pool in self.pools),
             self.unmatched,
+            replace(self.evaluation.counts),
         )
 
     def flush(self) -> None:
@@ -406,6 +434,7 @@ class Engine:
         self._group = PoolGroup(self.wiring, self.options, self.phases)
         self.rows = Rows(self.wiring, self.pools)
         self.rows.version = version + 1
+        self.evaluation.pools = self.pools
         self.set_steps(self._group.stored_step)
 
     def set_steps(self, steps: int) -> None:

@@ -1,43 +1,184 @@
-"""Lookups that train nothing: rows are read as copies, and residency stays as it is.
+"""Lookups that train nothing: rows that are in memory are read where they are, the others are read
+into scratch memory. Nothing is staged, pinned or evicted, so training finds everything as it was.
+
+``te.prefetch`` pushes the batches of an evaluation into an :class:`EvaluationStream`, which reads
+the rows of the next ones into scratch while the loop is busy. What it read is used only if no row
+may have changed since; otherwise the forward reads again.
 
 Threading: as the engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 
-from ..kernels import Bags
+from ..kernels import Bags, CpuKernel
 from ..residency import Segment
-from ..spec import renormalised
-from .pool import Pool
+from ..spec import EngineOptions, EvaluationCounts, renormalised
+from .checking import CheckedBatch
+from .pool import Below, Found, Pool
 
-__all__ = ["evaluate"]
+__all__ = ["Evaluation", "EvaluationStream", "EvaluationTicket"]
+
+Version = tuple[int, ...]
 
 
-def evaluate(
-    pool: Pool,
-    segments: Sequence[Segment],
-    bags: Bags,
-    out: Any,
-    max_norm: float | None,
-    norm_type: float,
-) -> None:
-    """Writes a pool's pooled rows into its columns of ``out`` (B, columns), as training would.
+class EvaluationTicket:
+    """A batch's place in an evaluation's stream.
 
-    Nothing is staged, pinned or changed; ``max_norm`` scales the copies.
+    answered: a forward came while the batch was with the loop.
     """
-    inverse, records = [], []
-    start = 0
-    for table, ids in segments:
-        unique, where = np.unique(ids, return_inverse=True)
-        records.append(pool.read(table, unique))
-        inverse.append(where.reshape(-1).astype(np.int32) + np.int32(start))
-        start += len(unique)
-    weights = pool.layout.values(np.concatenate(records))
-    if max_norm is not None:
-        weights = renormalised(weights, max_norm, norm_type, pool.layout.dtype)
-    pool.kernel.lookup_rows(weights, np.concatenate(inverse), bags, out)
+
+    __slots__ = ("answered", "reads", "segments", "version")
+
+    def __init__(self, batch: CheckedBatch) -> None:
+        # Copies: the loader may reuse its buffers before the rows are read.
+        self.segments = [[(t, ids.copy()) for t, ids in part] for part in batch.segments]
+        self.reads: list[Future[Future[Below]]] = []  # per pool, once they have been started
+        self.version: Version = ()  # of the rows, when the reads were started
+        self.answered = False
+
+
+class EvaluationStream:
+    """The batches ahead of one evaluation loop, oldest first.
+
+    Args:
+        version: changes whenever a row may have changed.
+    """
+
+    def __init__(self, pools: Sequence[Pool], version: Callable[[], Version]) -> None:
+        self._pools = pools
+        self._version = version
+        self._tickets: deque[EvaluationTicket] = deque()
+        self._given: EvaluationTicket | None = None  # with the loop now
+
+    def push(self, batch: CheckedBatch) -> EvaluationTicket:
+        """Makes a future batch known. REQUIRES: it was checked."""
+        ticket = EvaluationTicket(batch)
+        self._tickets.append(ticket)
+        self._advance()
+        return ticket
+
+    def give(self, ticket: EvaluationTicket) -> None:
+        """The loop hands out the ticket's batch. REQUIRES: it is the oldest."""
+        self._given = ticket
+        self._advance()
+
+    def finish(self, ticket: EvaluationTicket) -> None:
+        """The loop is done with the ticket's batch."""
+        self._given = None
+        self._tickets.popleft()
+        self._advance()
+
+    def close(self) -> None:
+        """Drops the batches ahead. Reads that have begun end by themselves."""
+        self._given = None
+        self._tickets.clear()
+
+    @property
+    def given(self) -> bool:
+        """A batch is with the loop."""
+        return self._given is not None
+
+    def take(self) -> list[Below] | None:
+        """Per pool, the rows that were read ahead for the batch with the loop.
+
+        None where there is no such batch, or where rows may have changed since.
+
+        Raises:
+            StoreError: they could not be read.
+        """
+        ticket = self._given
+        if ticket is None:
+            return None
+        ticket.answered = True
+        if not ticket.reads or ticket.version != self._version():
+            return None
+        return [started.result().result() for started in ticket.reads]
+
+    def _advance(self) -> None:
+        """Starts reading for the batch with the loop and for ``depth`` batches after it."""
+        depth = max(pool.scheduler.depth for pool in self._pools)
+        for i, ticket in enumerate(self._tickets):
+            if i > depth:
+                return
+            if not ticket.reads:
+                ticket.version = self._version()
+                ticket.reads = [
+                    pool.read_ahead(segments)
+                    for pool, segments in zip(self._pools, ticket.segments, strict=True)
+                ]
+
+
+class Evaluation:
+    """The lookups of one engine that train nothing, and their counts.
+
+    Args:
+        version: changes whenever a row may have changed.
+    """
+
+    def __init__(
+        self, pools: Sequence[Pool], options: EngineOptions, version: Callable[[], Version]
+    ) -> None:
+        self.counts = EvaluationCounts()
+        self.stream: EvaluationStream | None = None  # of the te.prefetch loop that is running
+        self.pools = pools
+        self._options = options
+        self._version = version
+
+    def open_stream(self) -> EvaluationStream:
+        """The stream of a new loop. REQUIRES: there is none."""
+        self.stream = EvaluationStream(self.pools, self._version)
+        return self.stream
+
+    def look_up(self, batch: CheckedBatch, bags: Sequence[Bags], out: Any) -> None:
+        """Writes every pool's pooled rows into ``out`` (B, columns), as training would."""
+        ahead = None if self.stream is None else self.stream.take()
+        self.counts.forwards += 1
+        for p, pool in enumerate(self.pools):
+            found = self._find(pool, batch.segments[p], None if ahead is None else ahead[p])
+            values = pool.kernel.values(out)
+            if isinstance(pool.kernel, CpuKernel) and self._options.max_norm is None:
+                memory = pool.memory
+                pool.kernel.lookup_in_place(
+                    found.slots,
+                    None if memory.lower is None else memory.lower.records,
+                    pool.planner.first_lower_slot,
+                    None if found.below is None else found.below.records,
+                    bags[p],
+                    values,
+                )
+            else:
+                self._look_up_copies(pool, found, bags[p], values)
+
+    def _find(self, pool: Pool, segments: Sequence[Segment], ahead: Below | None) -> Found:
+        found = pool.find(segments)
+        self.counts.lookups += len(found.slots)
+        if len(found.keys) == 0:
+            return found
+        self.counts.misses += int(np.count_nonzero(found.slots < 0))
+        self.counts.read += len(found.keys)
+        if ahead is not None and ahead.is_of(found):
+            self.counts.read_ahead += len(found.keys)
+            return found._replace(below=ahead)
+        return found._replace(below=pool.read_below(found.tables, found.keys))
+
+    def _look_up_copies(self, pool: Pool, found: Found, bags: Bags, out: Any) -> None:
+        """As the kernel's lookup in place, through a copy of every row that occurs."""
+        slots, inverse = np.unique(found.slots, return_inverse=True)
+        records = np.empty((len(slots), pool.layout.record_bytes), np.uint8)
+        num_below = int(np.searchsorted(slots, 0))
+        if found.below is not None:
+            records[:num_below] = found.below.records[-1 - slots[:num_below]]
+        records[num_below:] = pool.memory.gather(np.ascontiguousarray(slots[num_below:]))
+        weights = pool.layout.values(records)
+        options = self._options
+        if options.max_norm is not None:
+            dtype = pool.layout.dtype
+            weights = renormalised(weights, options.max_norm, options.norm_type, dtype)
+        pool.kernel.lookup_rows(weights, inverse.reshape(-1).astype(np.int32), bags, out)

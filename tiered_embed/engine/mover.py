@@ -206,6 +206,13 @@ class Mover:
         self._writes.append(self._snapshot)
         return out
 
+    def in_reading_thread(self, job: Callable[[], T]) -> Future[T]:
+        """Runs a read that belongs to no plan. If it fails, only its future has the error."""
+        try:
+            return self._executors.reading.submit(job)
+        except RuntimeError:
+            return run_here(job)  # the interpreter is shutting down
+
     def in_saving_thread(self, job: Callable[[], T]) -> Future[T]:
         """Runs a job that no pool's order concerns. If it fails, only its future has the error."""
         try:

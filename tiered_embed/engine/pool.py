@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,7 @@ import numpy.typing as npt
 from .. import _native
 from ..errors import StoreError, TieredEmbedError
 from ..kernels import POOLINGS, DeviceKernel
-from ..residency import Planner, PoolSlots
+from ..residency import Planner, PoolSlots, Segment
 from ..spec import Counts, EngineOptions, TierStats
 from ..tiers import HostTier, MemoryTiers, PoolLayout, open_ssd
 from .compute import make_compute
@@ -19,13 +21,39 @@ from .depth import DepthTuner
 from .phases import Phases
 from .scheduler import Scheduler
 
-__all__ = ["Pool"]
+__all__ = ["Below", "Found", "Pool"]
 
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
 SCAN_ROWS = 65536
+
+
+class Below(NamedTuple):
+    """Distinct rows that no memory tier holds: ``tables`` (M,), ``keys`` (M,), and their
+    ``records`` (M, record_bytes)."""
+
+    tables: npt.NDArray[np.uint16]
+    keys: I64
+    records: U8
+
+    def is_of(self, found: Found) -> bool:
+        """Whether these are exactly the rows that were not found, in their order."""
+        return np.array_equal(self.keys, found.keys) and np.array_equal(self.tables, found.tables)
+
+
+class Found(NamedTuple):
+    """Where the rows of occurrences (N) are.
+
+    slots: (N,) in the memory tiers; -1 - m where the row is the m-th of those that no memory tier
+    holds: ``tables`` (M,), ``keys`` (M,). below: their records, once they have been read.
+    """
+
+    slots: npt.NDArray[np.int32]
+    tables: npt.NDArray[np.uint16]
+    keys: I64
+    below: Below | None = None
 
 
 class Pool:
@@ -52,6 +80,7 @@ class Pool:
         tiers = options.tiers
         self.layout = layout
         self._slots = slots
+        self._num_threads = options.threads
         self._lower_slots = lower_slots
         self.planner = Planner(
             layout.tables,
@@ -97,22 +126,54 @@ class Pool:
 
     def read(self, table: int, ids: I64) -> U8:
         """Current records of ``ids`` (n,) -> (n, record_bytes); nothing is staged or changed."""
-        self.scheduler.quiesce()
+        found = self.find([(table, ids)])
+        if len(found.keys) == 0:
+            return self.memory.gather(found.slots)
+        below = self.read_below(found.tables, found.keys)
         records = np.empty((len(ids), self.layout.record_bytes), np.uint8)
-        slots = self.planner.find(table, ids)
-        resident = slots >= 0
-        if resident.all():
-            return self.memory.gather(slots)
-        records[resident] = self.memory.gather(np.ascontiguousarray(slots[resident]))
-        rows = ids[~resident]
-        tables = np.full(len(rows), table, np.uint16)
-        if self.scheduler.ssd is None:
-            records[~resident] = self.layout.initial_records(tables, rows)
-            return records
-        below, found = self.scheduler.ssd.read(tables, rows, counted=False)
-        below[~found] = self.layout.initial_records(tables[~found], rows[~found])
-        records[~resident] = below
+        resident = found.slots >= 0
+        records[resident] = self.memory.gather(np.ascontiguousarray(found.slots[resident]))
+        records[~resident] = below.records[-1 - found.slots[~resident]]
         return records
+
+    def find(self, segments: Sequence[Segment]) -> Found:
+        """Where the rows of the occurrences are now; nothing is staged or changed.
+
+        It holds until the next plan is posted.
+        """
+        self.scheduler.finish_moves()
+        return self._find(segments)
+
+    def _find(self, segments: Sequence[Segment]) -> Found:
+        slots = self.planner.find_all(segments, self._num_threads)
+        return Found(slots, *_native.name_missing(list(segments), slots))
+
+    def read_below(self, tables: npt.NDArray[np.uint16], rows: I64) -> Below:
+        """Records of distinct rows (n,) that no memory tier holds: from the SSD tier, or initial.
+
+        REQUIRES: every plan that evicted one of them has handed its record down.
+        """
+        if self.scheduler.ssd is None:
+            return Below(tables, rows, self.layout.initial_records(tables, rows))
+        records, stored = self.scheduler.ssd.read(tables, rows, counted=False)
+        if not stored.all():
+            records[~stored] = self.layout.initial_records(tables[~stored], rows[~stored])
+        return Below(tables, rows, records)
+
+    def read_ahead(self, segments: Sequence[Segment]) -> Future[Future[Below]]:
+        """Starts reading the occurrences' rows that no memory tier will hold then.
+
+        They are looked for after the plans that are posted so far, whose victims are on their way
+        down by then.
+        """
+
+        def start() -> Future[Below]:
+            found = self._find(segments)
+            return self.scheduler.in_reading_thread(
+                lambda: self.read_below(found.tables, found.keys)
+            )
+
+        return self.scheduler.in_order(start)
 
     def write(self, table: int, ids: I64, records: U8) -> None:
         """Materialises rows: ``ids`` (n,) without repeats, ``records`` (n, record_bytes)."""
@@ -129,7 +190,7 @@ class Pool:
 
     def _surely_fit(self, table: int, ids: I64) -> bool:
         """Whether the memory tiers can hold these rows in addition to what they hold now."""
-        self.scheduler.quiesce()
+        self.scheduler.finish_moves()
         new = int((self.planner.find(table, ids) < 0).sum())
         held = self.planner.num_resident + self.planner.num_lower_resident
         # Every slot of the whole tables counts as taken: no other rows may use them.

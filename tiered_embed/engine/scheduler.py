@@ -208,6 +208,24 @@ class Scheduler:
         self._warn_of_overflow(plan)
         return self._lease(plan)
 
+    def finish_moves(self) -> None:
+        """Returns when the rows of every posted plan are in their slots, and its victims are in the
+        write buffer. Writes from there to the store go on."""
+        self.check()
+        self._release_dropped()
+        self._jobs.wait()
+        self._mover.wait_for_reads()
+        self.check()
+
+    def in_order(self, job: Callable[[], T]) -> Future[T]:
+        """Runs ``job`` in the background after what was posted before; it must be brief."""
+        self.check()
+        return self._jobs.post(job)
+
+    def in_reading_thread(self, job: Callable[[], T]) -> Future[T]:
+        """Runs ``job``, which reads from the store for no plan, in the background."""
+        return self._mover.in_reading_thread(job)
+
     def quiesce(self) -> None:
         """Returns when every posted job has run and every write has reached the store."""
         self.check()

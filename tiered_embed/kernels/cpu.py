@@ -75,6 +75,32 @@ class CpuKernel:
         """Like :meth:`lookup`, but from ``weights`` (U, D) outside the tier; ``inverse`` (N,)."""
         _native.lookup_rows(weights, inverse, bags.native, out, self._num_threads)
 
+    def lookup_in_place(
+        self,
+        slots: npt.NDArray[np.int32],
+        lower: _native.RecordArray | None,
+        first_lower_slot: int,
+        scratch: npt.NDArray[np.uint8] | None,
+        bags: Bags,
+        out: F32,
+    ) -> None:
+        """Like :meth:`lookup`, without a plan.
+
+        Args:
+            slots: (N,) where each occurrence's row is: in this tier, from ``first_lower_slot`` on
+                in ``lower``, and -1 - m for record m of ``scratch`` (M, record_bytes).
+        """
+        _native.lookup_in_place(
+            self._records,
+            lower,
+            first_lower_slot,
+            slots,
+            scratch,
+            bags.native,
+            out,
+            self._num_threads,
+        )
+
     def update(
         self,
         plan: _native.StepPlan,

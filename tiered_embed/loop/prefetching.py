@@ -11,20 +11,76 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from torch import nn
 
-from ..engine import Engine, Stream, Ticket
+from ..engine import (
+    CheckedBatch,
+    Engine,
+    EvaluationStream,
+    EvaluationTicket,
+    Presented,
+    Stream,
+    Ticket,
+)
 from ..errors import ConfigError
 from ..modules import TieredEmbeddingBagCollection, TieredModule, is_keyed_jagged
 
 __all__ = ["Prefetch", "prefetch"]
 
 B = TypeVar("B")
-Place = tuple[Stream, Ticket]
 IdsOf = Callable[[B], Mapping[nn.Module, Any]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A batch's place in the stream of one engine, which trains or evaluates."""
+
+    stream: Stream | EvaluationStream
+    ticket: Ticket | EvaluationTicket
+
+    def give(self) -> None:
+        self.stream.give(self.ticket)  # type: ignore[arg-type]
+
+    def finish(self) -> None:
+        self.stream.finish(self.ticket)  # type: ignore[arg-type]
+
+
+@dataclass
+class Streams:
+    """The streams that one loop has opened."""
+
+    training: dict[Engine, Stream] = field(default_factory=dict)
+    evaluation: dict[Engine, EvaluationStream] = field(default_factory=dict)
+
+    def push(
+        self, engine: Engine, batch: CheckedBatch, presented: Presented, stages: bool
+    ) -> Place:
+        """Makes a future batch known to ``engine``. ``stages``: its forward will."""
+        if stages:
+            return Place(self.training[engine], engine.push(batch, presented))
+        return Place(self.evaluation[engine], engine.push_evaluation(batch))
+
+    def open(self, engine: Engine, stages: bool) -> None:
+        """Opens a stream, unless it is open."""
+        if stages and engine not in self.training:
+            self.training[engine] = engine.open_stream()
+        elif not stages and engine not in self.evaluation:
+            self.evaluation[engine] = engine.open_evaluation()
+
+    def end(self) -> None:
+        """No further batch will come."""
+        for stream in self.training.values():
+            stream.end()
+
+    def close(self) -> None:
+        for engine in self.training:
+            engine.close_stream()
+        for engine in self.evaluation:
+            engine.close_evaluation()
 
 
 class Prefetch(Generic[B]):
@@ -47,7 +103,7 @@ class Prefetch(Generic[B]):
     def __iter__(self) -> Iterator[B]:
         pending: deque[tuple[B, list[Place]]] = deque()
         self._given, self._skip = self._skip, 0
-        streams: dict[Engine, Stream] = {}
+        streams = Streams()
         source = islice(iter(self._loader), self._given, None)
         failure: Exception | None = None
         ended = False
@@ -63,19 +119,18 @@ class Prefetch(Generic[B]):
                         # Its batch is still ahead of the loop: the good ones before it come first.
                         failure, ended = error, True
                     if ended:
-                        for stream in streams.values():
-                            stream.end()
+                        streams.end()
                 if not pending:
                     break
                 batch, places = pending.popleft()
-                for stream, ticket in places:
-                    stream.give(ticket)
+                for place in places:
+                    place.give()
                 self._given += 1
                 self._current = places
                 yield batch
                 self._current = None
-                for stream, ticket in places:
-                    stream.finish(ticket)
+                for place in places:
+                    place.finish()
             if failure is not None:
                 raise failure
             self._epochs += 1
@@ -83,8 +138,7 @@ class Prefetch(Generic[B]):
         finally:
             self._given = self._trained
             self._current = None
-            for engine in streams:
-                engine.close_stream()
+            streams.close()
 
     def state_dict(self) -> dict[str, int]:
         """The cursor: how many ``batches`` of this loop were trained, and ``epochs`` before it.
@@ -98,7 +152,7 @@ class Prefetch(Generic[B]):
     @property
     def _trained(self) -> int:
         """Batches that the caller has got, without the current one if no forward has used it."""
-        waits = bool(self._current) and not any(t.answered for _, t in self._current or ())
+        waits = bool(self._current) and not any(p.ticket.answered for p in self._current or ())
         return self._given - waits
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -123,7 +177,7 @@ class Prefetch(Generic[B]):
         self._epochs, self._skip = state["epochs"], state["batches"]
         self._given = self._skip
 
-    def _push(self, batch: B, streams: dict[Engine, Stream]) -> list[Place]:
+    def _push(self, batch: B, streams: Streams) -> list[Place]:
         # Everything is checked before anything is staged.
         checked = []
         for module, value in self._ids(batch).items():
@@ -133,13 +187,11 @@ class Prefetch(Generic[B]):
                     "modules"
                 )
             presented = module.present(value)
-            checked.append((module.engine, module.check(presented), presented))
-        for engine, _, _ in checked:
-            if engine not in streams:
-                streams[engine] = engine.open_stream()
-        return [
-            (streams[engine], engine.push(one, presented)) for engine, one, presented in checked
-        ]
+            stages = module.engine.stages(training=module.training)
+            checked.append((module.engine, module.check(presented), presented, stages))
+        for engine, _, _, stages in checked:
+            streams.open(engine, stages)
+        return [streams.push(*one) for one in checked]
 
 
 def _find_ids(model: nn.Module) -> IdsOf[Any]:

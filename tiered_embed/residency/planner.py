@@ -141,7 +141,11 @@ class Planner:
 
         The lower tier's slots follow the upper tier's, from ``first_lower_slot`` on.
         """
-        return self._native.find(table, ids)
+        return self._native.find([(table, ids)], 1)
+
+    def find_all(self, segments: Sequence[Segment], num_threads: int = 1) -> npt.NDArray[np.int32]:
+        """The slot of every occurrence (N,), as :meth:`find`."""
+        return self._native.find(list(segments), num_threads)
 
     def dirty_rows(
         self,

@@ -7,7 +7,7 @@ Threading: plain data and pure functions; counts are changed by their owner only
 """
 
 from . import init
-from .counts import Counts, PhaseTimes, Stats, TierStats
+from .counts import Counts, EvaluationCounts, PhaseTimes, Stats, TierStats
 from .init import Constant, Init, Uniform, philox4x32
 from .options import (
     BOUNDS_CHECKS,
@@ -37,6 +37,7 @@ __all__ = [
     "Counts",
     "EngineKeywords",
     "EngineOptions",
+    "EvaluationCounts",
     "Init",
     "Lookup",
     "Mode",

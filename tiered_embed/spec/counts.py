@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-__all__ = ["Counts", "PhaseTimes", "Stats", "TierStats"]
+__all__ = ["Counts", "EvaluationCounts", "PhaseTimes", "Stats", "TierStats"]
 
 
 @dataclass
@@ -76,6 +76,26 @@ class TierStats(Counts):
         self.resident += part.resident
 
 
+@dataclass
+class EvaluationCounts:
+    """What forwards looked up that train nothing; the other counts do not contain it.
+
+    Attributes:
+        forwards: such forwards.
+        lookups: ids looked up.
+        misses: ids whose row no memory tier held.
+        read: unique rows of those, summed over forwards and pools; read from the SSD tier, or
+            computed where they were never trained.
+        read_ahead: of ``read``, the rows that ``te.prefetch`` had read before the forward came.
+    """
+
+    forwards: int = 0
+    lookups: int = 0
+    misses: int = 0
+    read: int = 0
+    read_ahead: int = 0
+
+
 @dataclass(frozen=True)
 class PhaseTimes:
     """How long one phase of a step took (see ``engine/phases.py``), in seconds.
@@ -107,6 +127,7 @@ class Stats:
         phases: where the time went.
         depth: how many batches the deepest pool stages ahead now.
         unmatched: training forwards inside ``te.prefetch`` that could not use what it had staged.
+        evaluation: what forwards looked up that train nothing.
     """
 
     steps: int
@@ -116,6 +137,7 @@ class Stats:
     phases: Mapping[str, PhaseTimes] = field(default_factory=dict)
     depth: int = 0
     unmatched: int = 0
+    evaluation: EvaluationCounts = field(default_factory=EvaluationCounts)
 
     @property
     def topmost(self) -> TierStats:
