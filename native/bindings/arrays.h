@@ -1,4 +1,6 @@
 // Array types shared by the bindings: C-contiguous, on the CPU, from NumPy or any DLPack producer.
+// An array of another dtype is converted, which is a copy. So an argument that a function writes to
+// is bound with noconvert(): the result would be in the copy, and nobody would see it.
 #pragma once
 
 #include <nanobind/nanobind.h>

@@ -125,13 +125,14 @@ void bind_records(nb::module_& m) {
           },
           nb::arg("num_slots"), nb::arg("dim"), nb::arg("weight_type"), nb::arg("state_floats"))
       .def_prop_ro("record_bytes", &RecordArray::record_bytes)
-      .def("gather",
-           [](RecordArray& a, Slots slots, Bytes2 records, int num_threads) {
-             check_rows(slots.size(), records.shape(0));
-             nb::gil_scoped_release nogil;
-             a.gather(slots.data(), static_cast<int64_t>(slots.size()), records.data(),
-                      num_threads);
-           })
+      .def(
+          "gather",
+          [](RecordArray& a, Slots slots, Bytes2 records, int num_threads) {
+            check_rows(slots.size(), records.shape(0));
+            nb::gil_scoped_release nogil;
+            a.gather(slots.data(), static_cast<int64_t>(slots.size()), records.data(), num_threads);
+          },
+          nb::arg("slots"), nb::arg("records").noconvert(), nb::arg("num_threads"))
       .def(
           "scatter",
           [](RecordArray& a, Slots slots, Array2<const uint8_t> records,
@@ -157,41 +158,54 @@ void bind_records(nb::module_& m) {
           nb::arg("slots"), nb::arg("tables"), nb::arg("rows"), nb::arg("skip").none(),
           nb::arg("seed"), nb::arg("lo"), nb::arg("scale"), nb::arg("num_threads"));
 
-  m.def("initial_weights", [](Array1<const uint32_t> tables, Array1<const int64_t> rows,
-                              uint64_t seed, float lo, float scale, Array2<float> out) {
-    check_rows(rows.size(), out.shape(0));
-    check_rows(rows.size(), tables.size());
-    nb::gil_scoped_release nogil;
-    const int64_t dim = static_cast<int64_t>(out.shape(1));
-    for (size_t i = 0; i < rows.size(); ++i) {
-      initial_weights({seed, lo, scale}, tables.data()[i], rows.data()[i], dim,
-                      out.data() + static_cast<int64_t>(i) * dim);
-    }
-  });
+  m.def(
+      "initial_weights",
+      [](Array1<const uint32_t> tables, Array1<const int64_t> rows, uint64_t seed, float lo,
+         float scale, Array2<float> out) {
+        check_rows(rows.size(), out.shape(0));
+        check_rows(rows.size(), tables.size());
+        nb::gil_scoped_release nogil;
+        const int64_t dim = static_cast<int64_t>(out.shape(1));
+        for (size_t i = 0; i < rows.size(); ++i) {
+          initial_weights({seed, lo, scale}, tables.data()[i], rows.data()[i], dim,
+                          out.data() + static_cast<int64_t>(i) * dim);
+        }
+      },
+      nb::arg("tables"), nb::arg("rows"), nb::arg("seed"), nb::arg("lo"), nb::arg("scale"),
+      nb::arg("out").noconvert());
 
-  m.def("encode_rows", [](Array2<const float> values, int weight_type, Array2<uint8_t> rows,
-                          Array2<float> scale_bias) {
-    check_rows(values.shape(0), rows.shape(0));
-    const int64_t dim = static_cast<int64_t>(values.shape(1));
-    const WeightType type = static_cast<WeightType>(weight_type);
-    check_dim(rows.shape(1), dim * weight_bytes(type));
-    for (size_t i = 0; i < values.shape(0); ++i) {
-      encode_row(type, values.data() + i * values.shape(1), dim, rows.data() + i * rows.shape(1),
-                 scale_bias.data() + i * scale_bias.shape(1));
-    }
-  });
+  m.def(
+      "encode_rows",
+      [](Array2<const float> values, int weight_type, Array2<uint8_t> rows,
+         Array2<float> scale_bias) {
+        check_rows(values.shape(0), rows.shape(0));
+        const int64_t dim = static_cast<int64_t>(values.shape(1));
+        const WeightType type = static_cast<WeightType>(weight_type);
+        check_dim(rows.shape(1), dim * weight_bytes(type));
+        for (size_t i = 0; i < values.shape(0); ++i) {
+          encode_row(type, values.data() + i * values.shape(1), dim,
+                     rows.data() + i * rows.shape(1), scale_bias.data() + i * scale_bias.shape(1));
+        }
+      },
+      nb::arg("values"), nb::arg("weight_type"), nb::arg("rows").noconvert(),
+      nb::arg("scale_bias").noconvert());
 
-  m.def("decode_rows", [](Array2<const uint8_t> rows, int weight_type,
-                          Array2<const float> scale_bias, Array2<float> values) {
-    check_rows(values.shape(0), rows.shape(0));
-    const int64_t dim = static_cast<int64_t>(values.shape(1));
-    const WeightType type = static_cast<WeightType>(weight_type);
-    check_dim(rows.shape(1), dim * weight_bytes(type));
-    for (size_t i = 0; i < values.shape(0); ++i) {
-      decode_row(type, rows.data() + i * rows.shape(1), scale_bias.data() + i * scale_bias.shape(1),
-                 dim, values.data() + i * values.shape(1));
-    }
-  });
+  m.def(
+      "decode_rows",
+      [](Array2<const uint8_t> rows, int weight_type, Array2<const float> scale_bias,
+         Array2<float> values) {
+        check_rows(values.shape(0), rows.shape(0));
+        const int64_t dim = static_cast<int64_t>(values.shape(1));
+        const WeightType type = static_cast<WeightType>(weight_type);
+        check_dim(rows.shape(1), dim * weight_bytes(type));
+        for (size_t i = 0; i < values.shape(0); ++i) {
+          decode_row(type, rows.data() + i * rows.shape(1),
+                     scale_bias.data() + i * scale_bias.shape(1), dim,
+                     values.data() + i * values.shape(1));
+        }
+      },
+      nb::arg("rows"), nb::arg("weight_type"), nb::arg("scale_bias"),
+      nb::arg("values").noconvert());
 
   nb::class_<BagLayout>(m, "BagLayout")
       .def(
@@ -214,7 +228,8 @@ void bind_records(nb::module_& m) {
             new (self) BatchBags{&layout, offsets, sample_weights, winners, bags_per_feature};
           },
           nb::keep_alive<1, 2>(), nb::arg("layout"), nb::arg("offsets").none(),
-          nb::arg("sample_weights").none(), nb::arg("winners").none(), nb::arg("bags_per_feature"));
+          nb::arg("sample_weights").none(), nb::arg("winners").noconvert().none(),
+          nb::arg("bags_per_feature"));
 
   nb::class_<StepSpec>(m, "StepSpec")
       .def(
@@ -245,7 +260,8 @@ void bind_records(nb::module_& m) {
         nb::gil_scoped_release nogil;
         lookup(records_of(a), bags, out.data(), num_threads);
       },
-      nb::arg("records"), nb::arg("plan"), nb::arg("bags"), nb::arg("out"), nb::arg("num_threads"));
+      nb::arg("records"), nb::arg("plan"), nb::arg("bags"), nb::arg("out").noconvert(),
+      nb::arg("num_threads"));
 
   m.def(
       "lookup_rows",
@@ -262,7 +278,7 @@ void bind_records(nb::module_& m) {
         nb::gil_scoped_release nogil;
         lookup(records, bags, out.data(), num_threads);
       },
-      nb::arg("weights"), nb::arg("inverse"), nb::arg("bags"), nb::arg("out"),
+      nb::arg("weights"), nb::arg("inverse"), nb::arg("bags"), nb::arg("out").noconvert(),
       nb::arg("num_threads"));
 
   m.def(
@@ -313,7 +329,8 @@ void bind_records(nb::module_& m) {
         nb::gil_scoped_release nogil;
         row_gradients(bags, groups_of(plan), grad.data(), dim, rows.data(), num_threads);
       },
-      nb::arg("plan"), nb::arg("bags"), nb::arg("grad"), nb::arg("rows"), nb::arg("num_threads"));
+      nb::arg("plan"), nb::arg("bags"), nb::arg("grad"), nb::arg("rows").noconvert(),
+      nb::arg("num_threads"));
 
   m.def(
       "condition_rows",
@@ -323,7 +340,7 @@ void bind_records(nb::module_& m) {
         return condition_rows(groups_of(plan), static_cast<int64_t>(rows.shape(1)),
                               spec.step.conditioning, rows.data(), num_threads);
       },
-      nb::arg("plan"), nb::arg("step"), nb::arg("rows"), nb::arg("num_threads"));
+      nb::arg("plan"), nb::arg("step"), nb::arg("rows").noconvert(), nb::arg("num_threads"));
 
   m.def(
       "apply_rows",
@@ -339,7 +356,7 @@ void bind_records(nb::module_& m) {
         nb::gil_scoped_release nogil;
         apply_rows(records_of(a), bags, groups_of(plan), rows.data(), step, num_threads);
       },
-      nb::arg("records"), nb::arg("plan"), nb::arg("rows"), nb::arg("step"),
+      nb::arg("records"), nb::arg("plan"), nb::arg("rows").noconvert(), nb::arg("step"),
       nb::arg("num_threads"));
 
   m.def(
@@ -351,8 +368,8 @@ void bind_records(nb::module_& m) {
         nb::gil_scoped_release nogil;
         sample_weight_gradient(records_of(a), bags, grad.data(), out.data(), num_threads);
       },
-      nb::arg("records"), nb::arg("plan"), nb::arg("bags"), nb::arg("grad"), nb::arg("out"),
-      nb::arg("num_threads"));
+      nb::arg("records"), nb::arg("plan"), nb::arg("bags"), nb::arg("grad"),
+      nb::arg("out").noconvert(), nb::arg("num_threads"));
 
   m.def(
       "renormalise",

@@ -26,15 +26,18 @@ void bind_write_buffer(nb::module_& m) {
              nb::gil_scoped_release nogil;
              b.add(tables.data(), rows.data(), records.data(), static_cast<int64_t>(rows.size()));
            })
-      .def("read",
-           [](const WriteBuffer& b, Tables tables, Rows rows, Array2<uint8_t> out,
-              Array1<bool> found) {
-             require_same_length(tables, rows, out.shape(0));
-             require_same_length(tables, rows, found.size());
-             nb::gil_scoped_release nogil;
-             b.read(tables.data(), rows.data(), static_cast<int64_t>(rows.size()), out.data(),
-                    found.data());
-           })
+      .def(
+          "read",
+          [](const WriteBuffer& b, Tables tables, Rows rows, Array2<uint8_t> out,
+             Array1<bool> found) {
+            require_same_length(tables, rows, out.shape(0));
+            require_same_length(tables, rows, found.size());
+            nb::gil_scoped_release nogil;
+            b.read(tables.data(), rows.data(), static_cast<int64_t>(rows.size()), out.data(),
+                   found.data());
+          },
+          nb::arg("tables"), nb::arg("rows"), nb::arg("out").noconvert(),
+          nb::arg("found").noconvert())
       .def("take",
            [](WriteBuffer& b) {
              BufferedRows taken;

@@ -117,7 +117,10 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
                 bags = len(out[names[0]])
                 if bags not in grads:
                     grads[bags] = torch.full(
-                        (bags, options.dim), 0.0 if step else 0.01, device=collection.device
+                        (bags, options.dim),
+                        0.0 if step else 0.01,
+                        dtype=torch.float32,
+                        device=collection.device,
                     )
                 torch.autograd.backward([out[name] for name in names], [grads[bags]] * len(names))
             else:
@@ -223,8 +226,9 @@ def _write_every_row(
     for name in names:
         for start in range(0, options.rows_per_table, CHUNK_ROWS):
             count = min(CHUNK_ROWS, options.rows_per_table - start)
-            weights = torch.rand(count, options.dim, generator=draw) * 0.02 - 0.01
-            collection.load_rows(torch.arange(start, start + count), weights, table=name)
+            weights = torch.rand(count, options.dim, generator=draw, dtype=torch.float32)
+            weights = weights * 0.02 - 0.01
+            collection.load_rows(range(start, start + count), weights, table=name)
     collection.flush()
     for store in _stores(collection):
         if isinstance(store, RocksDbRowStore):

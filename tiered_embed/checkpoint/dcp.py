@@ -64,7 +64,7 @@ class RowsState:
                 out[_key(module_name, table)] = {
                     "ids": torch.from_numpy(np.concatenate(ids)),
                     "records": torch.from_numpy(np.concatenate(records)),
-                    "steps": torch.tensor(module.engine.steps),
+                    "steps": torch.tensor(module.engine.steps, device="cpu"),
                 }
         return out
 
@@ -81,7 +81,7 @@ class RowsState:
 
         saved = FileSystemReader(path).read_metadata().state_dict_metadata
         flat = {
-            key: torch.empty(entry.size, dtype=entry.properties.dtype)
+            key: torch.empty(entry.size, dtype=entry.properties.dtype, device="cpu")
             for key, entry in saved.items()
             if key.startswith(f"{name}.") and isinstance(entry, TensorStorageMetadata)
         }

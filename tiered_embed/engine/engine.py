@@ -306,7 +306,7 @@ class Engine:
 
     def _weight_gradient(self, step: Step, grad: torch.Tensor) -> torch.Tensor:
         features = step.batch.features
-        parts = [torch.empty(0)] * len(features)
+        parts = [torch.empty(0, dtype=torch.float32, device=self.device)] * len(features)
         for pool, bags, lease, mine in zip(
             self.pools, step.bags, step.leases, self.wiring.pool_features, strict=True
         ):

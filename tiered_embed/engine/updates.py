@@ -66,7 +66,7 @@ class Updates:
         self.grad_scaler: torch.amp.GradScaler | None = None
         # Stands for the rows where torch needs a leaf. A gradient scaler reads from its gradient
         # whether the rows' gradients were finite.
-        self.anchor = torch.zeros(1, device=device, requires_grad=True)
+        self.anchor = torch.zeros(1, dtype=torch.float32, device=device, requires_grad=True)
         self._lost_at: float | None = None  # the scale under which a gradient was not finite
         self._optimizer = optimizer
         self._scheduled = optimizer  # with the newest learning rate of a schedule

@@ -117,7 +117,7 @@ class TritonKernel(DeviceKernel):
     def lookup_rows(
         self, weights: F32, inverse: npt.NDArray[np.int32], bags: Bags, out: torch.Tensor
     ) -> None:
-        here = torch.empty(out.shape, dtype=torch.float32)
+        here = torch.empty(out.shape, dtype=torch.float32, device="cpu")
         _native.lookup_rows(weights, inverse, bags.native, here.numpy(), torch.get_num_threads())
         columns, _, _ = self._features(bags)
         for start in columns.tolist():

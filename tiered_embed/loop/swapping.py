@@ -264,7 +264,7 @@ def _chunks(weight: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]
     block = max(1, COPY_BYTES // (4 * weight.shape[1]))
     for start in range(0, len(weight), block):
         part = weight[start : start + block]
-        yield torch.arange(start, start + len(part)), part
+        yield torch.arange(start, start + len(part), device="cpu"), part
 
 
 def _carry(old: nn.Module, new: TieredModule) -> None:

@@ -286,7 +286,7 @@ class TieredModule(nn.Module):
                 "tables": {t.name: [t.num_embeddings, t.embedding_dim] for t in engine.tables},
             }
         )
-        return torch.tensor(list(text.encode()), dtype=torch.uint8)
+        return torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Checks that the state was saved from these tables; their rows come from the tiers.
