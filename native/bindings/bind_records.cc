@@ -303,7 +303,8 @@ void bind_records(nb::module_& m) {
         lookup_in_place(places, bags, out.data(), num_threads);
       },
       nb::arg("upper"), nb::arg("lower").none(), nb::arg("first_lower_slot"), nb::arg("slots"),
-      nb::arg("scratch").none(), nb::arg("bags"), nb::arg("out"), nb::arg("num_threads"));
+      nb::arg("scratch").none(), nb::arg("bags"), nb::arg("out").noconvert(),
+      nb::arg("num_threads"));
 
   m.def(
       "update",

@@ -178,18 +178,21 @@ void bind_residency(nb::module_& m) {
       .def_prop_ro("all_resident", &Planner::all_resident, nogil)
       .def_prop_ro("overhead_bytes", &Planner::overhead_bytes, nogil);
 
-  m.def("name_missing", [](const nb::list& segments, Array1<int32_t> slots) {
-    const std::vector<Segment> s = segments_of(segments);
-    if (num_ids_of(s) != static_cast<int64_t>(slots.size())) {
-      throw std::invalid_argument("ids and slots differ in number");
-    }
-    Rows rows;
-    {
-      nb::gil_scoped_release released;
-      rows = name_missing(s, slots.data());
-    }
-    return nb::make_tuple(own(std::move(rows.tables)), own(std::move(rows.keys)));
-  });
+  m.def(
+      "name_missing",
+      [](const nb::list& segments, Array1<int32_t> slots) {
+        const std::vector<Segment> s = segments_of(segments);
+        if (num_ids_of(s) != static_cast<int64_t>(slots.size())) {
+          throw std::invalid_argument("ids and slots differ in number");
+        }
+        Rows rows;
+        {
+          nb::gil_scoped_release released;
+          rows = name_missing(s, slots.data());
+        }
+        return nb::make_tuple(own(std::move(rows.tables)), own(std::move(rows.keys)));
+      },
+      nb::arg("segments"), nb::arg("slots").noconvert());
 
   m.def("first_bad_id", [](Ids ids, int64_t num_rows) {
     nb::gil_scoped_release released;

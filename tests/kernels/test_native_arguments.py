@@ -76,6 +76,16 @@ CALLS: dict[str, tuple[tuple[int, ...], Any, Callable[[Any], Any]]] = {
         F32,
         lambda a: _native.lookup_rows(GRAD, SLOTS, BAGS.native, a, 1),
     ),
+    "lookup_in_place": (
+        (2, DIM),
+        F32,
+        lambda a: _native.lookup_in_place(RECORDS, None, ROWS, SLOTS, None, BAGS.native, a, 1),
+    ),
+    "name_missing": (
+        (2,),
+        np.int32,
+        lambda a: _native.name_missing([(0, IDS)], a),
+    ),
     "row_gradients": (
         (2, DIM),
         F32,
@@ -144,6 +154,8 @@ def test_every_native_function_that_writes_is_tried():
         "__init__.winners",
         "lookup.out",
         "lookup_rows.out",
+        "lookup_in_place.out",
+        "name_missing.slots",
         "row_gradients.rows",
         "condition_rows.rows",
         "apply_rows.rows",
