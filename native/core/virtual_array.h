@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <cstddef>
+#include <cstring>
 #include <new>
 #include <type_traits>
 
@@ -87,12 +88,10 @@ class PagedVector {
   }
   void reserve(size_t capacity) {
     if (capacity <= capacity_) return;
-    void* p = data_ == nullptr
-                  ? mmap(nullptr, capacity * sizeof(T), PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-                  : mremap(data_, capacity_ * sizeof(T), capacity * sizeof(T), MREMAP_MAYMOVE);
+    const size_t bytes = capacity * sizeof(T);
+    void* p = data_ == nullptr ? map(bytes) : remap(data_, capacity_ * sizeof(T), bytes);
     if (p == MAP_FAILED) throw std::bad_alloc();
-    if (capacity * sizeof(T) >= (size_t{8} << 20)) madvise(p, capacity * sizeof(T), MADV_HUGEPAGE);
+    if (bytes >= (size_t{8} << 20)) madvise(p, bytes, MADV_HUGEPAGE);
     data_ = static_cast<T*>(p);
     capacity_ = capacity;
   }
@@ -110,6 +109,25 @@ class PagedVector {
   size_t bytes() const { return size_ * sizeof(T); }
 
  private:
+  // Both return MAP_FAILED without memory.
+  static void* map(size_t bytes) {
+    return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                -1, 0);
+  }
+  static void* remap(void* old, size_t old_bytes, size_t bytes) {
+#if defined(__SANITIZE_THREAD__)
+    // ThreadSanitizer sees mmap and munmap, but not mremap: when another thread's vector grows into
+    // the addresses that this one leaves, it would report a race between the two.
+    void* p = map(bytes);
+    if (p == MAP_FAILED) return p;
+    std::memcpy(p, old, old_bytes);
+    munmap(old, old_bytes);
+    return p;
+#else
+    return mremap(old, old_bytes, bytes, MREMAP_MAYMOVE);
+#endif
+  }
+
   T* data_ = nullptr;
   size_t size_ = 0;
   size_t capacity_ = 0;
