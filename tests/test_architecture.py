@@ -99,7 +99,7 @@ def test_only_the_engine_and_the_store_know_threads() -> None:
     assert users <= {"engine", "store", "tiers", "kernels", "checkpoint"}
     words = ("ThreadPoolExecutor(", "threading.Thread(")
     owners = {p.relative_to(ROOT) for p in MODULES if any(w in p.read_text() for w in words)}
-    assert owners == {Path("engine/lanes.py"), Path("engine/executors.py")}
+    assert owners == {Path("engine/lanes.py")}
 
 
 def test_the_extension_does_not_link_libtorch() -> None:

@@ -6,14 +6,12 @@ Threading: any thread may submit jobs.
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-from .lanes import THREADS, Lane, SharedThreads
+from .lanes import Lane, SharedThreads
 
-__all__ = ["PLANS_READING", "Executors", "apart_from_own_threads"]
+__all__ = ["PLANS_READING", "Executors"]
 
 PLANS_READING = 4  # of one pool at once; each spreads over the store's own threads
 CORES = os.cpu_count() or 1
@@ -23,18 +21,6 @@ _staging = SharedThreads("staging", min(max(CORES, 2), 8))
 _reading = SharedThreads("reading", min(max(CORES, PLANS_READING), 16))
 _writing = SharedThreads("writing", min(max(CORES, 2), 4))
 _saving = SharedThreads("saving", 2)
-
-
-def apart_from_own_threads(call: Callable[[], None]) -> None:
-    """Runs ``call`` here, or in a new thread if this is one of our threads.
-
-    The garbage collector may close a module in any thread, and closing waits for our threads: one
-    of them would wait for itself.
-    """
-    if threading.current_thread().name.startswith(THREADS):
-        threading.Thread(target=call, name="closing").start()
-    else:
-        call()
 
 
 @dataclass(frozen=True)

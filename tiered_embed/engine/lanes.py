@@ -25,11 +25,25 @@ from concurrent.futures import Executor, Future
 from queue import SimpleQueue
 from typing import ParamSpec, TypeVar
 
-__all__ = ["THREADS", "Lane", "SharedThreads"]
+__all__ = ["Lane", "SharedThreads", "apart_from_own_threads"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-THREADS = "tiered_embed-"  # how the names of all threads begin
+THREADS = "tiered_embed-"  # how the names of the shared threads begin
+CLOSING = "closing"
+
+
+def apart_from_own_threads(call: Callable[[], None]) -> None:
+    """Runs ``call`` here, or in a new thread if this is one of our threads.
+
+    The garbage collector may close a module in any thread, and closing waits for our threads: one
+    of them would wait for itself.
+    """
+    if threading.current_thread().name.startswith(THREADS):
+        # A thread inherits `daemon`; the interpreter must wait for this one.
+        threading.Thread(target=call, name=CLOSING, daemon=False).start()
+    else:
+        call()
 
 
 class SharedThreads:
@@ -160,6 +174,9 @@ def _finish() -> None:
     """The threads are daemons: what they run would be cut off."""
     for lane in list(_lanes):
         lane.shutdown()
+    for thread in threading.enumerate():
+        if thread.name == CLOSING:
+            thread.join()
 
 
 os.register_at_fork(after_in_child=_lanes.clear)  # their jobs are the parent's
