@@ -90,15 +90,16 @@ def test_packages_are_used_by_their_public_names(path: Path) -> None:
 
 
 def test_only_the_engine_and_the_store_know_threads() -> None:
-    """The engine's executors own the threads; others only lock."""
+    """The engine's lanes own the threads; others only lock."""
     users = {
         top(p)
         for p in MODULES
         if any(w in p.read_text() for w in ("import threading", "concurrent.futures"))
     }
     assert users <= {"engine", "store", "tiers", "kernels", "checkpoint"}
-    owners = {p.relative_to(ROOT) for p in MODULES if "ThreadPoolExecutor(" in p.read_text()}
-    assert owners == {Path("engine/executors.py")}
+    words = ("ThreadPoolExecutor(", "threading.Thread(")
+    owners = {p.relative_to(ROOT) for p in MODULES if any(w in p.read_text() for w in words)}
+    assert owners == {Path("engine/lanes.py")}
 
 
 def test_the_extension_does_not_link_libtorch() -> None:

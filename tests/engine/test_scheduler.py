@@ -600,8 +600,11 @@ def test_a_graph_that_is_collected_while_a_job_is_posted_does_not_block(tmp_path
                 gc.collect()
                 self.queue.put(item)
 
-        staging = scheduler._jobs.executors.staging
-        staging._work_queue = Collecting(staging._work_queue)
+            def get(self):
+                return self.queue.get()
+
+        threads = scheduler._jobs.executors.staging._threads
+        threads._calls = Collecting(threads._calls)
         scheduler._jobs.post(lambda: None)
         go_on.set()
         train_one(1)

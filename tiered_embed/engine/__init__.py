@@ -6,8 +6,8 @@ There is no ``nn.Module`` in it: a module, a shard, a server and a benchmark use
 from .checking import CheckedBatch, Presented
 from .engine import Engine
 from .evaluation import EvaluationStream, EvaluationTicket
-from .executors import apart_from_own_threads
 from .features import Feature, feature_of
+from .lanes import apart_from_own_threads
 from .pool import Pool
 from .stream import Stream, Ticket, TicketState
 

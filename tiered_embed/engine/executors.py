@@ -1,52 +1,40 @@
-"""Who runs the background jobs: the only owner of threads.
+"""Who runs a pool's background jobs: lanes on the threads that all pools of the process share.
 
 Threading: any thread may submit jobs.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+import os
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-__all__ = ["Executors", "apart_from_own_threads"]
+from .lanes import Lane, SharedThreads
 
-THREADS = "tiered_embed-"  # how their names begin
-PLANS_READING = 4  # at once; each spreads over the store's own threads
+__all__ = ["PLANS_READING", "Executors"]
 
+PLANS_READING = 4  # of one pool at once; each spreads over the store's own threads
+CORES = os.cpu_count() or 1
 
-def apart_from_own_threads(call: Callable[[], None]) -> None:
-    """Runs ``call`` here, or in a new thread if this is one of our threads.
-
-    The garbage collector may close a module in any thread, and closing waits for our threads: one
-    of them would wait for itself.
-    """
-    if threading.current_thread().name.startswith(THREADS):
-        threading.Thread(target=call, name="closing").start()
-    else:
-        call()
-
-
-def _threads(number: int, name: str) -> Callable[[], Executor]:
-    def make() -> Executor:
-        return ThreadPoolExecutor(number, THREADS + name)
-
-    return make
+# A staging job may wait for the write buffer, and a reading job for the disk.
+_staging = SharedThreads("staging", min(max(CORES, 2), 8))
+_reading = SharedThreads("reading", min(max(CORES, PLANS_READING), 16))
+_writing = SharedThreads("writing", min(max(CORES, 2), 4))
+_saving = SharedThreads("saving", 2)
 
 
 @dataclass(frozen=True)
 class Executors:
-    """Who runs a pool's background jobs; threads by default. Tests step them by hand.
+    """Who runs a pool's background jobs; lanes on shared threads by default. Tests step them.
 
     staging: plans, in order, one at a time. reading: several plans' reads at once.
     writing: write-backs, in order, one at a time. saving: what follows a checkpoint's snapshot.
     """
 
-    staging: Executor = field(default_factory=_threads(1, "staging"))
-    reading: Executor = field(default_factory=_threads(PLANS_READING, "reading"))
-    writing: Executor = field(default_factory=_threads(1, "writing"))
-    saving: Executor = field(default_factory=_threads(1, "saving"))
+    staging: Executor = field(default_factory=lambda: Lane(_staging))
+    reading: Executor = field(default_factory=lambda: Lane(_reading, PLANS_READING))
+    writing: Executor = field(default_factory=lambda: Lane(_writing))
+    saving: Executor = field(default_factory=lambda: Lane(_saving))
 
     def shutdown(self) -> None:
         """Returns when every job has ended."""
