@@ -115,16 +115,31 @@ def test_training_s_bits_and_counts_are_those_of_a_run_without_evaluations(tmp_p
 
 
 def test_a_batch_pulled_for_evaluation_trains_all_the_same(tmp_path, caplog):
-    data = batches(6, number=4)
+    data = batches(6, number=8)
     with module(tmp_path, lookahead=2) as emb, module(tmp_path / "other") as other:
         emb.eval()
-        for batch in te.prefetch(data, emb, ids=lambda b: {emb: b}):
+        loop = te.prefetch(data, emb, ids=lambda b: {emb: b})
+        for i, batch in enumerate(loop):
             emb.train()
             train(emb, [batch])
+            assert loop.state_dict()["batches"] == i + 1
         train(other, data)
         assert emb.digest() == other.digest()
-        assert emb.stats().unmatched > 0
+        # Pulled before the loop's body first ran: the first batch and lookahead + depth more.
+        assert emb.stats().unmatched == 1 + 2 + emb.engine.options.depth
     assert "did not train when te.prefetch pulled" in caplog.text
+    assert "was shown no ids" not in caplog.text
+
+
+def test_no_restore_while_a_loop_evaluates(tmp_path):
+    with module(tmp_path / "rows") as emb, torch.no_grad():
+        te.checkpoint.save(emb, tmp_path / "saved", step=0)
+        loop = iter(te.prefetch(batches(9), emb, ids=lambda b: {emb: b}))
+        next(loop)
+        with pytest.raises(te.ConfigError, match="loop is running"):
+            te.checkpoint.load(emb, tmp_path / "saved")
+        loop.close()
+        te.checkpoint.load(emb, tmp_path / "saved")
 
 
 def test_two_evaluation_loops_of_one_module_are_refused(tmp_path):

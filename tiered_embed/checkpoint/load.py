@@ -56,7 +56,7 @@ def load(
     """
     for _, module in tiered_modules(model):
         module.engine.check_idle("restore into")
-        if module.engine.stream is not None:
+        if module.engine.in_loop:
             raise ConfigError(
                 "a te.prefetch loop is running; restore before it starts, or leave it first"
             )

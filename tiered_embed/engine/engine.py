@@ -2,7 +2,8 @@
 
 A module, a shard, a server and a benchmark make an :class:`Engine` alike; there is no ``nn.Module``
 in it. A *step* is one training forward: its leases hold the rows in their slots until the backward
-has updated them, or until its graph is freed. Evaluation leases nothing: it reads copies.
+has updated them, or until its graph is freed. Evaluation leases nothing: it reads rows where they
+are.
 
 Threading: an engine belongs to one thread at a time.
 """
@@ -23,7 +24,7 @@ from ..kernels import Bags
 from ..spec import EngineOptions, Lookup, Stats, TableConfig
 from .autograd import look_up_and_train
 from .checking import CheckedBatch, Presented, check
-from .evaluation import Evaluation, EvaluationStream, EvaluationTicket
+from .evaluation import Evaluation
 from .features import Feature
 from .group import PoolGroup
 from .lease import Lease
@@ -158,12 +159,13 @@ class Engine:
         self, presented: Presented, build: Callable[[], CheckedBatch]
     ) -> tuple[CheckedBatch, list[Lease]]:
         """The batch, and its leases once its rows are in their slots."""
-        stream = self.stream
         self._trained += 1
+        stream = self.stream
+        if (stream is None or not stream.given) and self.evaluation.note_training():
+            self._note_unmatched("the module did not train when te.prefetch pulled this batch")
+            stream = None
         if stream is None:
             batch = build()
-            if self.evaluation.stream is not None and self.evaluation.stream.given:
-                self._note_unmatched("the module did not train when te.prefetch pulled this batch")
             with self.phases.time("wait"):
                 return batch, self._group.stage(batch)
         known = stream.known(presented)
@@ -335,6 +337,11 @@ class Engine:
         self.stream = self._group.open_stream()
         return self.stream
 
+    @property
+    def in_loop(self) -> bool:
+        """A te.prefetch loop feeds this engine."""
+        return self.stream is not None or self.evaluation.stream is not None
+
     def stages(self, *, training: bool) -> bool:
         """Whether a forward now would stage its rows; an evaluation only reads them.
 
@@ -352,25 +359,6 @@ class Engine:
         """Drops what is left of the stream. Idempotent; to be repeated when interrupted."""
         stream, self.stream = self.stream, None
         if stream is not None and not self._closed:
-            stream.close()
-
-    def open_evaluation(self) -> EvaluationStream:
-        """As :meth:`open_stream`, of a loop that evaluates. Both may be open at once."""
-        if self.evaluation.stream is not None:
-            raise ConfigError(
-                "a te.prefetch loop already evaluates this module; finish that one first"
-            )
-        return self.evaluation.open_stream()
-
-    def push_evaluation(self, batch: CheckedBatch) -> EvaluationTicket:
-        """Makes a future batch of the open evaluation known."""
-        assert self.evaluation.stream is not None
-        return self.evaluation.stream.push(batch)
-
-    def close_evaluation(self) -> None:
-        """Drops what is left of the evaluation. Idempotent."""
-        stream, self.evaluation.stream = self.evaluation.stream, None
-        if stream is not None:
             stream.close()
 
     def _version(self) -> tuple[int, ...]:

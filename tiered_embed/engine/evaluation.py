@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ConfigError
 from ..kernels import Bags, CpuKernel
 from ..residency import Segment
 from ..spec import EngineOptions, EvaluationCounts, renormalised
@@ -80,10 +81,11 @@ class EvaluationStream:
         self._given = None
         self._tickets.clear()
 
-    @property
-    def given(self) -> bool:
-        """A batch is with the loop."""
-        return self._given is not None
+    def answer(self) -> EvaluationTicket | None:
+        """A forward came: the ticket of the batch with the loop, if there is one."""
+        if self._given is not None:
+            self._given.answered = True
+        return self._given
 
     def take(self) -> list[Below] | None:
         """Per pool, the rows that were read ahead for the batch with the loop.
@@ -93,11 +95,8 @@ class EvaluationStream:
         Raises:
             StoreError: they could not be read.
         """
-        ticket = self._given
-        if ticket is None:
-            return None
-        ticket.answered = True
-        if not ticket.reads or ticket.version != self._version():
+        ticket = self.answer()
+        if ticket is None or not ticket.reads or ticket.version != self._version():
             return None
         return [started.result().result() for started in ticket.reads]
 
@@ -132,9 +131,27 @@ class Evaluation:
         self._version = version
 
     def open_stream(self) -> EvaluationStream:
-        """The stream of a new loop. REQUIRES: there is none."""
+        """The stream of a new loop. A loop that trains may be running.
+
+        Raises:
+            ConfigError: another loop evaluates this engine.
+        """
+        if self.stream is not None:
+            raise ConfigError(
+                "a te.prefetch loop already evaluates this module; finish that one first"
+            )
         self.stream = EvaluationStream(self.pools, self._version)
         return self.stream
+
+    def close_stream(self) -> None:
+        """Drops what is left of the stream. Idempotent."""
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.close()
+
+    def note_training(self) -> bool:
+        """A forward trains; returns whether it got a batch that was pulled for evaluation."""
+        return self.stream is not None and self.stream.answer() is not None
 
     def look_up(self, batch: CheckedBatch, bags: Sequence[Bags], out: Any) -> None:
         """Writes every pool's pooled rows into ``out`` (B, columns), as training would."""

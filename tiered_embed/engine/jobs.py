@@ -6,12 +6,12 @@ Threading: one thread at a time, the trainer's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from typing import TypeVar
 
 from .executors import Executors
 
-__all__ = ["Jobs", "run_here"]
+__all__ = ["Jobs", "run_here", "submit"]
 
 T = TypeVar("T")
 
@@ -24,6 +24,14 @@ def run_here(job: Callable[[], T]) -> Future[T]:
     except Exception as error:
         future.set_exception(error)
     return future
+
+
+def submit(executor: Executor, job: Callable[[], T]) -> Future[T]:
+    """Runs ``job`` there, or here when the interpreter shuts down and takes no more jobs."""
+    try:
+        return executor.submit(job)
+    except RuntimeError:
+        return run_here(job)
 
 
 class Jobs:

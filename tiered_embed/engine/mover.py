@@ -31,7 +31,7 @@ from ..errors import StoreError
 from ..residency import StepPlan
 from ..tiers import HostTier, MemoryTiers, SsdTier
 from .executors import Executors
-from .jobs import run_here
+from .jobs import submit
 from .phases import Phases
 
 __all__ = ["Mover"]
@@ -208,17 +208,11 @@ class Mover:
 
     def in_reading_thread(self, job: Callable[[], T]) -> Future[T]:
         """Runs a read that belongs to no plan. If it fails, only its future has the error."""
-        try:
-            return self._executors.reading.submit(job)
-        except RuntimeError:
-            return run_here(job)  # the interpreter is shutting down
+        return submit(self._executors.reading, job)
 
     def in_saving_thread(self, job: Callable[[], T]) -> Future[T]:
         """Runs a job that no pool's order concerns. If it fails, only its future has the error."""
-        try:
-            return self._executors.saving.submit(job)
-        except RuntimeError:
-            return run_here(job)  # the interpreter is shutting down
+        return submit(self._executors.saving, job)
 
     @property
     def _write_buffer_limit(self) -> int:
@@ -357,11 +351,7 @@ class Mover:
             ssd.write_back()
 
     def _submit(self, executor: Executor, job: Callable[[], T]) -> Future[T]:
-        try:
-            return executor.submit(self._watched, job)
-        except RuntimeError:
-            # The interpreter is shutting down and takes no more jobs.
-            return run_here(lambda: self._watched(job))
+        return submit(executor, lambda: self._watched(job))
 
     def _watched(self, job: Callable[[], T]) -> T:
         """Notes a failure: the planner relies on every job, so no plan may follow a failed one."""

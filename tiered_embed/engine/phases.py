@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from torch.profiler import record_function
 
+from ..residency import StepPlan
 from ..spec import PhaseTimes
 
-__all__ = ["PHASES", "Phases", "Timer"]
+__all__ = ["PHASES", "Phases", "Stalls", "Timer"]
 
 PHASES = (
     *("step", "wait", "lookup", "update"),
@@ -128,3 +129,23 @@ class Phases:
                 p50, p95, p99 = np.percentile(newest, [50, 95, 99]).tolist()
                 out[name] = PhaseTimes(count, total_s, p50, p95, p99)
         return out
+
+
+class Stalls:
+    """How long the trainer waited for rows, per table of one pool.
+
+    seconds: (tables,) float64.
+    """
+
+    def __init__(self, num_tables: int) -> None:
+        self.seconds = np.zeros(num_tables)
+
+    def note(self, plan: StepPlan, waited_s: float) -> None:
+        """Divides a wait among the tables by the rows that the plan staged."""
+        if len(self.seconds) == 1:
+            self.seconds += waited_s
+            return
+        tables = plan.tables[plan.staged] if len(plan.staged) else plan.tables
+        rows = np.bincount(tables, minlength=len(self.seconds))
+        if len(tables):
+            self.seconds += waited_s * rows / len(tables)

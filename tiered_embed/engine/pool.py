@@ -234,7 +234,7 @@ class Pool:
     def table_counts(self) -> list[Counts]:
         """Per table; a wait is divided among the tables by the rows that its batch staged."""
         counts = self.planner.counts(self.layout.record_bytes, self.scheduler.used_plans())
-        for c, stall_s in zip(counts, self.scheduler.stall_s.tolist(), strict=True):
+        for c, stall_s in zip(counts, self.scheduler.stalls.seconds.tolist(), strict=True):
             c.stall_s = stall_s
         return counts
 

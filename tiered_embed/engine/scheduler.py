@@ -28,8 +28,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-import numpy as np
-
 from ..errors import CapacityError, ClosedError, StoreError, TieredEmbedError
 from ..residency import Planner, Segment, StepPlan
 from ..tiers import MemoryTiers, SsdTier
@@ -39,7 +37,7 @@ from .executors import Executors
 from .jobs import Jobs
 from .lease import Lease
 from .mover import Mover
-from .phases import Phases
+from .phases import Phases, Stalls
 
 __all__ = ["Scheduler"]
 
@@ -78,7 +76,7 @@ class Scheduler:
         self.memory = memory
         self.ssd = ssd
         self.lookahead = lookahead
-        self.stall_s = np.zeros(planner.num_tables)  # per table whose rows were waited for
+        self.stalls = Stalls(planner.num_tables)
         self._tuner = depth if isinstance(depth, DepthTuner) else None
         self.depth = depth.depth if isinstance(depth, DepthTuner) else depth
         self._taken_at: float | None = None  # when the stream's last batch was taken
@@ -151,7 +149,7 @@ class Scheduler:
         if ready is not None:
             self._wait(ready)
         waited_s = time.perf_counter() - start
-        self._note_stall(plan, waited_s)
+        self.stalls.note(plan, waited_s)
         entry.waited_s += waited_s
         self._warn_of_overflow(plan)
         return plan
@@ -204,7 +202,7 @@ class Scheduler:
             # The job goes on by itself; nobody will use what it stages.
             future.add_done_callback(self._drop_unwanted)
             raise
-        self._note_stall(plan, time.perf_counter() - start)
+        self.stalls.note(plan, time.perf_counter() - start)
         self._warn_of_overflow(plan)
         return self._lease(plan)
 
@@ -228,9 +226,8 @@ class Scheduler:
 
     def quiesce(self) -> None:
         """Returns when every posted job has run and every write has reached the store."""
-        self.check()
-        self._release_dropped()
-        self._idle()
+        self.finish_moves()
+        self._mover.finish()
         self.check()
 
     def flush(self) -> None:
@@ -432,16 +429,6 @@ class Scheduler:
         except Exception:
             self.check()  # words it for the trainer
             raise
-
-    def _note_stall(self, plan: StepPlan, waited_s: float) -> None:
-        """Notes a wait with the tables whose rows the plan staged."""
-        if len(self.stall_s) == 1:
-            self.stall_s += waited_s
-            return
-        tables = plan.tables[plan.staged] if len(plan.staged) else plan.tables
-        rows = np.bincount(tables, minlength=len(self.stall_s))
-        if len(tables):
-            self.stall_s += waited_s * rows / len(tables)
 
     def _tune(self, tuner: DepthTuner, waited_s: float, num_unique: int) -> None:
         now = time.perf_counter()

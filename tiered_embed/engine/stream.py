@@ -106,6 +106,11 @@ class Stream:
             scheduler.cancel()
         self._tickets.clear()
 
+    @property
+    def given(self) -> bool:
+        """A batch is with the loop."""
+        return self._given is not None
+
     # --- the forward's calls ----------------------------------------------------------------------
 
     def known(self, presented: Presented) -> CheckedBatch | None:

@@ -62,14 +62,14 @@ class Streams:
         """Makes a future batch known to ``engine``. ``stages``: its forward will."""
         if stages:
             return Place(self.training[engine], engine.push(batch, presented))
-        return Place(self.evaluation[engine], engine.push_evaluation(batch))
+        return Place(self.evaluation[engine], self.evaluation[engine].push(batch))
 
     def open(self, engine: Engine, stages: bool) -> None:
         """Opens a stream, unless it is open."""
         if stages and engine not in self.training:
             self.training[engine] = engine.open_stream()
         elif not stages and engine not in self.evaluation:
-            self.evaluation[engine] = engine.open_evaluation()
+            self.evaluation[engine] = engine.evaluation.open_stream()
 
     def end(self) -> None:
         """No further batch will come."""
@@ -80,7 +80,7 @@ class Streams:
         for engine in self.training:
             engine.close_stream()
         for engine in self.evaluation:
-            engine.close_evaluation()
+            engine.evaluation.close_stream()
 
 
 class Prefetch(Generic[B]):
