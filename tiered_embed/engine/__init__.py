@@ -7,6 +7,7 @@ from .checking import CheckedBatch, Presented
 from .engine import Engine
 from .executors import apart_from_own_threads
 from .features import Feature, feature_of
+from .outputs import feature_rows
 from .pool import Pool
 from .stream import Stream, Ticket, TicketState
 
@@ -21,4 +22,5 @@ __all__ = [
     "TicketState",
     "apart_from_own_threads",
     "feature_of",
+    "feature_rows",
 ]
