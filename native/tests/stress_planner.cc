@@ -101,7 +101,7 @@ void observe(const PlannerSetup& setup, Planner* planner, Random random,
   std::vector<TableCounts> before(setup.options.tables.size());
   while (!over->load(std::memory_order_relaxed)) {
     const auto table = static_cast<uint16_t>(random.below(static_cast<int64_t>(before.size())));
-    const bool many = random.one_in(4);  // as an evaluation's batch: worth several threads
+    const bool many = random.one_in(16);  // as an evaluation's batch: worth several threads
     std::vector<int64_t> ids;
     for (int i = 0; i < (many ? 10000 : 16); ++i) ids.push_back(id_in(setup, table, &random));
     std::vector<int32_t> slots(ids.size());
