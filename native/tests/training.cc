@@ -45,6 +45,32 @@ Occurrences group(const Batch& batch, const SlotOf& slot_of) {
   return out;
 }
 
+// How a batch's occurrences make bags; the rows that they read are the caller's to add.
+struct BatchBags {
+  BatchBags(const Task& task, const Batch& batch) {
+    const auto num_features = static_cast<int64_t>(task.tables.size());
+    for (int64_t f = 0; f < num_features; ++f) columns.push_back(f * task.dim);
+    winners.resize(static_cast<size_t>(num_features * batch.num_bags * task.dim));
+    bags.offsets = batch.offsets.data();
+    bags.num_ids = batch.num_ids;
+    bags.num_features = num_features;
+    bags.bags_per_feature = batch.num_bags;
+    bags.pooling = task.pooling.data();
+    bags.columns = columns.data();
+    bags.row_stride = num_features * task.dim;
+    bags.winners = winners.data();
+  }
+  BatchBags(const BatchBags&) = delete;
+  BatchBags& operator=(const BatchBags&) = delete;
+  size_t num_outputs() const {
+    return static_cast<size_t>(bags.bags_per_feature * bags.row_stride);
+  }
+
+  std::vector<int64_t> columns;
+  std::vector<int32_t> winners;
+  Bags bags{};
+};
+
 }  // namespace
 
 std::vector<Segment> Batch::segments() const {
@@ -85,12 +111,13 @@ Task task_of(Random* random, bool whole) {
   return task;
 }
 
-Batch batch_of(const Task& task, Random* random) {
+Batch batch_of(const Task& task, bool evaluates, Random* random) {
   const auto num_tables = static_cast<int64_t>(task.tables.size());
   Batch batch;
   batch.num_bags = random->between(1, task.max_ids / 4);
-  batch.updates = !random->one_in(6);
-  batch.ahead = !batch.updates && random->one_in(2);
+  batch.evaluates = evaluates;
+  batch.updates = !evaluates && !random->one_in(6);
+  batch.ahead = !evaluates && !batch.updates && random->one_in(2);
   batch.ids.resize(task.tables.size());
   batch.offsets.push_back(0);
   const bool has_hot_row = random->one_in(3);
@@ -113,27 +140,19 @@ Batch batch_of(const Task& task, Random* random) {
   return batch;
 }
 
+Records rows_of(RecordArray* records) {
+  return {records->weights(), records->state(), records->dim(), records->state_floats(),
+          records->type()};
+}
+
 std::vector<float> train(const Task& task, const Batch& batch, int64_t step_number,
                          const Occurrences& occurrences, RecordArray* records, int num_threads) {
-  const auto num_features = static_cast<int64_t>(task.tables.size());
-  const int64_t stride = num_features * task.dim;
-  std::vector<int64_t> columns;
-  for (int64_t f = 0; f < num_features; ++f) columns.push_back(f * task.dim);
-  std::vector<int32_t> winners(static_cast<size_t>(num_features * batch.num_bags * task.dim));
-  const Bags bags{occurrences.slots.data(),
-                  occurrences.inverse.data(),
-                  batch.offsets.data(),
-                  nullptr,
-                  batch.num_ids,
-                  num_features,
-                  batch.num_bags,
-                  task.pooling.data(),
-                  columns.data(),
-                  stride,
-                  winners.data()};
-  const Records rows{records->weights(), records->state(), task.dim, task.state_floats, task.type};
-  std::vector<float> out(static_cast<size_t>(batch.num_bags * stride));
-  lookup(rows, bags, out.data(), num_threads);
+  BatchBags arrays(task, batch);
+  arrays.bags.slots = occurrences.slots.data();
+  arrays.bags.inverse = occurrences.inverse.data();
+  const Records rows = rows_of(records);
+  std::vector<float> out(arrays.num_outputs());
+  lookup(rows, arrays.bags, out.data(), num_threads);
   if (!batch.updates) return out;
 
   std::vector<float> grad(out.size());
@@ -142,7 +161,16 @@ std::vector<float> train(const Task& task, const Batch& batch, int64_t step_numb
   }
   const Groups groups{occurrences.group_start.data(), occurrences.group.data(),
                       static_cast<int64_t>(occurrences.slots.size())};
-  update(rows, bags, groups, grad.data(), step_of(task, step_number), num_threads);
+  update(rows, arrays.bags, groups, grad.data(), step_of(task, step_number), num_threads);
+  return out;
+}
+
+std::vector<float> look_up_in_place(const Task& task, const Batch& batch, const Places& places,
+                                    int num_threads) {
+  BatchBags arrays(task, batch);
+  arrays.bags.winners = nullptr;  // no backward follows
+  std::vector<float> out(arrays.num_outputs());
+  lookup_in_place(places, arrays.bags, out.data(), num_threads);
   return out;
 }
 

@@ -36,7 +36,8 @@ struct Batch {
   int64_t num_bags = 0;                   // B
   int64_t num_ids = 0;                    // N
   bool updates = false;                   // else it is only looked up
-  bool ahead = false;                     // staged at once, no part of the stream; for evaluation
+  bool ahead = false;                     // staged at once, no part of the stream
+  bool evaluates = false;                 // read where its rows are, without a plan
 
   std::vector<Segment> segments() const;
 };
@@ -54,12 +55,19 @@ constexpr int64_t kWholeRows = 500;
 
 // `whole`: its last table has a slot for every row.
 Task task_of(Random* random, bool whole);
-Batch batch_of(const Task& task, Random* random);
+Batch batch_of(const Task& task, bool evaluates, Random* random);
 
 // Lookup, and where the batch updates one optimizer step with a gradient that depends on what was
 // looked up. Returns the looked up values (B, F * D).
 std::vector<float> train(const Task& task, const Batch& batch, int64_t step_number,
                          const Occurrences& occurrences, RecordArray* records, int num_threads);
+
+// As `train` for a batch that updates nothing, of rows that lie in `places`.
+std::vector<float> look_up_in_place(const Task& task, const Batch& batch, const Places& places,
+                                    int num_threads);
+
+// As the kernels take them.
+Records rows_of(RecordArray* records);
 
 struct Truth {
   std::vector<std::vector<float>> looked_up;         // per batch
