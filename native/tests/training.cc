@@ -130,7 +130,8 @@ std::vector<float> train(const Task& task, const Batch& batch, int64_t step_numb
                   task.pooling.data(),
                   columns.data(),
                   stride,
-                  winners.data()};
+                  winners.data(),
+                  nullptr};
   const Records rows{records->weights(), records->state(), task.dim, task.state_floats, task.type};
   std::vector<float> out(static_cast<size_t>(batch.num_bags * stride));
   lookup(rows, bags, out.data(), num_threads);
