@@ -78,7 +78,7 @@ class Pipeline {
         records_(
             setup.planner.whole_slots + setup.planner.cached_slots + setup.planner.overflow_slots,
             task.dim, task.type, task.state_floats),
-        buffer_(records_.record_bytes()),
+        buffer_(records_.record_bytes(), 16 * records_.record_bytes()),
         reading_(setup.num_readers),
         writing_(1),
         staging_(1) {}
@@ -215,12 +215,13 @@ class Pipeline {
                         task_.init, kNumThreads);
   }
   void write() {
-    const BufferedRows taken = buffer_.take();
-    Random random(seed_ + taken.rows.size());
-    take_a_while(&random);
-    store_.put(taken, records_.record_bytes());
-    take_a_while(&random);
-    buffer_.arrived();
+    for (BufferedRows taken; buffer_.take(&taken); taken = {}) {
+      Random random(seed_ + taken.rows.size());
+      take_a_while(&random);
+      store_.put(taken, records_.record_bytes());
+      take_a_while(&random);
+      buffer_.arrived();
+    }
   }
   // Some reads and writes take longer than their neighbours, so that these pass them.
   static void take_a_while(Random* random) {
