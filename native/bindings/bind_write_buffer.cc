@@ -19,7 +19,7 @@ void require_same_length(const Tables& tables, const Rows& rows, size_t num_reco
 
 void bind_write_buffer(nb::module_& m) {
   nb::class_<WriteBuffer>(m, "WriteBuffer")
-      .def(nb::init<int64_t>(), nb::arg("record_bytes"))
+      .def(nb::init<int64_t, int64_t>(), nb::arg("record_bytes"), nb::arg("portion_bytes"))
       .def("add",
            [](WriteBuffer& b, Tables tables, Rows rows, Array2<const uint8_t> records) {
              require_same_length(tables, rows, records.shape(0));
@@ -39,12 +39,14 @@ void bind_write_buffer(nb::module_& m) {
           nb::arg("tables"), nb::arg("rows"), nb::arg("out").noconvert(),
           nb::arg("found").noconvert())
       .def("take",
-           [](WriteBuffer& b) {
+           [](WriteBuffer& b) -> nb::object {
              BufferedRows taken;
+             bool any;
              {
                nb::gil_scoped_release nogil;
-               taken = b.take();
+               any = b.take(&taken);
              }
+             if (!any) return nb::none();
              return nb::make_tuple(own(std::move(taken.tables)), own(std::move(taken.rows)),
                                    own(std::move(taken.records)));
            })

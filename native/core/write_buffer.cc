@@ -2,102 +2,131 @@
 
 #include <algorithm>
 #include <cstring>
+#include <mutex>
 #include <unordered_set>
 #include <utility>
 
-#include "core/check.h"
-
 namespace te {
+namespace {
+
+using Exclusive = std::lock_guard<std::shared_mutex>;
+using Shared = std::shared_lock<std::shared_mutex>;
+
+}  // namespace
 
 void WriteBuffer::add(const uint16_t* tables, const int64_t* rows, const uint8_t* records,
                       int64_t n) {
-  if (n == 0) return;
-  const size_t bytes = static_cast<size_t>(n * record_bytes_);
-  Batch added{0, {}, std::vector<uint8_t>(records, records + bytes)};
-  added.keys.reserve(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) added.keys.push_back({static_cast<uint64_t>(rows[i]), tables[i]});
-
-  std::lock_guard<std::mutex> lock(mutex_);
-  added.number = next_number_++;
-  for (size_t i = 0; i < added.keys.size(); ++i) {
-    newest_.insert_or_assign(added.keys[i], Place{added.number, i});
+  const int64_t most = std::max<int64_t>(1, portion_bytes_ / record_bytes_);
+  for (int64_t i = 0; i < n; i += most) {
+    add_batch(tables + i, rows + i, records + i * record_bytes_,
+              static_cast<size_t>(std::min(most, n - i)));
   }
+}
+
+void WriteBuffer::add_batch(const uint16_t* tables, const int64_t* rows, const uint8_t* records,
+                            size_t n) {
+  const size_t bytes = n * static_cast<size_t>(record_bytes_);
+  auto added = std::make_shared<Batch>();
+  added->records.assign(records, records + bytes);
+  added->keys.reserve(n);
+  for (size_t i = 0; i < n; ++i) added->keys.push_back({static_cast<uint64_t>(rows[i]), tables[i]});
+
+  Exclusive lock(mutex_);
+  const int64_t number = next_number_++;
+  for (size_t i = 0; i < n; ++i) newest_.insert_or_assign(added->keys[i], Place{number, i});
   bytes_ += static_cast<int64_t>(bytes);
   batches_.push_back(std::move(added));
 }
 
 void WriteBuffer::read(const uint16_t* tables, const int64_t* rows, int64_t n, uint8_t* out,
                        bool* found) const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (newest_.empty()) return;
-  const size_t size = static_cast<size_t>(record_bytes_);
-  for (int64_t i = 0; i < n; ++i) {
-    const auto it = newest_.find({static_cast<uint64_t>(rows[i]), tables[i]});
-    if (it == newest_.end()) continue;
-    const Place place = it->second;
-    std::memcpy(out + static_cast<size_t>(i) * size,
-                batch(place.batch).records.data() + place.index * size, size);
+  const auto size = static_cast<size_t>(record_bytes_);
+  std::vector<std::pair<int64_t, const uint8_t*>> places;  // which of the rows, its record
+  std::deque<std::shared_ptr<const Batch>> kept;           // where the records are
+  {
+    Shared lock(mutex_);
+    if (newest_.empty()) return;
+    for (int64_t i = 0; i < n; ++i) {
+      const auto it = newest_.find({static_cast<uint64_t>(rows[i]), tables[i]});
+      if (it == newest_.end()) continue;
+      const Place place = it->second;
+      const Batch& batch = *batches_[static_cast<size_t>(place.batch - first_number_)];
+      places.emplace_back(i, batch.records.data() + place.index * size);
+    }
+    if (places.empty()) return;
+    kept = batches_;
+  }
+  for (const auto& [i, record] : places) {
+    std::memcpy(out + static_cast<size_t>(i) * size, record, size);
     found[i] = true;
   }
 }
 
 void WriteBuffer::hold() {
-  std::lock_guard<std::mutex> lock(mutex_);
+  Exclusive lock(mutex_);
   holds_.push_back(next_number_);
 }
 
 void WriteBuffer::resume() {
-  std::lock_guard<std::mutex> lock(mutex_);
+  Exclusive lock(mutex_);
   if (!holds_.empty()) holds_.pop_front();
 }
 
-BufferedRows WriteBuffer::take() {
-  std::lock_guard<std::mutex> lock(mutex_);
-  TE_CHECK(batches_.empty() || batches_.front().number >= taken_before_,
-           "what was taken last has arrived");
-  const int64_t before = holds_.empty() ? next_number_ : holds_.front();
-  BufferedRows out;
-  const size_t size = static_cast<size_t>(record_bytes_);
-  size_t most = 0;
-  for (const Batch& b : batches_) {
-    if (b.number < before) most += b.keys.size();
-  }
-  out.tables.reserve(most);
-  out.rows.reserve(most);
-  out.records.reserve(most * size);
-  std::unordered_set<Key, Hash> seen;  // rows that batches from `before` on have, too
-  for (auto b = batches_.rbegin(); b != batches_.rend(); ++b) {
-    if (b->number >= before) continue;
-    for (size_t i = 0; i < b->keys.size(); ++i) {
-      const Key& key = b->keys[i];
-      const int64_t newest = newest_.at(key).batch;
-      const bool goes = newest < before ? newest == b->number : seen.insert(key).second;
-      if (!goes) continue;
-      out.tables.push_back(static_cast<uint16_t>(key.table));
-      out.rows.push_back(static_cast<int64_t>(key.row));
-      const uint8_t* record = b->records.data() + i * size;
-      out.records.insert(out.records.end(), record, record + size);
+bool WriteBuffer::take(BufferedRows* out) {
+  const auto size = static_cast<size_t>(record_bytes_);
+  std::vector<std::pair<const Batch*, size_t>> places;  // `arrived` alone removes batches
+  {
+    Shared lock(mutex_);
+    const int64_t before = holds_.empty() ? next_number_ : holds_.front();
+    int64_t end = first_number_;
+    for (int64_t bytes = 0; end < before; ++end) {
+      bytes +=
+          static_cast<int64_t>(batches_[static_cast<size_t>(end - first_number_)]->records.size());
+      if (bytes > portion_bytes_ && end > first_number_) break;
     }
+    if (end == first_number_) return false;
+    std::unordered_set<Key, Hash> seen;  // rows that batches from `before` on have, too
+    for (int64_t number = end - 1; number >= first_number_; --number) {
+      const Batch& batch = *batches_[static_cast<size_t>(number - first_number_)];
+      for (size_t i = 0; i < batch.keys.size(); ++i) {
+        const int64_t newest = newest_.at(batch.keys[i]).batch;
+        // A record that is not the newest is needed below only if a hold keeps the newest.
+        const bool goes = newest < before ? newest == number : seen.insert(batch.keys[i]).second;
+        if (goes) places.emplace_back(&batch, i);
+      }
+    }
+    taken_before_ = end;
   }
-  taken_before_ = std::max(taken_before_, before);
-  return out;
+  out->tables.reserve(places.size());
+  out->rows.reserve(places.size());
+  out->records.resize(places.size() * size);
+  uint8_t* record = out->records.data();
+  for (const auto& [batch, i] : places) {
+    out->tables.push_back(static_cast<uint16_t>(batch->keys[i].table));
+    out->rows.push_back(static_cast<int64_t>(batch->keys[i].row));
+    std::memcpy(record, batch->records.data() + i * size, size);
+    record += size;
+  }
+  return true;
 }
 
 void WriteBuffer::arrived() {
-  std::lock_guard<std::mutex> lock(mutex_);
-  while (!batches_.empty() && batches_.front().number < taken_before_) {
-    const Batch& b = batches_.front();
-    for (const Key& key : b.keys) {
+  std::vector<std::shared_ptr<const Batch>> freed;  // without the lock
+  Exclusive lock(mutex_);
+  for (; first_number_ < taken_before_; ++first_number_) {
+    const Batch& batch = *batches_.front();
+    for (const Key& key : batch.keys) {
       const auto it = newest_.find(key);
-      if (it != newest_.end() && it->second.batch == b.number) newest_.erase(it);
+      if (it != newest_.end() && it->second.batch == first_number_) newest_.erase(it);
     }
-    bytes_ -= static_cast<int64_t>(b.records.size());
+    bytes_ -= static_cast<int64_t>(batch.records.size());
+    freed.push_back(std::move(batches_.front()));
     batches_.pop_front();
   }
 }
 
 int64_t WriteBuffer::bytes() const {
-  std::lock_guard<std::mutex> lock(mutex_);
+  Shared lock(mutex_);
   return bytes_;
 }
 

@@ -4,12 +4,14 @@
 // records stay readable until `arrived`, so that a row is always found here or below. After
 // `hold`, what is added goes down only when that hold has ended by `resume`.
 //
-// Threading: every method locks. One thread takes and reports arrivals; any may add and read.
+// Threads: every method locks; records are copied without the lock. One thread takes and reports
+// arrivals; any may add and read.
 #pragma once
 
 #include <cstdint>
 #include <deque>
-#include <mutex>
+#include <memory>
+#include <shared_mutex>
 #include <unordered_map>
 #include <vector>
 
@@ -23,7 +25,9 @@ struct BufferedRows {
 
 class WriteBuffer {
  public:
-  explicit WriteBuffer(int64_t record_bytes) : record_bytes_(record_bytes) {}
+  // `portion_bytes`: what one `take` gives at most, or one record. Room comes back in such steps.
+  WriteBuffer(int64_t record_bytes, int64_t portion_bytes)
+      : record_bytes_(record_bytes), portion_bytes_(portion_bytes) {}
 
   // Copies `records` (n, record_bytes) of the rows (tables[i], rows[i]), which differ.
   void add(const uint16_t* tables, const int64_t* rows, const uint8_t* records, int64_t n);
@@ -38,9 +42,10 @@ class WriteBuffer {
   void hold();
   void resume();
 
-  // What was added before the oldest hold (all, if there is none) and not taken, for the tier
-  // below; of a row the newest such record. REQUIRES: what was taken last has arrived.
-  BufferedRows take();
+  // The oldest records that were added before the oldest hold, if there is one, for the tier below.
+  // Returns whether there were any; where later ones replace all of them, `out` is empty. What was
+  // taken and has not arrived is taken again.
+  bool take(BufferedRows* out);
 
   // What was taken last is below now.
   void arrived();
@@ -59,8 +64,8 @@ class WriteBuffer {
       return static_cast<size_t>(x ^ (x >> 32));
     }
   };
+  // At most one portion; never changes.
   struct Batch {
-    int64_t number;
     std::vector<Key> keys;
     std::vector<uint8_t> records;
   };
@@ -69,18 +74,19 @@ class WriteBuffer {
     size_t index;
   };
 
-  const Batch& batch(int64_t number) const {
-    return batches_[static_cast<size_t>(number - batches_.front().number)];
-  }
+  void add_batch(const uint16_t* tables, const int64_t* rows, const uint8_t* records, size_t n);
 
   const int64_t record_bytes_;
-  mutable std::mutex mutex_;  // guards all below
-  std::deque<Batch> batches_;
+  const int64_t portion_bytes_;
+  mutable std::shared_mutex mutex_;  // guards all below
+  std::deque<std::shared_ptr<const Batch>> batches_;
   std::unordered_map<Key, Place, Hash> newest_;
-  int64_t next_number_ = 0;
-  int64_t taken_before_ = 0;   // batches below this number were taken
+  int64_t first_number_ = 0;   // of batches_; the others follow
+  int64_t next_number_ = 0;    // of the next batch
   std::deque<int64_t> holds_;  // numbers of the first batches after them
   int64_t bytes_ = 0;
+
+  int64_t taken_before_ = 0;  // batches below this number were taken; for the thread that takes
 };
 
 }  // namespace te

@@ -8,18 +8,11 @@
 #include <cstdarg>
 #include <memory>
 
-#include "store/aio_file_system.h"
+#include "store/row_file_system.h"
 
 namespace te {
 
 namespace {
-
-// Threads that read, in addition to the caller's. Without AIO a thread has one read in flight; with
-// it up to 32, but only those of one file and sorted run: 8 on average where half of the rows have
-// been rewritten since the last merge. 4 threads saturate a disk from merged files; of several runs
-// 12 read 12 to 20 % more rows than 6. They cost 0.6 times the CPU of 32 without AIO.
-constexpr size_t kReadThreadsAio = 12;
-constexpr size_t kReadThreads = 32;
 
 constexpr int kL0Files = 16;  // sorted runs that gather before they are merged
 
@@ -56,7 +49,7 @@ void tune_reads(const StoreOptions& options, rocksdb::Options& rocks) {
   rocks.advise_random_on_open = true;
   // The random advice turns the kernel's readahead off for compactions as well; this replaces it.
   rocks.compaction_readahead_size = size_t{2} << 20;
-  if (options.direct_io) rocks.env = aio_env();
+  rocks.env = row_env();
 }
 
 void tune_writes(const StoreOptions& options, rocksdb::Options& rocks) {
@@ -84,11 +77,6 @@ void tune_writes(const StoreOptions& options, rocksdb::Options& rocks) {
 }
 
 }  // namespace
-
-size_t default_read_threads(const StoreOptions& options) {
-  const bool aio = options.direct_io && options.tuning == Tuning::kRows && is_aio_available();
-  return aio ? kReadThreadsAio : kReadThreads;
-}
 
 rocksdb::Options rocks_options_of(const StoreOptions& options) {
   rocksdb::Options rocks;

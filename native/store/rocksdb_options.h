@@ -21,7 +21,7 @@ struct StoreOptions {
   size_t record_bytes = 0;
   OpenMode mode = OpenMode::kReadWrite;
   Tuning tuning = Tuning::kRows;
-  // Threads that a get() may use in addition to the caller's; none given: default_read_threads().
+  // Threads of ReaderPool::of_process() that a get() may use besides the caller's; none given: all.
   std::optional<size_t> num_read_threads;
   // Bypass the page cache, for reads, flushes and compactions.
   bool direct_io = false;
@@ -33,8 +33,6 @@ struct StoreOptions {
   // The files below, not owned; none given: the operating system's.
   rocksdb::Env* env = nullptr;
 };
-
-size_t default_read_threads(const StoreOptions& options);
 
 rocksdb::Options rocks_options_of(const StoreOptions& options);
 

@@ -12,6 +12,7 @@
 #include <filesystem>
 
 #include "store/failure_state.h"
+#include "store/reader_pool.h"
 
 namespace te {
 namespace {
@@ -67,16 +68,13 @@ std::shared_ptr<RocksDbStore> RocksDbStore::open(const std::string& path,
                                      : rocksdb::DB::Open(rocks, path, &db);
   throw_if_error(status, "cannot open the RocksDB in '" + path + "'");
   store->db_.reset(db);
-  store->readers_ = std::make_unique<ReaderPool>(
-      options.num_read_threads.value_or(default_read_threads(options)));
   return store;
 }
 
 RocksDbStore::~RocksDbStore() {
   if (!is_own_process()) {
-    // After a fork RocksDB's threads and ours do not exist here, and waiting for them would hang.
+    // After a fork RocksDB's threads do not exist here, and waiting for them would hang.
     (void)db_.release();
-    (void)readers_.release();
     return;
   }
   try {
@@ -129,7 +127,10 @@ void RocksDbStore::get(const uint8_t* keys, size_t n, uint8_t* out, bool* found)
   read.fill_cache = options_.fill_cache;
   rocksdb::ColumnFamilyHandle* const column = db_->DefaultColumnFamily();
 
-  const size_t threads = readers_->num_threads() + 1;
+  ReaderPool& readers = ReaderPool::of_process();
+  const size_t helpers =
+      std::min(readers.max_threads(), options_.num_read_threads.value_or(readers.max_threads()));
+  const size_t threads = helpers + 1;
   const size_t task_rows = std::clamp(n / (4 * threads), kMinTaskRows, kMaxTaskRows);
   const size_t num_tasks = (n + task_rows - 1) / task_rows;
 
@@ -164,7 +165,7 @@ void RocksDbStore::get(const uint8_t* keys, size_t n, uint8_t* out, bool* found)
       }
     }
   };
-  readers_->parallel_for(num_tasks, read_task);
+  readers.parallel_for(num_tasks, helpers, read_task);
   if (error) throw *error;
 }
 
@@ -324,7 +325,6 @@ void RocksDbStore::close() {
   }
   const rocksdb::Status closed = db_->Close();
   db_.reset();
-  readers_.reset();
   throw_if_error(status, "flush on close of store '" + path_ + "'");
   if (!failure_->failed()) {
     throw_if_error(closed, "close of store '" + path_ + "'");

@@ -27,7 +27,6 @@
 #include <string>
 #include <vector>
 
-#include "store/reader_pool.h"
 #include "store/rocksdb_options.h"
 #include "store/row_keys.h"
 #include "store/store_error.h"
@@ -109,7 +108,6 @@ class RocksDbStore : public std::enable_shared_from_this<RocksDbStore> {
   std::shared_mutex open_mutex_;
   // Guarded by open_mutex_; null once closed.
   std::unique_ptr<rocksdb::DB> db_;
-  std::unique_ptr<ReaderPool> readers_;
 
   std::mutex scanners_mutex_;  // taken after open_mutex_
   std::set<Scanner*> scanners_;

@@ -96,7 +96,7 @@ class Pipeline {
         records_(setup.planner.num_upper_slots(), task.dim, task.type, task.state_floats),
         lower_(std::max<int64_t>(setup.planner.lower_slots, 1), task.dim, task.type,
                task.state_floats),
-        buffer_(records_.record_bytes()),
+        buffer_(records_.record_bytes(), 16 * records_.record_bytes()),
         reading_(setup.num_readers),
         writing_(1),
         staging_(1) {}
@@ -351,12 +351,13 @@ class Pipeline {
     array->initialise(slots.data(), n, words.data(), ids.data(), found, task_.init, kNumThreads);
   }
   void write() {
-    const BufferedRows taken = buffer_.take();
-    Random random(seed_ + taken.rows.size());
-    take_a_while(&random);
-    store_.put(taken, records_.record_bytes());
-    take_a_while(&random);
-    buffer_.arrived();
+    for (BufferedRows taken; buffer_.take(&taken); taken = {}) {
+      Random random(seed_ + taken.rows.size());
+      take_a_while(&random);
+      store_.put(taken, records_.record_bytes());
+      take_a_while(&random);
+      buffer_.arrived();
+    }
   }
   // Some reads and writes take longer than their neighbours, so that these pass them.
   static void take_a_while(Random* random) {

@@ -73,8 +73,9 @@ void stress_reader_pool(const Run& run) {
   for (Rounds rounds(run); rounds.next();) {
     ReaderPool pool(rounds.seed() % 5);
     from_all_callers(rounds.seed(), [&pool](Random* random, int64_t call) {
-      call_once(random->skewed_below(300), call, [&pool](int64_t n, const auto& fn) {
-        pool.parallel_for(static_cast<size_t>(n),
+      const auto helpers = static_cast<size_t>(random->below(6));
+      call_once(random->skewed_below(300), call, [&pool, helpers](int64_t n, const auto& fn) {
+        pool.parallel_for(static_cast<size_t>(n), helpers,
                           [&fn](size_t block) { fn(static_cast<int64_t>(block)); });
       });
     });

@@ -48,7 +48,7 @@ uint64_t version_of(int64_t r, const uint8_t* bytes) {
 }
 
 struct Round {
-  WriteBuffer buffer{kRecordBytes};
+  WriteBuffer buffer{kRecordBytes, 7 * kRecordBytes};
 
   std::mutex store_mutex;
   std::map<std::pair<uint16_t, int64_t>, Record> store;  // guarded by store_mutex
@@ -91,10 +91,10 @@ void add_batches(Round* round, int adder, uint64_t seed) {
   --round->adders_left;
 }
 
-// Takes everything, or what was added before `snapshot`, whose hold it ends: the store has every
-// row as of then, whatever was added since.
-void write_back(Round* round, const Snapshot* snapshot = nullptr) {
-  const BufferedRows taken = round->buffer.take();
+// Whether there was anything to take.
+bool write_some(Round* round) {
+  BufferedRows taken;
+  if (!round->buffer.take(&taken)) return false;
   std::set<std::pair<uint16_t, int64_t>> seen;
   for (size_t i = 0; i < taken.rows.size(); ++i) {
     const std::pair<uint16_t, int64_t> key{taken.tables[i], taken.rows[i]};
@@ -107,6 +107,13 @@ void write_back(Round* round, const Snapshot* snapshot = nullptr) {
     stored = record;
   }
   round->buffer.arrived();
+  return true;
+}
+
+// Takes everything, or what was added before `snapshot`, whose hold it ends: the store has every
+// row as of then, whatever was added since.
+void write_back(Round* round, const Snapshot* snapshot = nullptr) {
+  while (write_some(round)) continue;
   if (snapshot == nullptr) return;
   round->buffer.resume();
   std::lock_guard<std::mutex> lock(round->store_mutex);

@@ -108,7 +108,7 @@ def test_an_interrupted_wait_for_rows_forgets_no_read(tmp_path):
         jobs.staging.run()
         jobs.reading.interrupt = True
         with pytest.raises(KeyboardInterrupt):
-            module.rows([1])
+            module.rows(batches[1].flatten())
         assert jobs.reading.jobs
         loop.close()
         assert not jobs.reading.jobs
@@ -167,7 +167,7 @@ def test_a_write_that_failed_for_once_is_told_by_close(tmp_path):
     """Not an error of the store, which remembers its own."""
     module = make_bag(tmp_path, rows=4)
     own_jobs(module)
-    module.engine.pools[0].scheduler._mover._write_buffer_bytes = 0
+    module.engine.pools[0].scheduler._mover._writes.limit_bytes = 0
     store, failed = module.engine.pools[0].store, []
     put = store._put
 
@@ -179,8 +179,9 @@ def test_a_write_that_failed_for_once_is_told_by_close(tmp_path):
 
     store._put = fail_once
     train_one(module, ids_of(0))
+    train_one(module, ids_of(1))
     with pytest.raises((te.TieredEmbedError, MemoryError)):
-        train_one(module, ids_of(1))
+        train_one(module, ids_of(2))
     with pytest.raises((te.TieredEmbedError, MemoryError)):
         module.close()
 

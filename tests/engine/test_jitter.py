@@ -46,7 +46,7 @@ def make(folder: Path, clock: Clock, *, write_buffer_rows: int, **options: Any) 
         clock.lane(1, 0.001), clock.lane(PLANS_READING, SLOW_S), clock.lane(1, 4 * SLOW_S)
     )
     scheduler._jobs.executors = scheduler._mover._executors = lanes
-    scheduler._mover._write_buffer_bytes = write_buffer_rows * 2 * 4 * DIM
+    scheduler._mover._writes.limit_bytes = write_buffer_rows * 2 * 4 * DIM
     return module
 
 

@@ -60,9 +60,9 @@ class RecordedSsd(SsdTier):
         self.log.append(f"down {sorted(rows.tolist())}")
         super().hand_down(tables, rows, records)
 
-    def write_back(self):
+    def write_portion(self):
         self.log.append("write")
-        super().write_back()
+        return super().write_portion()
 
 
 class Rig:
@@ -202,7 +202,7 @@ def test_a_batch_that_jumps_the_queue_waits_for_rows_it_shares_with_the_stream(r
 
 
 def test_the_write_buffer_is_bounded(rig):
-    """A plan whose victims overfill it waits for the oldest write, and for no other."""
+    """A plan that finds it overfull waits for the oldest write, and for no other."""
     r = rig(2, lookahead=0, depth=0, write_buffer_rows=5)
     for n in range(9):
         r.push(2 * n, 2 * n + 1)
@@ -211,9 +211,58 @@ def test_the_write_buffer_is_bounded(rig):
         r.train(1.0)
         writes.append(r.stage().count("write"))
         in_flight.append(r.ssd.in_flight_bytes // (4 * DIM))
-    # Room for two plans' victims; the third waits for a write, which takes all of them down.
-    assert in_flight[:7] == [2, 4, 0, 2, 4, 0, 2]
+    # The third plan's victims overfill it; the fourth waits for a write, which takes all down.
+    assert in_flight[:7] == [2, 4, 6, 2, 4, 6, 2]
     assert sum(writes) == 2
+
+
+def test_a_plan_reads_before_it_waits_for_the_writes_of_its_victims(rig):
+    r = rig(2, lookahead=0, depth=0, write_buffer_rows=0)
+    for batch in ([1, 2], [3, 4], [5, 6]):
+        r.push(*batch)
+    r.train(1.0)
+    assert r.stage()[-2:] == ["read [3, 4]", "initialise [3, 4]"]
+    assert len(r.writing.jobs) == 1
+    r.train(2.0)
+    # Only here, where the next victims need the room.
+    log = r.stage()
+    assert log.index("write") < log.index("down [3, 4]") < log.index("read [5, 6]")
+
+
+def test_a_batch_outside_the_stream_waits_neither_for_writes_nor_for_reads_of_others(rig):
+    r = rig(30, lookahead=2, depth=2, write_buffer_rows=12)
+    for n in range(7):
+        r.push(*range(10 * n, 10 * n + 10))
+    r.stage()
+    for value in (1.0, 2.0):
+        r.train(value)
+    r.staging.run()
+    reads, writes = len(r.reading.jobs), len(r.writing.jobs)
+    assert (reads, writes) == (2, 2)  # of batches 3 and 4, and of the rows that made room for them
+    assert r.ssd.in_flight_bytes == 20 * 4 * DIM
+    r.take_log()
+    # Two rows that are in memory, and one that is not.
+    lease = r.scheduler.stage([(0, np.array([20, 21, 99]))])
+    assert [entry for entry in r.take_log() if entry.startswith(("read", "write"))] == ["read [99]"]
+    assert len(r.reading.jobs) == reads
+    assert len(r.writing.jobs) >= writes
+    lease.release(updated=False)
+
+
+def test_rows_are_looked_up_while_others_are_read(rig):
+    r = rig(40, lookahead=2, depth=2)
+    for n in range(6):
+        r.push(*range(10 * n, 10 * n + 10))
+    r.stage()
+    r.train(1.0)
+    r.staging.run()
+    assert len(r.reading.jobs) == 1  # of rows 30 to 39
+    r.scheduler.finish_plans()
+    slots = r.planner.find_all([(0, np.array([10, 11]))], 1)
+    r.scheduler.await_rows(slots)
+    assert len(r.reading.jobs) == 1
+    r.scheduler.await_rows(r.planner.find_all([(0, np.array([11, 35]))], 1))
+    assert not r.reading.jobs
 
 
 def test_a_row_that_goes_down_twice_is_written_once_and_newest(rig):

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tiered_embed._native import WriteBuffer
 
 BYTES = 3
+PORTION = 4  # records
 ROWS = [-(2**63), -1, 0, 1, 2, 3, 2**40, 2**63 - 1]
 KEYS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from(ROWS)), unique=True, max_size=8)
 
@@ -22,8 +23,8 @@ class Buffer(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.buffer = WriteBuffer(BYTES)
-        self.batches = []
+        self.buffer = WriteBuffer(BYTES, PORTION * BYTES)
+        self.batches = []  # of at most a portion
         self.taken = 0
         self.holds = []  # batches before each
         self.count = 0
@@ -34,8 +35,8 @@ class Buffer(RuleBasedStateMachine):
         self.count += BYTES * len(keys)
         records = records.reshape(len(keys), BYTES)
         self.buffer.add(*arrays(keys), records)
-        if keys:
-            self.batches.append(dict(zip(keys, records.tolist(), strict=True)))
+        pairs = list(zip(keys, records.tolist(), strict=True))
+        self.batches += [dict(pairs[i : i + PORTION]) for i in range(0, len(pairs), PORTION)]
 
     @rule(keys=KEYS)
     def read(self, keys):
@@ -58,21 +59,26 @@ class Buffer(RuleBasedStateMachine):
 
     @rule()
     def take(self):
-        if self.taken:
+        """The oldest batches that make up one portion, again until they have arrived."""
+        before = self.holds[0] if self.holds else len(self.batches)
+        count = 0
+        while count < before and sum(map(len, self.batches[: count + 1])) <= PORTION:
+            count += 1
+        taken = self.buffer.take()
+        if before == 0:
+            assert taken is None
             return
-        count = self.holds[0] if self.holds else len(self.batches)
-        tables, rows, records = self.buffer.take()
-        got = dict(
-            zip(
-                zip(tables.tolist(), rows.tolist(), strict=True),
-                records.reshape(-1, BYTES).tolist(),
-                strict=True,
-            )
-        )
-        taken = self.batches[:count]
-        newest = {key: record for batch in taken for key, record in batch.items()}
-        assert got == newest
-        assert len(rows) == len(newest)
+        tables, rows, records = taken
+        keys = list(zip(tables.tolist(), rows.tolist(), strict=True))
+        assert len(set(keys)) == len(keys)
+        replaced = {key for batch in self.batches[count:before] for key in batch}
+        newest = {key: record for batch in self.batches[:count] for key, record in batch.items()}
+        held = {key for batch in self.batches[before:] for key in batch}
+        got = dict(zip(keys, records.reshape(-1, BYTES).tolist(), strict=True))
+        # Where a hold keeps the newest record, an older one may go down before the one after it.
+        assert got.keys() >= newest.keys() - replaced
+        assert got.keys() - (newest.keys() - replaced) <= held
+        assert all(newest[key] == record for key, record in got.items())
         self.taken = count
 
     @rule()
@@ -94,7 +100,7 @@ TestBuffer = Buffer.TestCase
 
 @pytest.mark.parametrize("num_records", [0, 1, 3])
 def test_arrays_of_different_lengths_are_refused(num_records):
-    buffer = WriteBuffer(BYTES)
+    buffer = WriteBuffer(BYTES, PORTION * BYTES)
     records = np.zeros((num_records, BYTES), np.uint8)
     with pytest.raises(ValueError, match="differ in length"):
         buffer.add(*arrays([(0, 1), (0, 2)]), records)

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from ..residency import Segment, StepPlan
 
-__all__ = ["Ahead", "Entry", "NoStream", "Started"]
+__all__ = ["Ahead", "Aside", "Entry", "NoStream", "Started"]
 
 
 class Started(NamedTuple):
@@ -22,6 +22,16 @@ class Started(NamedTuple):
 
     plan: StepPlan
     ready: Future[None] | None
+
+
+class Aside(NamedTuple):
+    """The plan of a batch outside the stream.
+
+    shared: the reads of earlier plans that fill some of its slots; its other rows are there.
+    """
+
+    plan: StepPlan
+    shared: list[Future[None]]
 
 
 class Entry:

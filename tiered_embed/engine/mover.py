@@ -2,6 +2,7 @@
 
 :meth:`Mover.run` is called in plan order by one thread. It copies dirty victims out, which
 frees their slots, and hands them to the write buffer; then it starts the plan's reads and returns.
+:meth:`Mover.run_aside` does the same for a batch outside the stream, and reads at once.
 With two memory tiers it first exchanges rows between them: what goes up is copied out of the lower
 tier before what comes down takes its slots.
 
@@ -12,16 +13,19 @@ Reads may overlap for two reasons. The slots that a plan fills are pinned until 
 released, so no later plan evicts from them. And a row that a plan reads was evicted by an earlier
 plan, which had put its record into the buffer before this plan's reads began.
 
-The write buffer is bounded: a plan whose victims overfill it waits for the oldest write.
+The write buffer is bounded (``writes.py``): a plan that finds it overfull waits before it evicts.
+Its reads never wait for the writes of its own victims.
 
-Threading: `run`, `wait_for_reads` and `finish` belong to one thread at a time.
+Threading: `run`, `run_aside`, `wait_for_reads` and `finish` belong to one thread at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -33,14 +37,13 @@ from ..tiers import HostTier, MemoryTiers, SsdTier
 from .executors import Executors
 from .jobs import submit
 from .phases import Phases
+from .writes import Writes
 
 __all__ = ["Mover"]
 
 T = TypeVar("T")
 EARLIER_FAILURE = "an earlier background job failed, so this one was not run; see its error above"
 FLUSH_BYTES = 8 << 20  # copied out at a time
-SNAPSHOT_BYTES = 1 << 30  # dirty records that a snapshot copies before it waits for writes
-SNAPSHOT_SLACK_BYTES = 256 << 20  # more for the write buffer while a snapshot is written
 
 
 class _Rows(NamedTuple):
@@ -51,12 +54,18 @@ class _Rows(NamedTuple):
     keys: npt.NDArray[np.int64]
 
 
+class _Read(NamedTuple):
+    """Rows of one plan on their way into their ``slots`` (n,)."""
+
+    done: Future[None]
+    slots: npt.NDArray[np.int32]
+
+
 class Mover:
     """Executes plans over the memory tiers and the store below them, or none.
 
     Args:
-        write_buffer_bytes: of dirty records on their way down, in addition to those of one plan.
-            Records that are being written are held twice.
+        write_buffer_bytes: as ``limit_bytes`` of :class:`Writes`.
     """
 
     def __init__(
@@ -73,13 +82,12 @@ class Mover:
         self._ssd = ssd
         self._executors = executors
         self._phases = phases
-        self._write_buffer_bytes = write_buffer_bytes
-        self._reads: deque[Future[None]] = deque()  # in plan order; may be done
-        self._writes: deque[Future[None]] = deque()
-        self._snapshot: Future[None] | None = None  # the newest; later writes wait for it
-        self._handed_down = False  # whether the plan that runs has handed records down
+        self._writes: Writes | None = None
+        if ssd is not None:
+            self._writes = Writes(ssd, self._submit_write, phases, write_buffer_bytes)
+        self._reads: deque[_Read] = deque()  # in plan order; may be done
+        self._marks = np.zeros(0, np.bool_)  # per slot; all False between calls
         self._stranded: dict[tuple[int, int], npt.NDArray[np.uint8] | None] = {}
-        self._snapshot_bytes = 0  # more that the write buffer may hold because of it
 
     def run(self, plan: StepPlan) -> Future[None] | None:
         """Starts a plan. Its rows are in their slots when the future is done; None: they are now.
@@ -89,16 +97,53 @@ class Mover:
         """
         return self._watched(lambda: self._run(plan))
 
+    def run_aside(self, plan: StepPlan) -> list[Future[None]]:
+        """Executes the plan of a batch outside the stream, its reads included.
+
+        Returns the reads of earlier plans that fill some of its slots too: its rows are in their
+        slots when all of them are done.
+
+        Raises:
+            StoreError: an earlier write failed, or a read. No plan may follow.
+        """
+
+        def job() -> None:
+            rows = self._begin(plan, aside=True)
+            if rows is not None:
+                assert self._ssd is not None
+                self._read(self._ssd, rows)
+
+        self._watched(job)
+        return self.reads_into(plan.slots)
+
+    def hurry(self) -> AbstractContextManager[None]:
+        """As :meth:`Writes.hurry`."""
+        return contextlib.nullcontext() if self._writes is None else self._writes.hurry()
+
     @property
     def reading(self) -> bool:
         """A plan was started, and nobody has waited for its reads yet."""
         return bool(self._reads)
 
+    def reads_into(self, slots: npt.NDArray[np.int32]) -> list[Future[None]]:
+        """The reads under way that fill any of ``slots`` (n,), which are not negative."""
+        reads = [read for read in self._reads if not read.done.done()]
+        if not reads or len(slots) == 0:
+            return []
+        needed = 1 + max(int(slots.max()), *(int(read.slots.max()) for read in reads))
+        if len(self._marks) < needed:
+            self._marks = np.zeros(needed, np.bool_)
+        self._marks[slots] = True
+        try:
+            return [read.done for read in reads if self._marks[read.slots].any()]
+        finally:
+            self._marks[slots] = False
+
     def wait_for_reads(self) -> None:
         """Returns when every started plan has its rows in their slots, or has failed."""
         # Removed only once it has ended, so that an interrupted wait can be repeated.
         while self._reads:
-            self._reads[0].exception()
+            self._reads[0].done.exception()
             self._reads.popleft()
 
     def finish(self) -> None:
@@ -108,17 +153,8 @@ class Mover:
             StoreError: rows could not be written; again at every call.
         """
         self.wait_for_reads()
-        self._await_writes(0)
-
-    def _await_writes(self, most_bytes: int) -> None:
-        """Waits, oldest write first, until at most ``most_bytes`` are on their way."""
-        while self._writes and (most_bytes == 0 or self.in_flight_bytes > most_bytes):
-            self._writes[0].result()
-            self._writes.popleft()
-
-    @property
-    def in_flight_bytes(self) -> int:
-        return 0 if self._ssd is None else self._ssd.in_flight_bytes
+        if self._writes is not None:
+            self._writes.finish()
 
     def write_out(
         self,
@@ -174,22 +210,11 @@ class Mover:
         Raises:
             StoreError: an earlier write failed.
         """
-        assert self._ssd is not None
-        ssd = self._ssd
+        assert self._writes is not None
         block = max(1, FLUSH_BYTES // self._memory.layout.record_bytes)
-        for i in range(0, len(rows), block):
-            part = slice(i, i + block)
-            if ssd.in_flight_bytes > SNAPSHOT_BYTES:
-                self._post_write(ssd)
-                self._await_writes(SNAPSHOT_BYTES // 2)
-            ssd.hand_down(tables[part], rows[part], self._memory.gather(slots[part]))
-        ssd.hold()
-        self._snapshot_bytes = ssd.in_flight_bytes + SNAPSHOT_SLACK_BYTES
+        slices = [slice(i, i + block) for i in range(0, len(rows), block)]
+        parts = ((tables[p], rows[p], self._memory.gather(slots[p])) for p in slices)
         out: Future[T] = Future()
-
-        def write() -> None:
-            self._write(ssd)
-            ssd.store.flush()
 
         def follow() -> None:
             try:
@@ -198,12 +223,8 @@ class Mover:
                 out.set_result(job())
             except BaseException as error:
                 out.set_exception(error)
-            finally:
-                ssd.resume()
 
-        self._writes.append(self._submit(self._executors.writing, write))
-        self._snapshot = self._submit(self._executors.writing, follow)
-        self._writes.append(self._snapshot)
+        self._writes.snapshot(parts, follow)
         return out
 
     def in_reading_thread(self, job: Callable[[], T]) -> Future[T]:
@@ -214,38 +235,45 @@ class Mover:
         """Runs a job that no pool's order concerns. If it fails, only its future has the error."""
         return submit(self._executors.saving, job)
 
-    @property
-    def _write_buffer_limit(self) -> int:
-        under_way = self._snapshot is not None and not self._snapshot.done()
-        return self._write_buffer_bytes + (self._snapshot_bytes if under_way else 0)
-
     def _run(self, plan: StepPlan) -> Future[None] | None:
-        lower, ssd = self._memory.lower, self._ssd
+        rows, ssd = self._begin(plan, aside=False), self._ssd
+        if rows is None:
+            return None
+        assert ssd is not None
+        while self._reads and self._reads[0].done.done():
+            self._reads.popleft()
+        read = self._submit(self._executors.reading, lambda: self._read(ssd, rows))
+        self._reads.append(_Read(read, rows.slots))
+        return read
+
+    def _begin(self, plan: StepPlan, *, aside: bool) -> _Rows | None:
+        """Does all that a plan has to do but for its reads: those rows, if there are any."""
+        lower, writes = self._memory.lower, self._writes
         staged = plan.staged
-        # This comes first: the planner has already given the victims' slots to other rows.
+        if writes is not None:
+            writes.await_room(aside=aside)
+        # This comes first, and also after a write has failed: the planner has already given the
+        # victims' slots to other rows.
         if lower is not None:
             self._exchange(plan, lower)
             staged = staged[plan.staged_from < 0]
         else:
-            if ssd is not None:
-                self._evict(plan, ssd)
+            if writes is not None:
+                self._evict(plan, writes)
             self._reserve(plan)
-        if ssd is not None:
-            self._write_evicted(ssd)
+        if writes is not None:
+            writes.post()
+            writes.check()
         rows = _Rows(plan.slots[staged], plan.tables[staged], plan.keys[staged])
         if len(staged) == 0:
             return None
-        if ssd is None:
+        if writes is None:
             with self._phases.time("fill"):
                 self._memory.upper.initialise(*rows)
             return None
-        while self._reads and self._reads[0].done():
-            self._reads.popleft()
-        read = self._submit(self._executors.reading, lambda: self._read(ssd, rows))
-        self._reads.append(read)
-        return read
+        return rows
 
-    def _evict(self, plan: StepPlan, ssd: SsdTier) -> None:
+    def _evict(self, plan: StepPlan, writes: Writes) -> None:
         """Hands dirty victims down to the store."""
         dirty = plan.victim_dirty.astype(bool)
         if not dirty.any():
@@ -253,14 +281,14 @@ class Mover:
         try:
             with self._phases.time("evict"):
                 victims = self._memory.upper.gather(plan.victim_slots[dirty])
-                self._hand_down(ssd, plan.victim_tables[dirty], plan.victim_keys[dirty], victims)
+                writes.hand_down(plan.victim_tables[dirty], plan.victim_keys[dirty], victims)
         except BaseException as error:
             self.lost = error
             raise
 
     def _exchange(self, plan: StepPlan, lower: HostTier) -> None:
         """Moves rows between the memory tiers; dirty ones without a slot there go to the store."""
-        upper, ssd = self._memory.upper, self._ssd
+        upper, writes = self._memory.upper, self._writes
         rises = plan.staged_from >= 0
         lands = plan.victim_to >= 0
         # Without a store the planner lets no dirty row fall or pass.
@@ -271,16 +299,16 @@ class Mover:
         try:
             with self._phases.time("evict"):
                 rising = lower.gather(plan.staged_from[rises])
-                if ssd is not None and falls.any():
+                if writes is not None and falls.any():
                     records = lower.gather(plan.fallen_slots[falls])
                     tables, keys = plan.fallen_tables[falls], plan.fallen_keys[falls]
-                    self._hand_down(ssd, tables, keys, records)
+                    writes.hand_down(tables, keys, records)
                 if lands.any():
                     lower.scatter(plan.victim_to[lands], upper.gather(plan.victim_slots[lands]))
-                if ssd is not None and passes.any():
+                if writes is not None and passes.any():
                     records = upper.gather(plan.victim_slots[passes])
                     tables, keys = plan.victim_tables[passes], plan.victim_keys[passes]
-                    self._hand_down(ssd, tables, keys, records)
+                    writes.hand_down(tables, keys, records)
         except BaseException as error:
             self.lost = error
             self._strand(plan.victim_tables[lands], plan.victim_keys[lands], None)
@@ -309,31 +337,6 @@ class Mover:
         for i, row in enumerate(zip(tables.tolist(), rows.tolist(), strict=True)):
             self._stranded[row] = None if records is None else records[i]
 
-    def _hand_down(
-        self,
-        ssd: SsdTier,
-        tables: npt.NDArray[np.uint16],
-        rows: npt.NDArray[np.int64],
-        records: npt.NDArray[np.uint8],
-    ) -> None:
-        ssd.hand_down(tables, rows, records)
-        self._handed_down = True
-
-    def _write_evicted(self, ssd: SsdTier) -> None:
-        """Starts writing what this plan handed down; keeps the write buffer within its limit."""
-        if self._handed_down:
-            self._handed_down = False
-            self._post_write(ssd)
-            if ssd.in_flight_bytes > self._write_buffer_limit:
-                with self._phases.time("back_pressure"):
-                    self._await_writes(self._write_buffer_limit)
-        while self._writes and self._writes[0].done():
-            self._writes[0].result()
-            self._writes.popleft()
-
-    def _post_write(self, ssd: SsdTier) -> None:
-        self._writes.append(self._submit(self._executors.writing, lambda: self._write(ssd)))
-
     # --- jobs -----------------------------------------------------------------------------------
 
     def _read(self, ssd: SsdTier, rows: _Rows) -> None:
@@ -346,9 +349,8 @@ class Mover:
             if not found.all():
                 self._memory.upper.initialise(*rows, found)
 
-    def _write(self, ssd: SsdTier) -> None:
-        with self._phases.time("write"):
-            ssd.write_back()
+    def _submit_write(self, job: Callable[[], None]) -> Future[None]:
+        return self._submit(self._executors.writing, job)
 
     def _submit(self, executor: Executor, job: Callable[[], T]) -> Future[T]:
         return submit(executor, lambda: self._watched(job))

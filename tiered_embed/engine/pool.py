@@ -141,8 +141,10 @@ class Pool:
 
         It holds until the next plan is posted.
         """
-        self.scheduler.finish_moves()
-        return self._find(segments)
+        self.scheduler.finish_plans()
+        found = self._find(segments)
+        self.scheduler.await_rows(found.slots[found.slots >= 0])
+        return found
 
     def _find(self, segments: Sequence[Segment]) -> Found:
         slots = self.planner.find_all(segments, self._num_threads)

@@ -20,7 +20,6 @@ that the trainer's next call reads.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import time
 from collections import deque
@@ -28,22 +27,25 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from ..errors import CapacityError, ClosedError, StoreError, TieredEmbedError
 from ..residency import Planner, Segment, StepPlan
 from ..tiers import MemoryTiers, SsdTier
 from .depth import DepthTuner
-from .entry import Ahead, NoStream, Started
+from .entry import Ahead, Aside, NoStream, Started
 from .executors import Executors
 from .jobs import Jobs
 from .lease import Lease
 from .mover import Mover
+from .notices import OverflowNotice
 from .phases import Phases, Stalls
 
 __all__ = ["Scheduler"]
 
 T = TypeVar("T")
 WRITE_BUFFER_BYTES = 32 << 20
-_log = logging.getLogger("tiered_embed")
 
 
 class Scheduler:
@@ -86,7 +88,7 @@ class Scheduler:
         self._pid = os.getpid()
         self._closed = False
         self._refusal: TieredEmbedError | None = None
-        self._warned_overflow = False
+        self._overflow = OverflowNotice(memory)
 
         # The stream's tickets, by number: [_num_taken, _num_posted) have a plan, and those below
         # _num_entered are in the planner's window or planned.
@@ -151,7 +153,7 @@ class Scheduler:
         waited_s = time.perf_counter() - start
         self.stalls.note(plan, waited_s)
         entry.waited_s += waited_s
-        self._warn_of_overflow(plan)
+        self._overflow.see(plan, self.depth)
         return plan
 
     def take(self) -> Lease:
@@ -179,39 +181,51 @@ class Scheduler:
         self._release_dropped()
         if self.planner.all_resident and self._jobs.idle:
             # Cheaper than waking a thread. A plan that an interrupt loses here pins nothing.
-            if self._mover.reading:
-                self._mover.wait_for_reads()
-                self.check()
-            with self._phases.time("plan"):
-                return self._lease(self.planner.plan_now(segments))
-
-        def job() -> StepPlan:
             with self._phases.time("plan"):
                 plan = self.planner.plan_now(segments)
-            self._mover.run(plan)
-            # It jumped the queue: rows that it shares with the stream may still be on their way.
-            self._mover.wait_for_reads()
-            self._raise_failure()
-            return plan
+            self.await_rows(plan.slots)
+            return self._lease(plan)
+
+        def job() -> Aside:
+            with self._phases.time("plan"):
+                plan = self.planner.plan_now(segments)
+            return Aside(plan, self._mover.run_aside(plan))
 
         start = time.perf_counter()
         future = self._jobs.post(job)
         try:
-            plan = self._wait(future)
+            with self._mover.hurry():
+                plan, shared = self._wait(future)
+            # It jumped the queue: rows that it shares with the stream may still be on their way.
+            for read in shared:
+                self._wait(read)
         except KeyboardInterrupt:
             # The job goes on by itself; nobody will use what it stages.
             future.add_done_callback(self._drop_unwanted)
             raise
         self.stalls.note(plan, time.perf_counter() - start)
-        self._warn_of_overflow(plan)
+        self._overflow.see(plan, self.depth)
         return self._lease(plan)
+
+    def finish_plans(self) -> None:
+        """Returns when every posted plan is made, and its victims are in the write buffer. Its rows
+        may be on their way into their slots: see :meth:`await_rows`."""
+        self.check()
+        self._release_dropped()
+        with self._mover.hurry():
+            self._jobs.wait()
+
+    def await_rows(self, slots: npt.NDArray[np.int32]) -> None:
+        """Returns when the rows of ``slots`` (n,) are there. REQUIRES: every plan is made."""
+        if self._mover.reading:
+            for read in self._mover.reads_into(slots):
+                read.exception()
+            self.check()
 
     def finish_moves(self) -> None:
         """Returns when the rows of every posted plan are in their slots, and its victims are in the
         write buffer. Writes from there to the store go on."""
-        self.check()
-        self._release_dropped()
-        self._jobs.wait()
+        self.finish_plans()
         self._mover.wait_for_reads()
         self.check()
 
@@ -288,7 +302,8 @@ class Scheduler:
             return False
         try:
             self.cancel()
-            self._idle()
+            self._jobs.wait()
+            self._mover.finish()
             # A failed read leaves what was trained before it in its slots.
             self._write_dirty()
             lost = self._mover.lost
@@ -414,14 +429,9 @@ class Scheduler:
         self._used.add(plan.number)
         return Lease(self, plan)
 
-    def _drop_unwanted(self, future: Future[StepPlan]) -> None:
+    def _drop_unwanted(self, future: Future[Aside]) -> None:
         if future.exception() is None:
-            Lease(self, future.result()).drop()
-
-    def _idle(self) -> None:
-        """Waits for every job, read and write."""
-        self._jobs.wait()
-        self._mover.finish()
+            Lease(self, future.result().plan).drop()
 
     def _wait(self, future: Future[T]) -> T:
         try:
@@ -436,19 +446,3 @@ class Scheduler:
             self.depth = tuner.observe(now - self._taken_at, waited_s, num_unique)
             self.advance()
         self._taken_at = now
-
-    def _warn_of_overflow(self, plan: StepPlan) -> None:
-        if plan.overflow and not self._warned_overflow:
-            self._warned_overflow = True
-            needed = len(plan.keys) * (self.depth + 1) * self.memory.layout.record_bytes
-            tier = self.memory.upper.name
-            _log.warning(
-                "a batch of %d rows took %d transient slots beyond the %s budget; about %s=%d "
-                "bytes would hold it at depth %d",
-                len(plan.keys),
-                plan.overflow,
-                tier,
-                tier.lower(),
-                needed,
-                self.depth,
-            )

@@ -52,8 +52,9 @@ class StoreOptions:
     """``rocksdb_default`` is for comparisons (``rocksdb``): RocksDB's own options, block cache and
     write buffer included. ``direct_io`` and the store's contract still hold."""
     num_read_threads: int | None = None
-    """Threads that read besides the caller's (``rocksdb``). None: 12 with direct I/O, where each
-    keeps up to 32 reads in flight; otherwise 32, each with one read."""
+    """How many of the threads that all stores of the process share (10; on more cores as many as
+    there are cores, and at most 32) a ``get`` may use besides the caller's (``rocksdb``). None:
+    all. Each keeps up to 32 reads in flight."""
     direct_io: bool = False
     """Bypass the page cache (``rocksdb``)."""
     fill_cache: bool = False

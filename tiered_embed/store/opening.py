@@ -56,6 +56,24 @@ def _choose_backend(path: str | os.PathLike[str]) -> str:
     return default_backend() if description is None else description.backend
 
 
+_first_user: dict[str, int] = {}  # backend -> the process that opened its first store
+
+
+def _refuse_in_child(backend: str, path: str | os.PathLike[str]) -> None:
+    """REQUIRES: the store would be written to.
+
+    RocksDB keeps its background threads as long as the process lives. A forked child has none of
+    them, and RocksDB does not know: the first flush would wait for ever.
+    """
+    first = _first_user.get(backend, os.getpid())
+    if backend != "memory" and first != os.getpid():
+        raise StoreError(
+            f"cannot open the store in '{path}': process {os.getpid()} was forked from process "
+            f"{first}, which has used RocksDB, and lacks the threads that RocksDB started there. "
+            "Start workers by spawn, or open no store before the fork; mode='read_only' works"
+        )
+
+
 def _parse_options(options: Mapping[str, Any]) -> StoreOptions:
     known = [field.name for field in dataclasses.fields(StoreOptions)]
     for name in options:
@@ -85,7 +103,8 @@ def open_store(
     Raises:
         ConfigError: layout, record size, backend or tables differ from the stored ones, or an
             argument is bad.
-        StoreError: open elsewhere, not writable, absent, or present with ``mode="create"``.
+        StoreError: open elsewhere, not writable, absent, or present with ``mode="create"``; or
+            RocksDB was used before the fork that made this process.
         CorruptionError: its description is damaged.
     """
     if backend not in get_args(Backend):
@@ -106,6 +125,10 @@ def open_store(
         _notice_fallback()
     if mode == "auto":
         mode = "read_write" if StoreDirectory.exists(path) else "create"
+
+    if mode != "read_only":
+        _refuse_in_child(name, path)
+    _first_user.setdefault(name, os.getpid())
 
     directory = StoreDirectory(path, mode)
     try:

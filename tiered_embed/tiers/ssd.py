@@ -24,6 +24,7 @@ Rows = npt.NDArray[np.int64]
 Records = npt.NDArray[np.uint8]
 
 KEY = np.dtype("V12")  # compares as bytes, as the store does
+PORTION_BYTES = 4 << 20  # what goes down at a time
 
 
 class ChangedKeys:
@@ -80,7 +81,7 @@ class SsdTier:
         self.stored_step = stored_step
         self.unfinished = unfinished
         self._names = [name for name, _ in layout.tables]
-        self._buffer = _native.WriteBuffer(layout.record_bytes)
+        self._buffer = _native.WriteBuffer(layout.record_bytes, PORTION_BYTES)
         self._writing = threading.Lock()  # held while records move from the buffer to the store
         # Guarded by _writing.
         self._training = False  # this object has marked the tables as training
@@ -141,8 +142,19 @@ class SsdTier:
 
     def write_back(self) -> None:
         """Stores what was handed down before the oldest hold; of a row only its newest record."""
+        while self.write_portion():
+            pass
+
+    def write_portion(self) -> bool:
+        """Stores the oldest part of it, ``PORTION_BYTES``; returns whether there was any.
+
+        It makes room in the buffer. Called once per :meth:`num_portions`, it is :meth:`write_back`.
+        """
         with self._writing:
-            tables, rows, records = self._buffer.take()
+            taken = self._buffer.take()
+            if taken is None:
+                return False
+            tables, rows, records = taken
             if len(rows):
                 keys = self._keys(tables, rows)
                 self._mark_training()
@@ -150,6 +162,11 @@ class SsdTier:
                 if self._changed is not None:
                     self._changed.add(keys)
             self._buffer.arrived()
+            return True
+
+    def num_portions(self, num_rows: int) -> int:
+        """In how many portions one call of :meth:`hand_down` goes down, at most."""
+        return -(-num_rows // max(1, PORTION_BYTES // self.layout.record_bytes))
 
     def mark_finished(self, step: int) -> None:
         """Notes that the store holds every row as of ``step``, durably; the next write ends that.

@@ -1,0 +1,15 @@
+// The files of a store: reads of rows that overlap (see file_reads.h).
+//
+// MultiGet hands the blocks that a batch of keys needs from one file to FSRandomAccessFile::
+// MultiRead(), whose default reads them one after another.
+#pragma once
+
+#include <rocksdb/env.h>
+
+namespace te {
+
+// The default Env, with overlapped MultiReads. One for the process, never destroyed. Every method
+// may be called from any thread.
+rocksdb::Env* row_env();
+
+}  // namespace te
