@@ -277,7 +277,7 @@ def killed(root, *names):
         from {Path(__file__).stem} import build, train
         module = build(Path({str(root)!r}), *{names!r}, store="rocksdb")
         train(module, 0, 4)
-        module.rows([0], "{names[0]}")
+        module.engine.pools[0].scheduler.quiesce()  # rows have reached the store
         os._exit(9)
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
