@@ -5,8 +5,8 @@ import pytest
 
 import tiered_embed as te
 from tiered_embed import _native
+from tiered_embed.spec.identity import table_hash
 from tiered_embed.spec.init import Constant, Uniform, philox4x32, reference
-from tiered_embed.spec.tables import table_hash
 
 # Known-answer vectors of Random123 (kat_vectors, philox4x32 with 10 rounds).
 KNOWN = [

@@ -137,4 +137,4 @@ class Lane(Executor):
 
 def batch_of(*segments: tuple[int, Any]) -> CheckedBatch:
     """A batch of one pool, as a stream takes it."""
-    return CheckedBatch([], [list(segments)], len(segments), None)
+    return CheckedBatch([], [list(segments)], len(segments))

@@ -8,6 +8,7 @@ from .engine import Engine
 from .evaluation import EvaluationStream, EvaluationTicket
 from .features import Feature, feature_of
 from .lanes import apart_from_own_threads
+from .outputs import feature_rows
 from .pool import Pool
 from .stream import Stream, Ticket, TicketState
 
@@ -24,4 +25,5 @@ __all__ = [
     "TicketState",
     "apart_from_own_threads",
     "feature_of",
+    "feature_rows",
 ]

@@ -68,23 +68,21 @@ class CheckedBatch:
     """A batch whose ids lie inside their tables and whose offsets make bags.
 
     features: as checked, in output order. segments: per pool, (table in the pool, ids) of its
-    features. num_rows: of the output. kept: of a lone feature without bags, which of the ids given
-    have a row in the output; None: all. presented: what the caller passed; None: not remembered.
+    features. num_bags: of each feature; 0 where each id has a row of its own. presented: what the
+    caller passed; None: not remembered.
     """
 
-    __slots__ = ("_bags", "_weights", "features", "kept", "num_rows", "presented", "segments")
+    __slots__ = ("_bags", "_weights", "features", "num_bags", "presented", "segments")
 
     def __init__(
         self,
         features: list[Feature],
         segments: list[list[Segment]],
-        num_rows: int,
-        kept: npt.NDArray[np.bool_] | None,
+        num_bags: int,
     ) -> None:
         self.features = features
         self.segments = segments
-        self.num_rows = num_rows
-        self.kept = kept
+        self.num_bags = num_bags
         self.presented: Presented | None = None
         self._bags: list[Bags] | None = None
         self._weights: torch.Tensor | None = None
@@ -131,8 +129,8 @@ def check(wiring: Wiring, options: EngineOptions, given: Sequence[Feature]) -> C
         ConfigError: features with different numbers of bags, or weights on a mean table.
         IdRangeError: an id outside its table.
     """
-    num_bags = given[0].num_bags
-    for feature in given[1:]:
+    num_bags = given[0].num_bags if wiring.pooled else 0
+    for feature in given[1:] if wiring.pooled else ():
         if feature.num_bags != num_bags:
             sizes = {n: f.num_bags for (n, _), f in zip(wiring.features, given, strict=True)}
             raise ConfigError(f"every feature needs the same number of bags; they have {sizes}")
@@ -143,9 +141,7 @@ def check(wiring: Wiring, options: EngineOptions, given: Sequence[Feature]) -> C
     ]
     places = wiring.feature_places
     segments = [[(places[f], checked[f].ids) for f in mine] for mine in wiring.pool_features]
-    if wiring.pooled:
-        return CheckedBatch(checked, segments, num_bags, None)
-    return CheckedBatch(checked, segments, len(checked[0].ids), checked[0].kept)
+    return CheckedBatch(checked, segments, num_bags)
 
 
 def _checked(table: TableConfig, feature: Feature, bounds_check: str, pooled: bool) -> Feature:
@@ -174,23 +170,27 @@ def make_bags(batch: CheckedBatch, wiring: Wiring, layouts: Sequence[Any]) -> li
         part = None
         if flat is not None and starts is not None:
             part = np.concatenate([flat[starts[f] : starts[f + 1]] for f in mine])
+        if not wiring.pooled:
+            num_ids = sum(len(ids) for _, ids in batch.segments[p])
+            out.append(Bags(layouts[p], None, None, num_ids))
+            continue
         winners = None
         if wiring.has_maximum[p]:
-            num_bags = len(mine) * batch.num_rows
+            num_bags = len(mine) * batch.num_bags
             winners = np.empty((num_bags, wiring.layouts[p].dim), np.int32)
         offsets = _join_offsets([features[f].offsets for f in mine])
-        out.append(Bags(layouts[p], offsets, part, batch.num_rows, winners))
+        out.append(Bags(layouts[p], offsets, part, batch.num_bags, winners))
     return out
 
 
 def _join_offsets(offsets: Sequence[I64 | None]) -> I64 | None:
-    """Offsets of several features as one array over their joined ids; None stays None."""
+    """Offsets of several features with bags as one array over their joined ids."""
     if len(offsets) == 1:
         return offsets[0]
     parts = []
     start = 0
     for part in offsets:
-        assert part is not None  # only one feature can go unpooled
+        assert part is not None
         parts.append(part[:-1] + start)
         start += int(part[-1])
     return np.concatenate([*parts, [start]])

@@ -32,7 +32,7 @@ def make_compute(
         ConfigError: the kernel cannot do what is asked; no memory has been taken yet.
         CapacityError: there is not enough memory.
     """
-    kernel = kernel_for(options)
+    kernel = kernel_for(options, layout)
     if kernel == "native":
         return _native(layout, slots, options)
     kind = FbgemmKernel if kernel == "fbgemm" else TritonKernel

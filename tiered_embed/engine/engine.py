@@ -21,6 +21,7 @@ import torch
 
 from ..errors import ClosedError, ConfigError, NonFiniteError, TieredEmbedError
 from ..kernels import Bags
+from ..optim import Optimizer
 from ..spec import EngineOptions, Lookup, Stats, TableConfig
 from .autograd import look_up_and_train
 from .checking import CheckedBatch, Presented, check
@@ -28,6 +29,7 @@ from .evaluation import Evaluation
 from .features import Feature
 from .group import PoolGroup
 from .lease import Lease
+from .outputs import empty_output, pool_parts
 from .phases import Phases
 from .pool import Pool
 from .rows import Rows
@@ -64,7 +66,7 @@ class Engine:
     ) -> None:
         self.options = options
         self.wiring: Wiring = wire(tables, features, options, pooled=pooled)
-        self.output_dtype = options.output
+        self.output_dtype = options.output_dtype or self.wiring.rows_dtype
         self.device = options.compute_device
         self.phases = Phases()
         self.stream: Stream | None = None  # of the te.prefetch loop that is running
@@ -80,9 +82,11 @@ class Engine:
         self.evaluation = Evaluation(self.pools, options, self._version)
         self.updates: Updates | None = None  # None: rows are only read
         self._stored_step = self._group.stored_step
-        if options.optimizer is not None:
+        specs = [layout.optimizer for layout in self.wiring.layouts]
+        trained = [spec for spec in dict.fromkeys(specs) if spec is not None]
+        if trained:
             self.updates = Updates(
-                options.optimizer,
+                trained,
                 by_frequency=options.scale_grad_by_freq,
                 on_nonfinite=options.on_nonfinite,
                 device=self.device,
@@ -96,6 +100,15 @@ class Engine:
     @property
     def tables(self) -> tuple[TableConfig, ...]:
         return self.wiring.tables
+
+    def tables_of(self, optimizer: Optimizer) -> list[str]:
+        """The names of the tables that ``optimizer`` trains, in their order."""
+        layouts = self.wiring.layouts
+        return [
+            table.name
+            for table, (p, _) in zip(self.tables, self.wiring.places, strict=True)
+            if layouts[p].optimizer == optimizer
+        ]
 
     @property
     def steps(self) -> int:
@@ -129,7 +142,8 @@ class Engine:
     def forward(
         self, presented: Presented, build: Callable[[], CheckedBatch], *, training: bool
     ) -> tuple[torch.Tensor, CheckedBatch]:
-        """(rows, columns) of the output dtype; rows are updated when it is differentiated.
+        """(bags, columns) of the output dtype, or flat as ``outputs.py`` says where every id has a
+        row of its own; rows are updated when it is differentiated.
 
         Args:
             presented: the tensors that the caller passed.
@@ -151,8 +165,9 @@ class Engine:
             out = look_up_and_train(self.updates.anchor, weights, self, step)
         else:
             batch = build()
-            out = self._output(batch)
-            self.evaluation.look_up(batch, self.bags(batch), out)
+            out = empty_output(self.wiring, batch, self.device)
+            parts = pool_parts(self.wiring, batch, out)
+            self.evaluation.look_up(batch, self.bags(batch), parts)
         return (out if out.dtype == self.output_dtype else out.to(self.output_dtype)), batch
 
     def _acquire(
@@ -206,42 +221,41 @@ class Engine:
 
     def look_up(self, step: Step) -> torch.Tensor:
         """The step's pooled rows, (B, columns) float32."""
-        out = self._output(step.batch)
-        with self.phases.time("lookup"):
-            if self.options.max_norm is None:
-                self._look_up(step, out)
-            else:
-                with self._renormalised(step):
-                    self._look_up(step, out)
+        out = empty_output(self.wiring, step.batch, self.device)
+        with self.phases.time("lookup"), self._renormalised(step, trained=True):
+            parts = pool_parts(self.wiring, step.batch, out)
+            updates, number = self.updates, self.steps + 1
+            step.looked_up = [
+                pool.kernel.lookup(
+                    lease.plan,
+                    bags,
+                    pool.kernel.values(part),
+                    number,
+                    None if updates is None else updates.optimizer_of(pool.layout),
+                )
+                for pool, part, bags, lease in zip(
+                    self.pools, parts, step.bags, step.leases, strict=True
+                )
+            ]
         return out
 
-    def _output(self, batch: CheckedBatch) -> torch.Tensor:
-        shape = (batch.num_rows, self.wiring.num_columns)
-        return torch.empty(shape, dtype=torch.float32, device=self.device)
-
-    def _look_up(self, step: Step, out: torch.Tensor) -> None:
-        optimizer = None if self.updates is None else self.updates.optimizer
-        step.looked_up = [
-            pool.kernel.lookup(lease.plan, bags, pool.kernel.values(out), self.steps + 1, optimizer)
-            for pool, bags, lease in zip(self.pools, step.bags, step.leases, strict=True)
-        ]
-
     @contextmanager
-    def _renormalised(self, step: Step) -> Iterator[None]:
-        """The step's rows are as ``max_norm`` has them: for good, or meanwhile if only read."""
+    def _renormalised(self, step: Step, *, trained: bool) -> Iterator[None]:
+        """The step's rows are as ``max_norm`` has them: those that train for good, and only where
+        ``trained``; the others meanwhile."""
         max_norm = self.options.max_norm
         if max_norm is None:
             yield
             return
-        step.changed = self.updates is not None
-        own = None if step.changed else step.records()
+        step.changed |= trained and self.updates is not None
+        own = step.records(only_read=True)
         for pool, lease in zip(self.pools, step.leases, strict=True):
-            pool.kernel.renormalise(lease.plan, max_norm, self.options.norm_type)
+            if trained or not pool.layout.trains:
+                pool.kernel.renormalise(lease.plan, max_norm, self.options.norm_type)
         try:
             yield
         finally:
-            if own is not None:
-                step.put(own)
+            step.put(own)
 
     # --- backward ---------------------------------------------------------------------------------
 
@@ -259,22 +273,24 @@ class Engine:
         weight_grad = None
         if self.updates is None:
             if needs_weight_grad:
-                with self._renormalised(step):
+                with self._renormalised(step, trained=False):
                     weight_grad = self._weight_gradient(step, grad)
             step.release(updated=False)
             return weight_grad
         if needs_weight_grad:
-            with step.as_read():
+            with step.as_read(), self._renormalised(step, trained=False):
                 weight_grad = self._weight_gradient(step, grad)
         if self._waiting:
             self._waiting.discard(step)
             for other in list(self._waiting):
                 other.keep()
+        gradients = pool_parts(self.wiring, step.batch, grad)
         parts = [
-            PoolGradient(pool, lease, bags, pool.kernel.values(grad), looked_up)
-            for pool, bags, lease, looked_up in zip(
-                self.pools, step.bags, step.leases, step.looked_up, strict=True
+            PoolGradient(pool, lease, bags, pool.kernel.values(part), looked_up)
+            for pool, part, bags, lease, looked_up in zip(
+                self.pools, gradients, step.bags, step.leases, step.looked_up, strict=True
             )
+            if pool.layout.trains
         ]
         updated = True  # whatever interrupts the next line, rows may have changed
         try:

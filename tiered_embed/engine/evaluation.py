@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..errors import ConfigError
 from ..kernels import Bags, CpuKernel
@@ -153,14 +154,18 @@ class Evaluation:
         """A forward trains; returns whether it got a batch that was pulled for evaluation."""
         return self.stream is not None and self.stream.answer() is not None
 
-    def look_up(self, batch: CheckedBatch, bags: Sequence[Bags], out: Any) -> None:
-        """Writes every pool's pooled rows into ``out`` (B, columns), as training would."""
+    def look_up(
+        self, batch: CheckedBatch, bags: Sequence[Bags], outputs: Sequence[torch.Tensor]
+    ) -> None:
+        """Writes every pool's rows into its output, as training would."""
         ahead = None if self.stream is None else self.stream.take()
         self.counts.forwards += 1
         for p, pool in enumerate(self.pools):
             found = self._find(pool, batch.segments[p], None if ahead is None else ahead[p])
-            values = pool.kernel.values(out)
-            if isinstance(pool.kernel, CpuKernel) and self._options.max_norm is None:
+            values = pool.kernel.values(outputs[p])
+            # The scale and bias of int8 rows are not in the records that are read in place.
+            copied = self._options.max_norm is not None or pool.layout.dtype == "int8"
+            if isinstance(pool.kernel, CpuKernel) and not copied:
                 memory = pool.memory
                 pool.kernel.lookup_in_place(
                     found.slots,

@@ -32,6 +32,7 @@ class Feature(NamedTuple):
     offsets: I64 | None
     sample_weights: torch.Tensor | None
     kept: Bools | None = None  # (ids as given,): which of them are used; None: all
+    padded: Bools | None = None  # (ids as given,): which are the padding row; None: none
 
     @property
     def num_bags(self) -> int:
@@ -95,13 +96,14 @@ def drop_ids(feature: Feature, num_rows: int | None, padding_idx: int | None) ->
         kept &= feature.ids != padding_idx
     if kept.all():
         return feature
+    padded = None if padding_idx is None else feature.ids == padding_idx
     offsets, weights = feature.offsets, feature.sample_weights
     if offsets is not None:
         offsets = np.concatenate([[0], np.cumsum(kept)])[offsets]
     if weights is not None:
         weights = weights[torch.from_numpy(kept)]
     return feature._replace(
-        ids=feature.ids[kept], offsets=offsets, sample_weights=weights, kept=kept
+        ids=feature.ids[kept], offsets=offsets, sample_weights=weights, kept=kept, padded=padded
     )
 
 

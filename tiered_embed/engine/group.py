@@ -45,14 +45,14 @@ class PoolGroup:
         )
         try:
             for p, layout in enumerate(wiring.layouts):
-                outputs = wiring.outputs(p)
+                outputs, num_columns = wiring.outputs(p)
                 self.pools.append(
                     Pool(
                         layout,
                         slots[p],
                         lower_slots[p],
                         outputs,
-                        wiring.num_columns,
+                        num_columns,
                         options=options,
                         phases=phases,
                     )

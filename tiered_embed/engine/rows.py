@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ..errors import ConfigError
 from ..store import encode_keys
@@ -43,18 +44,24 @@ class Rows:
             raise ConfigError(f"there is no table {name!r}; the tables are {names}")
         return names.index(name)
 
+    def dtype(self, table: int) -> torch.dtype:
+        """Of the rows as :meth:`weights` gives them."""
+        stored = self._pools[self._place[table][0]].layout.dtype
+        dtype: torch.dtype = torch.float32 if stored == "int8" else getattr(torch, stored)
+        return dtype
+
     def records(self, table: int, ids: I64) -> U8:
         checked = self._checked(table, ids)
         p, i = self._place[table]
         return self._pools[p].read(i, checked)
 
-    def weights(self, table: int, ids: I64) -> tuple[U8, str]:
-        """Stored weights as bytes (n, D * item) and their dtype; int8 ones as float32."""
+    def weights(self, table: int, ids: I64) -> U8:
+        """Stored weights as bytes (n, D * item); int8 ones as float32."""
         layout = self._pools[self._place[table][0]].layout
         records = self.records(table, ids)
         if layout.dtype == "int8":
-            return layout.values(records).view(np.uint8), "float32"
-        return np.ascontiguousarray(records[:, : layout.row_bytes]), layout.dtype
+            return layout.values(records).view(np.uint8)
+        return np.ascontiguousarray(records[:, : layout.row_bytes])
 
     def state(self, table: int, ids: I64) -> dict[str, F32]:
         layout = self._pools[self._place[table][0]].layout

@@ -18,6 +18,8 @@ from .pool import Pool
 
 __all__ = ["Step"]
 
+Records = list[npt.NDArray[np.uint8] | None]
+
 
 class Step:
     """The leases of one forward, one per pool, until its backward or its end.
@@ -36,19 +38,21 @@ class Step:
         self.changed = False
         self.done = False
         self.pools = pools
-        self._read: list[npt.NDArray[np.uint8]] | None = None
+        self._read: Records | None = None
 
-    def records(self) -> list[npt.NDArray[np.uint8]]:
-        """Copies of the rows' current records, per pool."""
+    def records(self, *, only_read: bool = False) -> Records:
+        """Copies of the rows' current records, per pool; ``only_read``: of pools that never train,
+        and None for the others."""
         return [
-            pool.upper.gather(lease.plan.slots)
+            None if only_read and pool.layout.trains else pool.upper.gather(lease.plan.slots)
             for pool, lease in zip(self.pools, self.leases, strict=True)
         ]
 
-    def put(self, records: Sequence[npt.NDArray[np.uint8]]) -> None:
+    def put(self, records: Records) -> None:
         """Writes back what :meth:`records` returned."""
         for pool, lease, part in zip(self.pools, self.leases, records, strict=True):
-            pool.upper.scatter(lease.plan.slots, part)
+            if part is not None:
+                pool.upper.scatter(lease.plan.slots, part)
 
     def keep(self) -> None:
         """Remembers what this step's forward read, because another step is about to change rows."""
@@ -72,10 +76,10 @@ class Step:
         self.done = True
         self.looked_up = []  # it may hold device memory
         leases, self.leases = self.leases, []
-        for lease in leases:
-            lease.release(updated=updated or self.changed)
+        for pool, lease in zip(self.pools, leases, strict=bool(leases)):
+            lease.release(updated=(updated or self.changed) and pool.layout.trains)
 
     def __del__(self) -> None:
         # The graph was freed without a backward, perhaps by the garbage collector in any thread.
-        for lease in self.leases:
-            lease.drop(updated=self.changed)
+        for pool, lease in zip(self.pools, self.leases, strict=bool(self.leases)):
+            lease.drop(updated=self.changed and pool.layout.trains)

@@ -18,6 +18,7 @@ import torch
 from ..errors import ConfigError, NonFiniteError
 from ..kernels import Bags, LookedUp, UpdateOptions
 from ..optim import Optimizer
+from ..tiers import PoolLayout
 from .lease import Lease
 from .pool import Pool
 
@@ -30,9 +31,10 @@ _log = logging.getLogger("tiered_embed")
 
 
 class PoolGradient(NamedTuple):
-    """One pool's part of a backward: its plan's bags and their gradient, shaped like the output.
+    """The part that one pool, whose rows train, has in a backward.
 
-    looked_up: what the forward's lookup left for this update; None where there was no forward.
+    bags: of its plan. grad: shaped like what its lookup wrote into. looked_up: what the forward's
+    lookup left for this update; None where there was no forward.
     """
 
     pool: Pool
@@ -43,10 +45,10 @@ class PoolGradient(NamedTuple):
 
 
 class Updates:
-    """The optimizer of one engine, over all its pools.
+    """The optimizers of one engine, over all its pools.
 
     Args:
-        optimizer: the spec; ``learning_rate`` replaces its ``lr`` once it is set.
+        optimizers: the specs, each once. :meth:`follow` has the ``lr`` of one set from outside.
         by_frequency: ``scale_grad_by_freq``.
         on_nonfinite: what an infinite or NaN row gradient does.
         device: of the outputs.
@@ -54,7 +56,7 @@ class Updates:
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizers: Sequence[Optimizer],
         *,
         by_frequency: bool,
         on_nonfinite: str,
@@ -62,27 +64,37 @@ class Updates:
     ) -> None:
         self.steps = 0
         self.skipped = 0
-        self.learning_rate: Callable[[], float] | None = None
         self.grad_scaler: torch.amp.GradScaler | None = None
         # Stands for the rows where torch needs a leaf. A gradient scaler reads from its gradient
         # whether the rows' gradients were finite.
         self.anchor = torch.zeros(1, dtype=torch.float32, device=device, requires_grad=True)
         self._lost_at: float | None = None  # the scale under which a gradient was not finite
-        self._optimizer = optimizer
-        self._scheduled = optimizer  # with the newest learning rate of a schedule
+        self.optimizers = tuple(optimizers)
+        self._learning_rates: dict[Optimizer, Callable[[], float]] = {}
+        # With the newest learning rate, by spec and factor; the same object while that stays.
+        self._scheduled: dict[tuple[Optimizer, float], Optimizer] = {}
         self._by_frequency = by_frequency
         self._on_nonfinite = on_nonfinite
         self._accumulated: list[list[PoolRows]] | None = None  # per backward, per pool
 
-    @property
-    def optimizer(self) -> Optimizer:
-        """The spec with the current learning rate."""
-        if self.learning_rate is None:
-            return self._optimizer
-        lr = float(self.learning_rate())
-        if lr != self._scheduled.lr:
-            self._scheduled = replace(self._optimizer, lr=lr)
-        return self._scheduled
+    def follow(self, optimizer: Optimizer, learning_rate: Callable[[], float]) -> None:
+        """From now on every backward asks ``learning_rate`` for the lr of this spec."""
+        self._learning_rates[optimizer] = learning_rate
+
+    def optimizer_of(self, layout: PoolLayout) -> Optimizer | None:
+        """The spec of a pool with the pool's current learning rate; None: it is only read."""
+        spec = layout.optimizer
+        if spec is None:
+            return None
+        schedule = self._learning_rates.get(spec)
+        lr = spec.lr if schedule is None else float(schedule())
+        if layout.lr_factor != 1.0:
+            lr *= layout.lr_factor
+        key = spec, layout.lr_factor
+        known = self._scheduled.get(key, spec)
+        if lr != known.lr:
+            known = self._scheduled[key] = replace(spec, lr=lr)
+        return known
 
     def run(self, parts: Sequence[PoolGradient]) -> bool:
         """One backward: updates the rows, or notes their gradients while accumulating.
@@ -116,7 +128,8 @@ class Updates:
         self._accumulated = None
 
     def apply_accumulated(self, pools: Sequence[Pool]) -> None:
-        """One update with the sum of all backwards since :meth:`accumulate`."""
+        """One update with the sum of all backwards since :meth:`accumulate`. ``pools``: all of the
+        engine."""
         backwards, self._accumulated = self._accumulated or [], None
         if not backwards:
             return
@@ -124,7 +137,7 @@ class Updates:
         changed = False
         try:
             parts = []
-            for p, pool in enumerate(pools):
+            for p, pool in enumerate(pool for pool in pools if pool.layout.trains):
                 segments, grad = _join([backward[p] for backward in backwards])
                 leases.append(pool.scheduler.stage(segments))
                 bags = Bags(pool.row_layout, None, None, len(grad))
@@ -152,9 +165,10 @@ class Updates:
     def _update(self, parts: Sequence[PoolGradient], *, by_frequency: bool) -> bool:
         scaler = self.grad_scaler
         scale = 1.0 if scaler is None else float(scaler.get_scale())
-        optimizer = self.optimizer
+        optimizers = [self._optimizer_of(part) for part in parts]
         rows: list[Any] | None = None
-        if optimizer.clip_global_norm is not None or not self._surely_finite(parts):
+        global_norm = any(o.clip_global_norm is not None for o in optimizers)
+        if global_norm or not self._surely_finite(parts):
             rows = [p.pool.kernel.row_gradients(p.lease.plan, p.bags, p.grad) for p in parts]
             finite = self._finite(parts, rows)
             if scaler is not None:
@@ -167,17 +181,24 @@ class Updates:
         self.steps += 1
         options = UpdateOptions(self.steps, 1.0 / scale, by_frequency)
         if rows is None:
-            for p in parts:
+            for p, optimizer in zip(parts, optimizers, strict=True):
                 kernel = p.pool.kernel
                 kernel.update(p.lease.plan, p.bags, p.grad, optimizer, options, p.looked_up)
             return True
-        squares = 0.0
-        for p, part in zip(parts, rows, strict=True):
-            squares += p.pool.kernel.condition(p.lease.plan, part, optimizer, options)
-        factor = optimizer.global_factor(squares)
-        for p, part in zip(parts, rows, strict=True):
+        squares: dict[Optimizer | None, float] = {}  # by spec: each has a norm of its own
+        for p, part, optimizer in zip(parts, rows, optimizers, strict=True):
+            spec = p.pool.layout.optimizer
+            of_part = p.pool.kernel.condition(p.lease.plan, part, optimizer, options)
+            squares[spec] = squares.get(spec, 0.0) + of_part
+        for p, part, optimizer in zip(parts, rows, optimizers, strict=True):
+            factor = optimizer.global_factor(squares[p.pool.layout.optimizer])
             p.pool.kernel.apply(p.lease.plan, part, optimizer, self.steps, factor)
         return True
+
+    def _optimizer_of(self, part: PoolGradient) -> Optimizer:
+        optimizer = self.optimizer_of(part.pool.layout)
+        assert optimizer is not None  # the others have no part in an update
+        return optimizer
 
     def _surely_finite(self, parts: Sequence[PoolGradient]) -> bool:
         """Whether the output's gradient alone shows that no row's sum can overflow."""

@@ -5,14 +5,16 @@ Plain data, computed once from the tables and the options; nothing here holds me
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from ..errors import ConfigError
-from ..spec import EngineOptions, TableConfig, table_hash
+from ..spec import EngineOptions, RowOptions, TableConfig, table_hash
 from ..tiers import PoolLayout
 
 __all__ = ["Wiring", "wire"]
@@ -23,9 +25,9 @@ class Wiring:
     """Where everything is.
 
     tables: all tables of the engine. features: (feature name, table index) in output order.
-    pooled: bags, or one row per id. widths: columns of each feature. columns: where each starts,
-    and the end. layouts: of each pool. places: per table, (pool, index in the pool).
-    pool_features: per pool, indices of its features.
+    pooled: bags, or one row per id. widths: columns of each feature. columns: where each starts in
+    a pooled output, and the end. layouts: of each pool. places: per table, (pool, index in the
+    pool). pool_features: per pool, indices of its features.
     """
 
     tables: tuple[TableConfig, ...]
@@ -59,9 +61,22 @@ class Wiring:
         """Per pool, whether one of its features takes the maximum of a bag's rows."""
         return tuple(any(self.pooling(f) == "max" for f in mine) for mine in self.pool_features)
 
-    def outputs(self, pool: int) -> list[tuple[int, str]]:
-        """(first column in the output, pooling) of the pool's features."""
-        return [(self.columns[f], self.pooling(f)) for f in self.pool_features[pool]]
+    def outputs(self, pool: int) -> tuple[list[tuple[int, str]], int]:
+        """(first column, pooling) of the pool's features in what it writes into, and the columns
+        of that. Unpooled, all its features are one: a row for each of their ids."""
+        if not self.pooled:
+            return [(0, "sum")], self.layouts[pool].dim
+        mine = self.pool_features[pool]
+        return [(self.columns[f], self.pooling(f)) for f in mine], self.num_columns
+
+    @cached_property
+    def rows_dtype(self) -> torch.dtype:
+        """The dtype that torch would give all rows together; int8 rows read as float32."""
+        types = [
+            torch.float32 if layout.dtype == "int8" else getattr(torch, layout.dtype)
+            for layout in self.layouts
+        ]
+        return functools.reduce(torch.promote_types, types)
 
 
 def wire(
@@ -71,15 +86,16 @@ def wire(
     *,
     pooled: bool,
 ) -> Wiring:
-    """Groups the tables into pools: those of one record layout share a pool.
+    """Groups the tables into pools: those whose rows are alike and train alike share a pool.
 
     Raises:
-        ConfigError: two table names with the same 4-byte identity.
+        ConfigError: two table names with the same 4-byte identity, or options of a table that
+            cannot work in this engine.
     """
     _refuse_colliding_names(tables)
-    groups: dict[int, list[int]] = {}
+    groups: dict[tuple[int, RowOptions], list[int]] = {}
     for t, table in enumerate(tables):
-        groups.setdefault(table.embedding_dim, []).append(t)
+        groups.setdefault((table.embedding_dim, table.row_options(options)), []).append(t)
     places = [(0, 0)] * len(tables)
     for p, members in enumerate(groups.values()):
         for i, t in enumerate(members):
@@ -91,13 +107,14 @@ def wire(
         PoolLayout(
             tuple((tables[t].name, tables[t].num_embeddings) for t in members),
             dim,
-            options.optimizer,
-            options.init,
+            rows.optimizer,
+            rows.init,
             options.seed,
-            options.row_type,
+            rows.dtype,
             tuple(tables[t].padding_idx for t in members),
+            rows.lr_factor,
         )
-        for dim, members in groups.items()
+        for (dim, rows), members in groups.items()
     ]
     widths = [tables[t].embedding_dim for _, t in features]
     return Wiring(

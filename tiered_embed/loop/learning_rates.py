@@ -9,6 +9,7 @@ Threading: the thread that trains.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,12 +25,19 @@ class RowOptimizer(torch.optim.Optimizer):
     """The learning rates of a model's tiered modules, as a ``torch.optim.Optimizer``.
 
     One parameter group per trained module, with its ``lr``, which every backward reads, and its
-    ``name``. Rows are updated by the backward itself: ``step`` does nothing to them.
+    ``name``: the names of the tables. A module whose tables have different optimizers has one group
+    for each of these. A table's ``lr_factor`` multiplies the ``lr`` of its group. Rows are updated
+    by the backward itself: ``step`` does nothing to them.
     """
 
     def __init__(self, model: nn.Module, grad_scaler: torch.amp.GradScaler | None = None) -> None:
         modules = [m for m in model.modules() if isinstance(m, TieredModule)]
-        trained = [(m, m.engine.updates) for m in modules if m.engine.updates is not None]
+        trained = [
+            (m, m.engine.updates, spec)
+            for m in modules
+            if m.engine.updates is not None
+            for spec in m.engine.updates.optimizers
+        ]
         if not trained:
             raise ConfigError(
                 "the model has no tiered module that trains, so there is no learning rate to set; "
@@ -37,16 +45,25 @@ class RowOptimizer(torch.optim.Optimizer):
             )
         groups = [
             {
-                "params": [updates.anchor],
-                "lr": updates.optimizer.lr,
-                "name": ", ".join(table.name for table in module.engine.tables),
+                # A parameter may be in one group only: a module's first group has its anchor, which
+                # tells a scaler of all its rows.
+                "params": [
+                    updates.anchor
+                    if spec is updates.optimizers[0]
+                    else torch.zeros_like(updates.anchor, requires_grad=True)
+                ],
+                "lr": spec.lr,
+                "name": ", ".join(module.engine.tables_of(spec)),
             }
-            for module, updates in trained
+            for module, updates, spec in trained
         ]
         super().__init__(groups, {})
-        for i, (_, updates) in enumerate(trained):
-            updates.learning_rate = lambda i=i: self.param_groups[i]["lr"]
+        for i, (_, updates, spec) in enumerate(trained):
+            updates.follow(spec, partial(self._learning_rate, i))
             updates.grad_scaler = grad_scaler
+
+    def _learning_rate(self, group: int) -> float:
+        return float(self.param_groups[group]["lr"])
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Calls ``closure``, for loops that pass one; the backward in it updates the rows."""

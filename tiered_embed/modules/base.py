@@ -175,8 +175,8 @@ class TieredModule(nn.Module):
         """
         rows = self.engine.rows
         index = rows.table_index(table)
-        weights, dtype = rows.weights(index, _ids(ids))
-        flat = torch.from_numpy(weights.reshape(-1)).view(getattr(torch, dtype))
+        weights = rows.weights(index, _ids(ids))
+        flat = torch.from_numpy(weights.reshape(-1)).view(rows.dtype(index))
         return flat.view(len(weights), self.engine.tables[index].embedding_dim)
 
     def optimizer_state(self, ids: object, table: str | None = None) -> dict[str, torch.Tensor]:
@@ -207,11 +207,11 @@ class TieredModule(nn.Module):
             if not isinstance(state, Mapping):
                 raise ConfigError(f"state is a {type(state).__name__}; pass a mapping of tensors")
             arrays = {name: _floats(f"state {name!r}", value) for name, value in state.items()}
-        rows.load(rows.table_index(table), _ids(ids), self._weights(weights), arrays)
+        index = rows.table_index(table)
+        rows.load(index, _ids(ids), self._weights(index, weights), arrays)
 
-    def _weights(self, weights: object) -> npt.NDArray[np.float32]:
-        dtype = self.engine.options.dtype
-        allowed = {torch.float32} if dtype == torch.int8 else {torch.float32, dtype}
+    def _weights(self, table: int, weights: object) -> npt.NDArray[np.float32]:
+        allowed = {torch.float32, self.engine.rows.dtype(table)}
         return _floats("weights", weights, tuple(allowed))
 
     def import_rows(
@@ -231,15 +231,16 @@ class TieredModule(nn.Module):
                 is imported then.
         """
         rows = self.engine.rows
+        index = rows.table_index(table)
 
         def arrays() -> Iterable[Any]:
             for ids, weights, *rest in chunks:
                 state = (
                     {k: _floats(f"state {k!r}", v) for k, v in rest[0].items()} if rest else None
                 )
-                yield _ids(ids), self._weights(weights), state
+                yield _ids(ids), self._weights(index, weights), state
 
-        return rows.import_sorted(rows.table_index(table), arrays())
+        return rows.import_sorted(index, arrays())
 
     @property
     def weight(self) -> torch.Tensor:
@@ -250,7 +251,7 @@ class TieredModule(nn.Module):
         """
         engine = self.engine
         table = engine.tables[engine.rows.table_index(None)]
-        size = engine.options.output.itemsize * table.embedding_dim
+        size = engine.rows.dtype(0).itemsize * table.embedding_dim
         if table.num_embeddings is None or table.num_embeddings * size > WEIGHT_LIMIT_BYTES:
             raise ConfigError(
                 f"table {table.name!r} has {table.num_embeddings or 'any number of'} rows of "
@@ -382,7 +383,8 @@ class TieredModule(nn.Module):
         engine = self.engine
         options = engine.options
         tables = ", ".join(
-            f"{t.name}: {t.num_embeddings} x {t.embedding_dim}" for t in engine.tables
+            f"{t.name}: {t.num_embeddings} x {t.embedding_dim}{t.brief_options()}"
+            for t in engine.tables
         )
         ssd = "none" if options.tiers.ssd is None else options.tiers.store
         dtype = "" if options.dtype == torch.float32 else f"dtype={options.dtype}, "

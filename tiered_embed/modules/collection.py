@@ -37,7 +37,7 @@ def _deduplicated(value: Any) -> bool:
 class TieredEmbeddingBagCollection(TieredModule):
     """Pooled embeddings of several features; tables may be shared and differ in dim.
 
-    Tables with the same dim share the slots of a tier.
+    Tables with the same dim and options share the slots of a tier.
 
     Args:
         tables: one ``te.TableConfig`` each. A table serves all its ``feature_names``. A feature may

@@ -11,6 +11,7 @@ from ..engine import Feature, Presented, feature_of
 from ..spec import EngineKeywords, TableConfig, options_from_keywords
 from .base import TieredModule, filled, pretrained_shape
 from .eager import eager
+from .unpooled import UnpooledRows
 
 __all__ = ["TieredEmbedding"]
 
@@ -51,7 +52,7 @@ class TieredEmbedding(TieredModule):
         self.max_norm = checked.max_norm
         self.norm_type = checked.norm_type
         self.scale_grad_by_freq = checked.scale_grad_by_freq
-        self._padding_row: tuple[int, torch.Tensor] | None = None  # (version of the rows, row)
+        self._unpooled = UnpooledRows(self.engine)
 
     @classmethod
     def from_pretrained(
@@ -81,20 +82,5 @@ class TieredEmbedding(TieredModule):
         Raises as :meth:`TieredEmbeddingBag.forward`.
         """
         out, batch = self._forward(Presented((input, None, None)))
-        if batch.kept is not None:
-            kept = torch.from_numpy(batch.kept).to(out.device)
-            whole = torch.zeros(len(kept), self.embedding_dim, dtype=out.dtype, device=out.device)
-            if self.padding_idx is not None:
-                padded = ~kept
-                if self.engine.options.bounds_check == "ignore":
-                    padded = (input.reshape(-1) == self.padding_idx).to(out.device)
-                whole[padded] = self._padding().to(out)
-            out = whole.index_put((kept,), out)
-        return out.view(*input.shape, self.embedding_dim)
-
-    def _padding(self) -> torch.Tensor:
-        """The padding row, (D,). It never trains, so a copy is kept until rows are written."""
-        version = self.engine.rows.version
-        if self._padding_row is None or self._padding_row[0] != version:
-            self._padding_row = (version, self.rows([self.padding_idx])[0])
-        return self._padding_row[1]
+        (rows,) = self._unpooled(out, batch)
+        return rows.view(*input.shape, self.embedding_dim)

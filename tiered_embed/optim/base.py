@@ -77,7 +77,8 @@ class Optimizer(ABC):
             & Hutter 2019) multiplies ``w`` by ``1 - lr * wd`` first. Only rows of the batch decay.
         clip_value: elements are clipped to [-clip_value, clip_value].
         clip_row_norm: a row's gradient is scaled by ``min(1, clip_row_norm / (|g| + 1e-6))``.
-        clip_global_norm: the same with the norm over all rows of a backward.
+        clip_global_norm: the same with the norm over all rows that this optimizer updates in a
+            backward.
 
     Raises:
         ConfigError: a value is not a number, or out of bounds.

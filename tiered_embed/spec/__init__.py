@@ -8,6 +8,7 @@ Threading: plain data and pure functions; counts are changed by their owner only
 
 from . import init
 from .counts import Counts, EvaluationCounts, PhaseTimes, Stats, TierStats
+from .identity import table_hash
 from .init import Constant, Init, Uniform, philox4x32
 from .options import (
     BOUNDS_CHECKS,
@@ -22,7 +23,7 @@ from .options import (
 )
 from .row_formats import ITEM_BYTES, TYPE_NUMBERS, renormalised, rounding_key
 from .sizes import parse_bytes
-from .tables import Lookup, Mode, TableConfig, table_hash
+from .tables import Lookup, Mode, RowOptions, TableConfig
 from .tiers import Tiers
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Lookup",
     "Mode",
     "PhaseTimes",
+    "RowOptions",
     "Stats",
     "TableConfig",
     "TierStats",

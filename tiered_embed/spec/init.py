@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
-from .tables import table_hash
+from .identity import table_hash
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 

@@ -56,7 +56,8 @@ class EngineOptions:
         seed: of initial values and of stochastic rounding, in [0, 2**64).
         dtype: of the rows: ``torch.float32``, ``float16``, ``bfloat16``, or ``int8`` with a scale
             and a bias per row, which is read-only. Optimizer state is always float32.
-        output_dtype: of what a forward returns. None: the rows' dtype, float32 for int8.
+        output_dtype: of what a forward returns. None: the rows' dtype, float32 for int8, and for
+            tables of different dtypes the one that torch promotes them to.
         rounding: how float16 and bfloat16 rows are rounded after an update: ``"nearest"``, or
             ``"stochastic"``, which depends on seed, table, row and step alone.
         policy: which row leaves a full tier: one of ``tiered_embed.residency.POLICIES``.
@@ -201,18 +202,6 @@ class EngineOptions:
     def deepest(self) -> int:
         """Batches that may be staged ahead."""
         return self.depth if isinstance(self.depth, int) else min(self.lookahead, MOST_DEPTH)
-
-    @property
-    def row_type(self) -> str:
-        """The rows' dtype as ``row_formats.py`` names it."""
-        return DTYPES[self.dtype]
-
-    @property
-    def output(self) -> torch.dtype:
-        """What forward returns."""
-        if self.output_dtype is not None:
-            return self.output_dtype
-        return torch.float32 if self.dtype == torch.int8 else self.dtype
 
     @property
     def compute_device(self) -> torch.device:

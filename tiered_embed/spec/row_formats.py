@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from ..errors import ConfigError
 from ..optim import lane_sum
+from .identity import table_hash
 from .init import philox4x32
-from .tables import table_hash
 
 __all__ = [
     "ITEM_BYTES",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ..errors import ConfigError
+from ..optim import Optimizer
+from .init import Constant, Init, Uniform
+from .options import DTYPES, EngineOptions
 
-__all__ = ["Lookup", "Mode", "TableConfig", "table_hash"]
+__all__ = ["Lookup", "Mode", "RowOptions", "TableConfig"]
 
 Mode = Literal["sum", "mean", "max"]
 MODES: tuple[Mode, ...] = ("sum", "mean", "max")
@@ -22,9 +26,17 @@ Lookup = tuple[str, int | None, npt.NDArray[np.int64], npt.NDArray[np.int64] | N
 None where every bag is one id."""
 
 
-def table_hash(name: str) -> bytes:
-    """A table's identity in keys and initial values: 4 bytes of the SHA-256 of its name."""
-    return hashlib.sha256(name.encode()).digest()[:4]
+class RowOptions(NamedTuple):
+    """What one table's rows are, and how they train: its own options, else those of its module.
+
+    optimizer: None where rows are only read. dtype: as in ``row_formats.py``. lr_factor: of the
+    optimizer's learning rate.
+    """
+
+    optimizer: Optimizer | None
+    init: Init
+    dtype: str
+    lr_factor: float
 
 
 @dataclass(frozen=True)
@@ -39,10 +51,16 @@ class TableConfig:
         mode: how a bag's rows are pooled.
         padding_idx: a row that is left out of pooling and is not trained. A negative one counts
             from the end.
+        optimizer, init, dtype: as in ``te.EngineOptions``, for this table alone. None: the
+            module's.
+        lr_factor: multiplies the learning rate of the table's optimizer, at every step of a
+            schedule too.
+        trainable: False: rows are only read, and no optimizer state is kept for them.
 
     Raises:
         ConfigError: an empty name, a count that is not positive, an unknown mode, a feature name
-            that is empty or given twice, or a padding_idx outside the table.
+            that is empty or given twice, a padding_idx outside the table, or an option of a wrong
+            type.
     """
 
     name: str
@@ -51,6 +69,11 @@ class TableConfig:
     feature_names: Sequence[str] = field(default=())
     mode: Mode = "sum"
     padding_idx: int | None = None
+    optimizer: Optimizer | None = None
+    init: Init | None = None
+    dtype: torch.dtype | None = None
+    lr_factor: float = 1.0
+    trainable: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -82,6 +105,70 @@ class TableConfig:
             raise ConfigError(f"{where}: feature_names is {list(names)}; name each feature once")
         object.__setattr__(self, "feature_names", names)
         object.__setattr__(self, "padding_idx", self._padding())
+        self._check_options(where)
+
+    def row_options(self, options: EngineOptions) -> RowOptions:
+        """The table's options in a module with ``options``.
+
+        Raises:
+            ConfigError: they cannot work together.
+        """
+        optimizer = None
+        if self.trainable:
+            optimizer = options.optimizer if self.optimizer is None else self.optimizer
+        dtype = DTYPES[options.dtype if self.dtype is None else self.dtype]
+        init = options.init if self.init is None else self.init
+        if dtype == "int8" and optimizer is not None:
+            raise ConfigError(
+                f"table {self.name!r}: int8 rows are read-only: pass trainable=False, or another "
+                "dtype"
+            )
+        if dtype == "int8" and options.max_norm is not None:
+            raise ConfigError(
+                f"table {self.name!r}: int8 rows are read-only, and max_norm would change them; "
+                "leave max_norm out, or choose another dtype"
+            )
+        return RowOptions(
+            optimizer, init, dtype, 1.0 if optimizer is None else float(self.lr_factor)
+        )
+
+    def brief_options(self) -> str:
+        """What the table has of its own, as a module's ``repr`` shows it; empty for most."""
+        own = [
+            "" if self.optimizer is None else self.optimizer.brief(),
+            "" if self.init is None else repr(self.init),
+            "" if self.dtype is None else DTYPES[self.dtype],
+            "" if self.lr_factor == 1.0 else f"lr_factor={self.lr_factor}",
+            "" if self.trainable else "not trained",
+        ]
+        text = ", ".join(filter(None, own))
+        return f" ({text})" if text else ""
+
+    def _check_options(self, where: str) -> None:
+        if self.optimizer is not None and not isinstance(self.optimizer, Optimizer):
+            raise ConfigError(
+                f"{where}: optimizer is {self.optimizer!r}; pass one of te.optim, or None for the "
+                "module's"
+            )
+        if self.init is not None and not isinstance(self.init, (Uniform, Constant)):
+            raise ConfigError(
+                f"{where}: init is {self.init!r}; pass te.init.Uniform or te.init.Constant, or "
+                "None for the module's"
+            )
+        if self.dtype is not None and not (
+            isinstance(self.dtype, torch.dtype) and self.dtype in DTYPES
+        ):
+            raise ConfigError(
+                f"{where}: dtype is {self.dtype}; rows are torch.float32, float16, bfloat16 or "
+                "int8, or None for the module's"
+            )
+        factor = self.lr_factor
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)):
+            raise ConfigError(f"{where}: lr_factor is {factor!r}; it must be a number")
+        if not 0.0 <= factor < math.inf:
+            raise ConfigError(f"{where}: lr_factor is {factor}; it must be finite and at least 0")
+        if not isinstance(self.trainable, bool):
+            raise ConfigError(f"{where}: trainable is {self.trainable!r}; pass True or False")
 
     def _padding(self) -> int | None:
         row, num_rows = self.padding_idx, self.num_embeddings

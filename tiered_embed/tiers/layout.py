@@ -29,7 +29,8 @@ class PoolLayout:
     """A pool: tables whose records have the same layout, weights (D) and then state (S) float32.
 
     optimizer: None when rows are read-only. dtype: of the weights, as in ``spec/row_formats.py``.
-    padding: per table, the row that starts as zeros, or None; () where no table has one.
+    padding: per table, the row that starts as zeros, or None; () where no table has one. lr_factor:
+    of the optimizer's learning rate; a record does not depend on it.
     """
 
     tables: tuple[tuple[str, int | None], ...]  # (name, rows or None)
@@ -39,6 +40,12 @@ class PoolLayout:
     seed: int
     dtype: str = "float32"
     padding: tuple[int | None, ...] = ()
+    lr_factor: float = 1.0
+
+    @property
+    def trains(self) -> bool:
+        """Whether rows are updated."""
+        return self.optimizer is not None
 
     @cached_property
     def state_layout(self) -> Mapping[str, int]:
