@@ -50,6 +50,10 @@ Mode = Literal["create", "read_write", "read_only"]
 _directories: weakref.WeakSet[StoreDirectory] = weakref.WeakSet()
 _LAYOUT = "layout.json"
 _META = "meta.json"
+_RESTORE = (
+    "restore the file, or move its folder away, make the module anew, and restore its rows with "
+    "te.checkpoint.load(model, path)"
+)
 
 
 class OpenHereError(StoreError):
@@ -115,13 +119,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = document["content"]
         intact = isinstance(content, dict) and _digest(content) == document["sha256"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptionError(
-            f"'{path}' is not readable JSON ({error}); restore the store from a checkpoint"
-        ) from error
+        raise CorruptionError(f"'{path}' is not readable JSON ({error}); {_RESTORE}") from error
     if not intact:
-        raise CorruptionError(
-            f"'{path}' does not match its SHA-256; restore the store from a checkpoint"
-        )
+        raise CorruptionError(f"'{path}' does not match its SHA-256; {_RESTORE}")
     return dict(content)
 
 
@@ -258,7 +258,7 @@ class StoreDirectory:
         """The description of the store that is there. REQUIRES: it was created."""
         found = read_description(self.path)
         if found is None:
-            raise StoreError(f"'{self.path / _LAYOUT}' is gone; restore the store")
+            raise StoreError(f"'{self.path / _LAYOUT}' is gone; restore the file")
         return found
 
     def commit_layout(
