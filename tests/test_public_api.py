@@ -25,6 +25,7 @@ def test_public_names() -> None:
         "Tiers",
         "accumulate",
         "checkpoint",
+        "close_all",
         "drop_table",
         "errors",
         "init",

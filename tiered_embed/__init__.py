@@ -17,7 +17,12 @@ from .errors import (
     TieredEmbedError,
 )
 from .loop import SwapEntry, SwapReport, accumulate, lr_optimizer, prefetch, swap
-from .modules import TieredEmbedding, TieredEmbeddingBag, TieredEmbeddingBagCollection
+from .modules import (
+    TieredEmbedding,
+    TieredEmbeddingBag,
+    TieredEmbeddingBagCollection,
+    close_all,
+)
 from .spec import EngineOptions, Stats, TableConfig, Tiers, init
 from .store import drop_table
 
@@ -44,6 +49,7 @@ __all__ = [
     "Tiers",
     "accumulate",
     "checkpoint",
+    "close_all",
     "drop_table",
     "errors",
     "init",

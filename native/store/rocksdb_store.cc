@@ -339,7 +339,8 @@ void RocksDbStore::require_never_written() {
   if (db_->GetLatestSequenceNumber() == 0 && files.empty()) return;
   throw StoreException(ErrorKind::kConfig,
                        "bulk import needs an empty store, but '" + path_ +
-                           "' has been written to; create a new one, or use put");
+                           "' has been written to; write the rows with load_rows, or choose another "
+                           "ssd directory");
 }
 
 void RocksDbStore::ingest_files(const std::vector<std::string>& files) {

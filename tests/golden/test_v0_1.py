@@ -52,6 +52,36 @@ def test_a_working_directory_opens_and_trains_on(store, golden, tmp_path):
         assert module.digest() == trained
 
 
+@pytest.mark.parametrize("store", BACKENDS)
+def test_a_table_with_fewer_rows_than_its_ids_is_refused(store, golden):
+    """Version 0.1 recorded no number of rows, so the ids in the store decide."""
+    ssd = golden / store / "ssd"
+    options = {"optimizer": te.optim.Adam(lr=0.1), "seed": 7, "name": "single", "padding_idx": 3}
+    tiers = te.Tiers(ddr=600, ssd=ssd, store=store)
+    with single(ssd, store) as module:
+        ids = [int(i) for ids, _ in module.engine.pools[0].materialised(0) for i in ids]
+    layouts = {p: p.read_bytes() for p in ssd.rglob("layout.json")}
+    for rows in (max(ids), 40, 4):
+        least = min(i for i in ids if i >= rows)
+        with pytest.raises(te.ConfigError, match=rf"with id {least}, and num_embeddings is {rows}"):
+            te.TieredEmbedding(rows, 4, tiers=tiers, **options)
+    with te.TieredEmbedding(max(ids) + 1, 4, tiers=tiers, **options) as module:
+        assert module.stats().steps == EXPECTED[store]["steps"]
+    with single(ssd, store) as module:
+        assert module.digest() == EXPECTED[store]["digest"]
+    assert {p: p.read_bytes() for p in ssd.rglob("layout.json")} == layouts
+
+
+def test_ids_of_an_unbounded_table_are_refused_by_a_table_with_bounds(golden):
+    ssd = golden / "collection" / "ssd"
+    tables = [te.TableConfig("tag", 50, 8)]
+    options = {"optimizer": te.optim.RowWiseAdagrad(lr=0.05), "seed": 11}
+    with pytest.raises(te.ConfigError, match=r"'tag' was stored in .* with id .* is 50"):
+        te.TieredEmbeddingBagCollection(tables, tiers=te.Tiers(ddr=1500, ssd=ssd), **options)
+    with collection(ssd) as module:
+        assert module.digest() == EXPECTED["collection"]["digest"]
+
+
 def test_a_collection_of_two_pools_opens_and_trains_on(golden, tmp_path):
     with collection(golden / "collection" / "ssd") as module:
         assert module.stats().steps == EXPECTED["collection"]["steps"]

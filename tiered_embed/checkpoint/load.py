@@ -128,9 +128,13 @@ def _check_alike(wanted: PoolEntry, saved: PoolEntry, folder: Path) -> None:
         )
     for name, before, now in zip(saved.layout.tables, saved.rows, wanted.rows, strict=True):
         if now is not None and (before is None or before > now):
+            had, remedy = (
+                ("any number of", "pass num_embeddings=None")
+                if before is None
+                else (before, "raise num_embeddings")
+            )
             raise ConfigError(
-                f"table {name!r} had {'unbounded' if before is None else before} rows in "
-                f"'{folder}' and has {now} here; raise num_embeddings"
+                f"table {name!r} had {had} rows in '{folder}' and has {now} here; {remedy}"
             )
 
 
@@ -201,8 +205,9 @@ def _rows(chain: Chain, index: int, pool: Pool, path: Path) -> Iterator[tuple[in
             ids = decode_rows(keys[mine])
             name, rows = pool.layout.tables[table]
             if rows is not None and not (ids.min() >= 0 and ids.max() < rows):
+                outside = ids.min() if ids.min() < 0 else ids.max()
                 raise ConfigError(
-                    f"'{chain.folder}' has row {max(ids.max(), -ids.min())} of table {name!r}, "
+                    f"'{chain.folder}' has row {outside} of table {name!r}, "
                     f"which has {rows} rows here; raise num_embeddings"
                 )
             yield table, ids, records[mine]

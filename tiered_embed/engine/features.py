@@ -56,7 +56,7 @@ def _integers(where: str, name: str, tensor: object) -> torch.Tensor:
         raise ConfigError(f"{what} has layout {tensor.layout}; pass a dense tensor")
     if tensor.is_cuda:
         return tensor.cpu()  # the planner is there
-    raise ConfigError(f"{what} is on {tensor.device}; move it to the CPU: {what}.cpu()")
+    raise ConfigError(f"{what} is on {tensor.device}; move it to the CPU: {name}.cpu()")
 
 
 def _array(tensor: torch.Tensor) -> I64:
@@ -66,10 +66,16 @@ def _array(tensor: torch.Tensor) -> I64:
     return np.ascontiguousarray(array, np.int64).reshape(-1)
 
 
-def check_ids(table: str, ids: I64, num_rows: int | None, bounds_check: str) -> I64:
+def check_ids(
+    table: str,
+    ids: I64,
+    num_rows: int | None,
+    bounds_check: str,
+    remedy: str = "pass bounds_check='clamp' or raise num_embeddings",
+) -> I64:
     """The ids, inside ``[0, num_rows)``; any int64 when ``num_rows`` is None.
 
-    ``"ignore"`` leaves them as they are, for :func:`drop_ids`.
+    ``"ignore"`` leaves them as they are, for :func:`drop_ids`. ``remedy`` ends the message.
 
     Raises:
         IdRangeError: one is outside and ``bounds_check`` is ``"raise"``.
@@ -82,8 +88,7 @@ def check_ids(table: str, ids: I64, num_rows: int | None, bounds_check: str) -> 
     if bounds_check == "clamp":
         return ids.clip(0, num_rows - 1)
     raise IdRangeError(
-        f"table {table!r}: id {ids[bad]} at position {bad} is outside [0, {num_rows}); "
-        "pass bounds_check='clamp' or raise num_embeddings"
+        f"table {table!r}: id {ids[bad]} at position {bad} is outside [0, {num_rows}); {remedy}"
     )
 
 

@@ -8,6 +8,7 @@ Threading: the thread that trains.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,10 +16,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..engine import Engine
 from ..errors import ConfigError
 from ..modules import TieredModule
 
 __all__ = ["RowOptimizer", "lr_optimizer"]
+
+
+# The optimizer that rows follow; a second one would take them from the first.
+_made: weakref.WeakKeyDictionary[Engine, RowOptimizer] = weakref.WeakKeyDictionary()
 
 
 class RowOptimizer(torch.optim.Optimizer):
@@ -58,9 +64,24 @@ class RowOptimizer(torch.optim.Optimizer):
             for module, updates, spec in trained
         ]
         super().__init__(groups, {})
-        for i, (_, updates, spec) in enumerate(trained):
+        for i, (module, updates, spec) in enumerate(trained):
             updates.follow(spec, partial(self._learning_rate, i))
             updates.grad_scaler = grad_scaler
+            _made[module.engine] = self
+        self._complete = True
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused: ``step`` would train none of its parameters.
+
+        Raises:
+            ConfigError: always, once the optimizer is made.
+        """
+        if getattr(self, "_complete", False):
+            raise ConfigError(
+                "te.lr_optimizer trains no parameters of its own, so it takes no further group; "
+                "give the dense parameters to a torch.optim optimizer"
+            )
+        super().add_param_group(param_group)
 
     def _learning_rate(self, group: int) -> float:
         return float(self.param_groups[group]["lr"])
@@ -86,12 +107,41 @@ def lr_optimizer(
         scaler.scale(loss).backward()      # rows are unscaled, checked and updated here
         scaler.step(dense); scaler.step(rows); scaler.update(); scheduler.step()
 
+    Rows have one learning rate, so a second call for the same modules returns the same optimizer.
+
     Args:
         model: holds the tiered modules.
         grad_scaler: row gradients are divided by its scale. Where one of them is infinite or NaN,
             the update is left out, and ``scaler.step(rows)`` makes the scaler lower its scale.
 
     Raises:
-        ConfigError: the model has no tiered module that trains.
+        ConfigError: the model has no tiered module that trains; some of them have an optimizer
+            that was made for other modules too; or theirs has another gradient scaler.
     """
-    return RowOptimizer(model, grad_scaler)
+    trained = _trained(model)
+    made = [_made[engine] for engine in trained if engine in _made]
+    if not made:
+        return RowOptimizer(model, grad_scaler)
+    known = made[0]
+    theirs = {engine for engine, rows in list(_made.items()) if rows is known}
+    if theirs != set(trained):
+        names = [group["name"] for group in known.param_groups]
+        raise ConfigError(
+            f"there is a te.lr_optimizer for the tables {names} already, and this call is for "
+            "other modules too, or for some of these: a schedule of the first would be lost. Make "
+            "one for the whole model, and set the lr of single tables in its param_groups"
+        )
+    for engine in trained if grad_scaler is not None else ():
+        assert engine.updates is not None
+        if engine.updates.grad_scaler not in (None, grad_scaler):
+            raise ConfigError(
+                "the te.lr_optimizer of this model has another grad_scaler already; pass that one"
+            )
+        engine.updates.grad_scaler = grad_scaler
+    return known
+
+
+def _trained(model: nn.Module) -> list[Engine]:
+    """The engines of the modules that train."""
+    engines = [m.engine for m in model.modules() if isinstance(m, TieredModule)]
+    return [engine for engine in engines if engine.updates is not None]

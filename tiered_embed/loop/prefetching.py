@@ -28,6 +28,7 @@ from ..engine import (
 )
 from ..errors import ConfigError
 from ..modules import TieredEmbeddingBagCollection, TieredModule, is_keyed_jagged
+from .contents import Contents
 
 __all__ = ["Prefetch", "prefetch"]
 
@@ -101,7 +102,7 @@ class Prefetch(Generic[B]):
         return len(self._loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[B]:
-        pending: deque[tuple[B, list[Place]]] = deque()
+        pending: deque[tuple[B, list[Place], Contents | None]] = deque()
         self._given, self._skip = self._skip, 0
         streams = Streams()
         source = islice(iter(self._loader), self._given, None)
@@ -112,7 +113,10 @@ class Prefetch(Generic[B]):
                 while not ended and len(pending) <= self._ahead:
                     try:
                         batch = next(source)
-                        pending.append((batch, self._push(batch, streams)))
+                        places = self._push(batch, streams)
+                        # After ids=, which may change the batch. None: it is given at once.
+                        contents = Contents(batch) if self._ahead else None
+                        pending.append((batch, places, contents))
                     except StopIteration:
                         ended = True
                     except Exception as error:
@@ -122,7 +126,9 @@ class Prefetch(Generic[B]):
                         streams.end()
                 if not pending:
                     break
-                batch, places = pending.popleft()
+                batch, places, contents = pending.popleft()
+                if contents is not None:
+                    self._refuse_changed(contents, batch)
                 for place in places:
                     place.give()
                 self._given += 1
@@ -177,6 +183,16 @@ class Prefetch(Generic[B]):
         self._epochs, self._skip = state["epochs"], state["batches"]
         self._given = self._skip
 
+    def _refuse_changed(self, contents: Contents, batch: B) -> None:
+        changed = contents.changed(batch)
+        if changed is not None:
+            raise ConfigError(
+                f"batch {self._given} changed after te.prefetch had pulled it from the loader, up "
+                f"to {self._ahead} batches before its turn: {changed} now. The loader reuses its "
+                "memory; let it yield new tensors (tensor.clone()), or look ahead no batch: "
+                "lookahead=0, depth=0"
+            )
+
     def _push(self, batch: B, streams: Streams) -> list[Place]:
         # Everything is checked before anything is staged.
         checked = []
@@ -229,7 +245,8 @@ def prefetch(loader: Iterable[B], model: nn.Module, ids: IdsOf[B] | None = None)
             has) a KeyedJaggedTensor and the model has one collection.
 
     Raises:
-        ConfigError: ``ids`` is needed here and was omitted. An error of the loader, or of a batch's
-            check, is raised when the loop reaches that batch.
+        ConfigError: ``ids`` is needed here and was omitted. In the loop: a batch's tensors were
+            written after the loader had yielded it, so the loader reuses its memory. An error of
+            the loader, or of a batch's check, is raised when the loop reaches that batch.
     """
     return Prefetch(loader, model, ids)

@@ -38,6 +38,7 @@ from ..spec import (
     options_from_keywords,
     parse_bytes,
 )
+from ..store import table_range
 from ..tiers import PoolLayout
 from .candidates import CARRIED_HOOKS, OWN_OPTIONS, Candidate, find, is_embedding
 from .swap_report import SwapEntry, SwapReport
@@ -113,8 +114,9 @@ def swap(
         for candidate, share in zip(chosen, budgets, strict=True):
             # Appended one by one, so that a failure closes those before it.
             made.append(_make(candidate, share, options))
+            _refuse_stored_rows(made[-1])
         for candidate, module in zip(chosen, made, strict=True):
-            _fill(module, candidate)
+            _fill(module, candidate, old)
             _carry(candidate.module, module)
     except BaseException:
         _discard(made, old)
@@ -236,24 +238,44 @@ def _make_collection(found: Candidate, options: EngineKeywords) -> TieredEmbeddi
     return module
 
 
-def _fill(module: TieredModule, found: Candidate) -> None:
-    """Copies the weights.
+def _refuse_stored_rows(module: TieredModule) -> None:
+    """Raises ConfigError if the module's store has rows of its tables, from an earlier run.
 
-    An import is faster than writing rows, and needs a pool whose store is empty: the largest table
-    of each pool is imported, and the others follow.
+    They may be trained, so the model's weights must not replace them without a word.
     """
-    backed = module.engine.options.tiers.ssd is not None
+    for pool in module.engine.pools:
+        if pool.store is None:
+            continue
+        for name, _ in pool.layout.tables:
+            if any(True for _ in pool.store.scan(*table_range(name), chunk_rows=1)):
+                ssd = str(module.engine.options.tiers.ssd)
+                raise ConfigError(
+                    f"'{ssd}' holds rows of table {name!r} already, and te.swap would replace them "
+                    "by the weights of the model. To start anew, remove them with "
+                    f"te.drop_table({ssd!r}, {name!r}), or pass another ssd directory. To go on "
+                    "with trained rows, swap into another directory and restore them with "
+                    "te.checkpoint.load(model, path)"
+                )
+
+
+def _fill(module: TieredModule, found: Candidate, old: set[Path]) -> None:
+    """Copies the weights. ``old``: the stores that were there before.
+
+    An import is faster than writing rows, and needs a new store: the largest table of each pool is
+    imported, and the others follow.
+    """
     wiring = module.engine.wiring
     pools = {
         table.name: pool for table, (pool, _) in zip(wiring.tables, wiring.places, strict=True)
     }
-    imported: set[int] = set()
+    stores = [pool.store for pool in module.engine.pools]
+    new = [store is not None and store.path.resolve() not in old for store in stores]
     for name in sorted(found.tables, key=lambda name: -found.shape(name)[0]):
         table: Any = found.tables[name]
         weight: torch.Tensor = table.weight.detach()
         chunks = _chunks(weight)
-        if backed and pools[name] not in imported:
-            imported.add(pools[name])
+        if new[pools[name]]:
+            new[pools[name]] = False
             module.import_rows(chunks, table=name)
         else:
             for ids, part in chunks:

@@ -7,11 +7,13 @@ from .bag import TieredEmbeddingBag
 from .base import TieredModule
 from .collection import TieredEmbeddingBagCollection, is_keyed_jagged
 from .embedding import TieredEmbedding
+from .lifetime import close_all
 
 __all__ = [
     "TieredEmbedding",
     "TieredEmbeddingBag",
     "TieredEmbeddingBagCollection",
     "TieredModule",
+    "close_all",
     "is_keyed_jagged",
 ]

@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 from ..engine import Feature, Presented, feature_of
 from ..errors import ConfigError
 from ..spec import EngineKeywords, Mode, TableConfig, options_from_keywords
+from .arguments import BAG_ARGUMENTS, arguments
 from .base import TieredModule, filled, pretrained_shape
 from .eager import eager
 
@@ -82,13 +83,15 @@ class TieredEmbeddingBag(TieredModule):
         return filled(cls(num_embeddings, dim, mode, **options), embeddings)
 
     def present(self, value: Any) -> Presented:
-        args = value if isinstance(value, tuple) else (value,)
-        return Presented((*args, None, None, None)[:3])
+        return Presented(arguments(self._where, value, BAG_ARGUMENTS))
 
     def features(self, presented: Presented) -> list[Feature]:
-        where = f"table {self.engine.tables[0].name!r}"
         last = self.include_last_offset
-        return [feature_of(where, *presented.tensors, include_last_offset=last)]
+        return [feature_of(self._where, *presented.tensors, include_last_offset=last)]
+
+    @property
+    def _where(self) -> str:
+        return f"table {self.engine.tables[0].name!r}"
 
     @eager
     def forward(

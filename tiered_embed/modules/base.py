@@ -7,11 +7,7 @@ Threading: a module belongs to one thread at a time; the garbage collector may c
 
 from __future__ import annotations
 
-import atexit
 import json
-import logging
-import os
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
@@ -21,9 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ..engine import CheckedBatch, Engine, Feature, Presented, apart_from_own_threads
+from ..engine import CheckedBatch, Feature, Presented
 from ..errors import ConfigError, NotCopyableError
 from ..spec import EngineOptions, Lookup, Stats, TableConfig
+from .lifetime import close_unattended, open_engine
 
 __all__ = ["TieredModule"]
 
@@ -71,32 +68,6 @@ def _floats(
     return values.detach().cpu().to(torch.float32).contiguous().numpy()
 
 
-_open_modules: weakref.WeakSet[TieredModule] = weakref.WeakSet()
-
-
-# Registered after the stores' own hook, so it runs before that one closes the stores.
-@atexit.register
-def _close_all() -> None:
-    for module in list(_open_modules):
-        module._finalizer()
-
-
-def _close_unattended(engine: Engine, pid: int) -> None:
-    if pid != os.getpid():
-        return
-
-    def close() -> None:
-        try:
-            engine.close()
-        except Exception:
-            log = logging.getLogger("tiered_embed")
-            log.exception(
-                "a tiered module could not be closed; rows trained since its last flush are lost"
-            )
-
-    apart_from_own_threads(close)
-
-
 class TieredModule(nn.Module):
     """Base class of the tiered modules; use one of its subclasses.
 
@@ -113,11 +84,8 @@ class TieredModule(nn.Module):
         pooled: bool = True,
     ) -> None:
         super().__init__()
-        self.engine = Engine(tables, features, options, pooled=pooled)
-        # What was trained reaches the store even when nobody calls close(): when the module is
-        # collected, or at interpreter exit.
-        self._finalizer = weakref.finalize(self, _close_unattended, self.engine, os.getpid())
-        _open_modules.add(self)
+        self.engine = open_engine(tables, features, options, pooled=pooled)
+        self._finalizer = close_unattended(self)
 
     @property
     def device(self) -> torch.device:

@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 from ..engine import Feature, Presented, feature_of
 from ..errors import ConfigError
 from ..spec import EngineKeywords, TableConfig, options_from_keywords
+from .arguments import BAG_ARGUMENTS, arguments
 from .base import TieredModule
 from .eager import eager
 
@@ -94,9 +95,7 @@ class TieredEmbeddingBagCollection(TieredModule):
             self._check_features(list(value), others=False)
             tensors: list[Any] = []
             for name, _ in self.engine.wiring.features:
-                given = value[name]
-                args = given if isinstance(given, tuple) else (given,)
-                tensors.extend((*args, None, None, None)[:3])
+                tensors.extend(arguments(f"feature {name!r}", value[name], BAG_ARGUMENTS))
             return Presented(tuple(tensors))
         if not is_keyed_jagged(value):
             raise ConfigError(

@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 
 from ..engine import Feature, Presented, feature_of
 from ..spec import EngineKeywords, TableConfig, options_from_keywords
+from .arguments import arguments
 from .base import TieredModule, filled, pretrained_shape
 from .eager import eager
 from .unpooled import UnpooledRows
@@ -66,14 +67,18 @@ class TieredEmbedding(TieredModule):
         return filled(cls(num_embeddings, dim, **options), embeddings)
 
     def present(self, value: Any) -> Presented:
-        return Presented((value, None, None))
+        (ids,) = arguments(self._where, value, ["indices"])
+        return Presented((ids, None, None))
 
     def features(self, presented: Presented) -> list[Feature]:
-        where = f"table {self.engine.tables[0].name!r}"
         value = presented.tensors[0]
         dense = isinstance(value, torch.Tensor) and value.layout is torch.strided
         flat = value.reshape(1, -1) if dense and value is not None else value
-        return [feature_of(where, flat, None, None)._replace(offsets=None)]
+        return [feature_of(self._where, flat, None, None)._replace(offsets=None)]
+
+    @property
+    def _where(self) -> str:
+        return f"table {self.engine.tables[0].name!r}"
 
     @eager
     def forward(self, input: torch.Tensor) -> torch.Tensor:

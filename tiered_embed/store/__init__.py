@@ -10,6 +10,7 @@ planner's and the engine's business.
 from .base import Chunk, RowStore, StoreOptions
 from .description import WHOLE, StoreLayout
 from .directory import (
+    OpenHereError,
     StoreDirectory,
     make_directory,
     os_errors,
@@ -31,6 +32,7 @@ __all__ = [
     "WHOLE",
     "Chunk",
     "Mark",
+    "OpenHereError",
     "Replacement",
     "RocksDbRowStore",
     "RowStore",

@@ -298,7 +298,7 @@ class RowStore(abc.ABC):
         if self._failure is not None:
             raise StoreError(
                 f"store '{self.path}' failed earlier ({self._failure}); "
-                "close it and reopen from the last checkpoint"
+                "restore its rows with te.checkpoint.load(model, path)"
             )
 
     def _check_writable(self) -> None:

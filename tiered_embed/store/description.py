@@ -178,10 +178,12 @@ def merged(stored: Tables, wanted: Tables, where: str) -> dict[str, dict[str, An
                 f"remove its rows with te.drop_table(directory, {name!r})"
             )
         if "rows" in known and "rows" in facts and _fewer(facts["rows"], known["rows"]):
-            before = "any number of" if known["rows"] is None else known["rows"]
+            unbounded = known["rows"] is None
+            before = "any number of" if unbounded else known["rows"]
+            remedy = "pass num_embeddings=None" if unbounded else "raise num_embeddings"
             raise ConfigError(
                 f"table {name!r} was stored in '{where}' with {before} rows, and num_embeddings is "
-                f"{facts['rows']}; raise num_embeddings, or remove its rows with "
+                f"{facts['rows']}; {remedy}, or remove its rows with "
                 f"te.drop_table(directory, {name!r})"
             )
         if known.keys() <= facts.keys():

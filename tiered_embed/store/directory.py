@@ -16,12 +16,15 @@ Threading: one thread at a time, except that ``write_meta`` may run at the same 
 another ``write_meta``.
 """
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +34,7 @@ from .description import Description, Tables, merged
 
 __all__ = [
     "Mode",
+    "OpenHereError",
     "StoreDirectory",
     "make_directory",
     "os_errors",
@@ -43,8 +47,19 @@ __all__ = [
 
 Mode = Literal["create", "read_write", "read_only"]
 
+_directories: weakref.WeakSet[StoreDirectory] = weakref.WeakSet()
 _LAYOUT = "layout.json"
 _META = "meta.json"
+_RESTORE = (
+    "restore the file, or move its folder away, make the module anew, and restore its rows with "
+    "te.checkpoint.load(model, path)"
+)
+
+
+class OpenHereError(StoreError):
+    """This very process has the store in ``path`` open."""
+
+    path: Path | None = None
 
 
 @contextlib.contextmanager
@@ -104,13 +119,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = document["content"]
         intact = isinstance(content, dict) and _digest(content) == document["sha256"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptionError(
-            f"'{path}' is not readable JSON ({error}); restore the store from a checkpoint"
-        ) from error
+        raise CorruptionError(f"'{path}' is not readable JSON ({error}); {_RESTORE}") from error
     if not intact:
-        raise CorruptionError(
-            f"'{path}' does not match its SHA-256; restore the store from a checkpoint"
-        )
+        raise CorruptionError(f"'{path}' does not match its SHA-256; {_RESTORE}")
     return dict(content)
 
 
@@ -139,6 +150,18 @@ def read_description(path: str | os.PathLike[str]) -> Description | None:
 def write_description(path: str | os.PathLike[str], description: Description) -> None:
     """Replaces ``path/layout.json`` atomically and durably."""
     _write_json(Path(path) / _LAYOUT, description.content())
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    """Of the file itself, whatever path led to it."""
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
+def _held_locks() -> list[int]:
+    """The descriptors of the locks that this process holds."""
+    held = [directory._lock_fd for directory in list(_directories)]
+    return [fd for fd in held if fd is not None]
 
 
 class StoreDirectory:
@@ -188,11 +211,20 @@ class StoreDirectory:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            identity = _identity(fd)
             os.close(fd)
-            raise StoreError(
-                f"store '{self.path}' is already open, by pid {pid}; close it there first"
-            ) from error
+            fact = f"store '{self.path}' is already open, by pid {pid}"
+            # The pid alone may be that of a process in another container.
+            if identity not in [_identity(held) for held in _held_locks()]:
+                raise StoreError(f"{fact}; close it there first") from error
+            here = OpenHereError(
+                f"{fact}, which is this process; close what has it open, or every module with "
+                "te.close_all()"
+            )
+            here.path = self.path
+            raise here from error
         self._lock_fd = fd
+        _directories.add(self)
         with os_errors(f"cannot write '{lock_path}'"):
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
@@ -226,7 +258,7 @@ class StoreDirectory:
         """The description of the store that is there. REQUIRES: it was created."""
         found = read_description(self.path)
         if found is None:
-            raise StoreError(f"'{self.path / _LAYOUT}' is gone; restore the store")
+            raise StoreError(f"'{self.path / _LAYOUT}' is gone; restore the file")
         return found
 
     def commit_layout(

@@ -120,7 +120,8 @@ class MemoryRowStore(RowStore):
             if self._slots:
                 raise ConfigError(
                     f"bulk import needs an empty store, but '{self.path}' has "
-                    f"{len(self._slots)} records; create a new one, or use put"
+                    f"{len(self._slots)} records; write the rows with load_rows, or choose "
+                    "another ssd directory"
                 )
             try:
                 for keys, records in chunks:

@@ -42,7 +42,7 @@ class RocksDbRowStore(RowStore):
         if _native is None:
             raise StoreError(
                 f"backend 'rocksdb' needs the extension tiered_embed._rocksdb ({_import_error}); "
-                "build with librocksdb-dev installed, or choose backend='rocksdb_py'"
+                "build with librocksdb-dev installed, or pass store='rocksdb_py'"
             )
         super().__init__(directory, record_bytes)
         self._db = _native.RocksDbStore.open(

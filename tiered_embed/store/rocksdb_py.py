@@ -181,7 +181,7 @@ class RocksDbPyRowStore(RowStore):
         if self._read_chunk(None, None, 1):
             raise ConfigError(
                 f"bulk import needs an empty store, but '{self.path}' has records; "
-                "create a new one, or use put"
+                "write the rows with load_rows, or choose another ssd directory"
             )
         try:
             for keys, records in chunks:

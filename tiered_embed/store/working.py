@@ -24,19 +24,23 @@ Threading: openings and drops take the directory's lock, so any process and thre
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import ConfigError, StoreError
+from ..spec import table_hash
 from .base import RowStore
 from .description import WHOLE, Description, StoreLayout
 from .directory import StoreDirectory, os_errors, read_description
-from .keys import table_range
+from .keys import decode_rows, encode_keys, table_range
 from .marks import read_marks, write_marks
 from .opening import Backend, open_store
 from .replacing import (
@@ -67,21 +71,52 @@ def open_pool_store(
     with locked(root):
         finish_interrupted(root)
         folder = _home(root, layout)
+        before = read_description(folder)
         try:
             store = open_store(
                 backend, folder, layout.record_bytes, layout.record, tables=layout.tables, **options
             )
         except StoreError as error:
-            stored = read_description(folder)
-            others = sorted(stored.tables.keys() - layout.tables.keys()) if stored else []
+            others = sorted(before.tables.keys() - layout.tables.keys()) if before else []
             if others and isinstance(error.__cause__, BlockingIOError):
                 raise StoreError(
                     f"{error}. The tables {sorted(layout.tables)} were trained in one module with "
                     f"{others}; keep them in one module, or use another ssd directory"
                 ) from error
             raise
+        if before is not None:
+            with _closed_on_error(store):
+                _refuse_rows_outside(store, before, layout)
     remove_leftovers(folder)
     return store
+
+
+@contextlib.contextmanager
+def _closed_on_error(store: RowStore) -> Iterator[None]:
+    """Closes ``store`` if what is done inside fails."""
+    try:
+        yield
+    except BaseException:
+        store.close()
+        raise
+
+
+def _refuse_rows_outside(store: RowStore, stored: Description, layout: StoreLayout) -> None:
+    """Raises ConfigError if a table has fewer rows now than ids in the store.
+
+    Only for tables whose number of rows was not recorded; the others are compared by that number.
+    """
+    for name, facts in layout.tables.items():
+        rows = facts.get("rows")
+        if rows is None or "rows" in stored.tables.get(name, {"rows": None}):
+            continue
+        outside = encode_keys(table_hash(name), np.array([rows], np.int64))[0].tobytes()
+        for keys, _ in store.scan(outside, table_range(name)[1], chunk_rows=1):
+            raise ConfigError(
+                f"table {name!r} was stored in '{store.path}' with id {decode_rows(keys)[0]}, and "
+                f"num_embeddings is {rows}; pass the num_embeddings that it was trained with, or "
+                f"remove its rows with te.drop_table(directory, {name!r})"
+            )
 
 
 def drop_table(directory: str | os.PathLike[str], name: str) -> int:
