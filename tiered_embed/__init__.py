@@ -17,7 +17,12 @@ from .errors import (
     TieredEmbedError,
 )
 from .loop import SwapEntry, SwapReport, accumulate, lr_optimizer, prefetch, swap
-from .modules import TieredEmbedding, TieredEmbeddingBag, TieredEmbeddingBagCollection
+from .modules import (
+    TieredEmbedding,
+    TieredEmbeddingBag,
+    TieredEmbeddingBagCollection,
+    TieredEmbeddingCollection,
+)
 from .spec import EngineOptions, Stats, TableConfig, Tiers, init
 from .store import drop_table
 
@@ -41,6 +46,7 @@ __all__ = [
     "TieredEmbedding",
     "TieredEmbeddingBag",
     "TieredEmbeddingBagCollection",
+    "TieredEmbeddingCollection",
     "Tiers",
     "accumulate",
     "checkpoint",

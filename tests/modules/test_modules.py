@@ -390,6 +390,7 @@ def test_keys_of_no_table_are_left_alone(tmp_path):
 @pytest.mark.parametrize("attribute", ["inverse_indices_or_none", "variable_stride_per_key"])
 def test_a_batch_size_per_key_is_refused(attribute, tmp_path):
     jagged = Jagged(["hour", "seen", "viewer", "author"], ids_of(4), torch.ones(4, dtype=int))
+    jagged.stride_per_key = lambda: [1, 1, 1, 1]
     setattr(jagged, attribute, lambda: True)
     with (
         make_collection(tmp_path) as module,

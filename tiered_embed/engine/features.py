@@ -16,7 +16,7 @@ import torch
 from .. import _native
 from ..errors import ConfigError, IdRangeError
 
-__all__ = ["Feature", "check_ids", "drop_ids", "feature_of"]
+__all__ = ["Feature", "check_ids", "drop_ids", "feature_of", "row_per_id"]
 
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -141,6 +141,12 @@ def feature_of(
     else:
         raise ConfigError(f"{where}: indices have shape {tuple(ids.shape)}; pass 1-D or 2-D")
     return Feature(_array(ids), bounds, _weights(where, sample_weights, ids))
+
+
+def row_per_id(where: str, indices: object) -> Feature:
+    """``nn.Embedding``'s argument, of any shape, as a :class:`Feature`; raises as
+    :func:`feature_of`."""
+    return Feature(_array(_integers(where, "indices", indices)), None, None)
 
 
 def _offsets(where: str, offsets: object, num_ids: int, include_last: bool) -> I64:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from typing_extensions import Unpack
 
-from ..engine import Feature, Presented, feature_of
+from ..engine import Feature, Presented, row_per_id
 from ..spec import EngineKeywords, TableConfig, options_from_keywords
 from .base import TieredModule, filled, pretrained_shape
 from .eager import eager
@@ -69,11 +69,7 @@ class TieredEmbedding(TieredModule):
         return Presented((value, None, None))
 
     def features(self, presented: Presented) -> list[Feature]:
-        where = f"table {self.engine.tables[0].name!r}"
-        value = presented.tensors[0]
-        dense = isinstance(value, torch.Tensor) and value.layout is torch.strided
-        flat = value.reshape(1, -1) if dense and value is not None else value
-        return [feature_of(where, flat, None, None)._replace(offsets=None)]
+        return [row_per_id(f"table {self.engine.tables[0].name!r}", presented.tensors[0])]
 
     @eager
     def forward(self, input: torch.Tensor) -> torch.Tensor:
