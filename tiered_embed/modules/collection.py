@@ -16,7 +16,8 @@ from ..engine import Feature, feature_of
 from ..errors import ConfigError
 from ..spec import EngineKeywords, EngineOptions, TableConfig
 from .eager import eager
-from .keyed import TieredCollection
+from .inverse import check_inverse_indices, inverse_indices
+from .keyed import Keyed, TieredCollection
 
 __all__ = ["TieredEmbeddingBagCollection"]
 
@@ -26,10 +27,15 @@ class TieredEmbeddingBagCollection(TieredCollection):
 
     Tables with the same dim and options share the slots of a tier.
 
+    The keys of a KeyedJaggedTensor may have batch sizes of their own. Its ``inverse_indices`` then
+    say, as in TorchRec, which bag of a key each sample takes.
+
     Args:
         tables: one ``te.TableConfig`` each. A table serves all its ``feature_names``. A feature may
             read several tables; its outputs are then called ``feature@table``.
         is_weighted: True requires weights, False ignores them, None uses them where they are given.
+        missing_features: what a batch without one of the features does: ``"raise"`` a ConfigError,
+            or ``"empty"``: all its bags are empty.
         options: the fields of ``te.EngineOptions``; ``tiers`` and ``optimizer`` are required.
 
     Raises:
@@ -45,9 +51,10 @@ class TieredEmbeddingBagCollection(TieredCollection):
         tables: Sequence[TableConfig],
         *,
         is_weighted: bool | None = None,
+        missing_features: str = "raise",
         **options: Unpack[EngineKeywords],
     ) -> None:
-        super().__init__(tables, options, pooled=True)
+        super().__init__(tables, options, pooled=True, missing_features=missing_features)
         self._is_weighted = is_weighted
 
     def _check_tables(self, tables: Sequence[TableConfig], options: EngineOptions) -> None:
@@ -71,12 +78,17 @@ class TieredEmbeddingBagCollection(TieredCollection):
         where = f"feature {name!r}"
         return feature_of(where, ids, offsets, weights, include_last_offset=include_last_offset)
 
-    def _jagged(self, value: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        inverse = getattr(value, "inverse_indices_or_none", lambda: None)()
-        if inverse is not None or getattr(value, "variable_stride_per_key", lambda: False)():
+    def _jagged(self, value: Any, keyed: Keyed) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        read = [name for name, _ in self.engine.wiring.features if name in keyed.index]
+        sizes = {name: keyed.strides[keyed.index[name]] for name in read}
+        inverse = inverse_indices(value)
+        if inverse is not None:
+            check_inverse_indices(*inverse, sizes)
+        elif len(set(sizes.values())) > 1:
             raise ConfigError(
-                "the KeyedJaggedTensor has a batch size per key (stride_per_key, "
-                "inverse_indices); pass one with the same number of bags for every key"
+                f"the keys of the KeyedJaggedTensor have batch sizes {sizes}, and there are no "
+                "inverse_indices that say which bags belong to a sample; pass them, or bags of the "
+                "same number of samples for every key"
             )
         return value.offsets(), value.weights_or_none()
 
@@ -103,10 +115,32 @@ class TieredEmbeddingBagCollection(TieredCollection):
         Raises:
             ConfigError, IdRangeError: bad arguments; nothing has changed.
         """
-        out, _ = self._forward(self.present(features))
+        presented = self.present(features)
+        out, _ = self._forward(presented)
+        if isinstance(presented.form, Keyed):
+            out = self._of_samples(out, features, presented.form)
         names, widths = self.embedding_names, list(self.engine.wiring.widths)
         if isinstance(features, Mapping):
             return dict(zip(names, torch.split(out, widths, dim=1), strict=True))
         from torchrec.sparse.jagged_tensor import KeyedTensor  # the caller has TorchRec
 
         return KeyedTensor(keys=names, length_per_key=widths, values=out)
+
+    def _of_samples(self, out: torch.Tensor, value: Any, keyed: Keyed) -> torch.Tensor:
+        """(B, columns): of each feature the bag that ``inverse_indices`` name for the sample."""
+        inverse = inverse_indices(value)
+        if inverse is None:
+            return out
+        names, index = inverse
+        position = {name: i for i, name in enumerate(names)}
+        wiring = self.engine.wiring
+        index = index.to(out.device)
+        parts = [
+            part.index_select(0, index[position[name]])
+            if name in keyed.index
+            else out.new_zeros(index.shape[1], part.shape[1])
+            for part, (name, _) in zip(
+                torch.split(out, list(wiring.widths), dim=1), wiring.features, strict=True
+            )
+        ]
+        return torch.cat(parts, dim=1)

@@ -15,6 +15,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..engine import Feature, Presented
@@ -38,11 +39,13 @@ class Keyed:
     """Where the parts of a KeyedJaggedTensor are.
 
     keys: (K,). starts: (K + 1,), of each key's ids, and the end. strides: (K,), bags of each key.
+    stride: bags of a key that is missing.
     """
 
     keys: tuple[str, ...]
     starts: tuple[int, ...]
     strides: tuple[int, ...]
+    stride: int
 
     @classmethod
     def of(cls, value: Any) -> Keyed:
@@ -70,7 +73,8 @@ class Keyed:
                 f"the KeyedJaggedTensor has {num_ids} ids, but its {len(keys)} keys divide them at "
                 f"{list(starts)}; pass lengths that add up to the ids"
             )
-        return cls(keys, starts, strides)
+        stride = value.stride() if hasattr(value, "stride") else max(strides, default=0)
+        return cls(keys, starts, strides, stride)
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -100,8 +104,17 @@ class TieredCollection(TieredModule):
     _mapping = "{feature: ids}"
 
     def __init__(
-        self, tables: Sequence[TableConfig], options: EngineKeywords, *, pooled: bool
+        self,
+        tables: Sequence[TableConfig],
+        options: EngineKeywords,
+        *,
+        pooled: bool,
+        missing_features: str,
     ) -> None:
+        if missing_features not in ("raise", "empty"):
+            raise ConfigError(
+                f"missing_features is {missing_features!r}; choose one of raise, empty"
+            )
         if not isinstance(tables, (list, tuple)) or not tables:
             raise ConfigError(
                 "a collection needs at least one table; pass a list of te.TableConfig"
@@ -122,6 +135,7 @@ class TieredCollection(TieredModule):
             )
         features = [(name, t) for t, table in enumerate(tables) for name in table.feature_names]
         super().__init__(list(tables), features, checked, pooled=pooled)
+        self._takes_missing = missing_features == "empty"
         readers = Counter(name for name, _ in features)
         # The names of the outputs, in their order.
         self.embedding_names = [
@@ -136,9 +150,13 @@ class TieredCollection(TieredModule):
         """One feature of its ids, offsets and weights."""
         raise NotImplementedError
 
-    def _jagged(self, value: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def _jagged(self, value: Any, keyed: Keyed) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """What this kind of collection reads of a KeyedJaggedTensor beside the ids: its offsets
-        and weights."""
+        and weights.
+
+        Raises:
+            ConfigError, IdRangeError: the rest of it does not fit.
+        """
         raise NotImplementedError
 
     def present(self, value: Any) -> Presented:
@@ -146,7 +164,7 @@ class TieredCollection(TieredModule):
             self._check_features(value, others=False)
             tensors: list[Any] = []
             for name, _ in self.engine.wiring.features:
-                given = value[name]
+                given = value.get(name)
                 args = given if isinstance(given, tuple) else (given,)
                 tensors.extend((*args, None, None, None)[:3])
             return Presented(tuple(tensors))
@@ -157,15 +175,30 @@ class TieredCollection(TieredModule):
         keyed = Keyed.of(value)
         # One KeyedJaggedTensor may serve several collections.
         self._check_features(keyed.index, others=True)
-        return Presented((value.values(), *self._jagged(value)), keyed)
+        return Presented((value.values(), *self._jagged(value, keyed)), keyed)
 
     def features(self, presented: Presented) -> list[Feature]:
         if isinstance(presented.form, Keyed):
             return self._of_keyed_jagged(presented, presented.form)
-        return [
-            self._feature(name, presented.tensors[3 * f : 3 * f + 3], include_last_offset=False)
-            for f, (name, _) in enumerate(self.engine.wiring.features)
-        ]
+        found: list[Feature | None] = []
+        for f, (name, _) in enumerate(self.engine.wiring.features):
+            given = presented.tensors[3 * f : 3 * f + 3]
+            if given[0] is None and self._takes_missing:
+                found.append(None)
+            else:
+                found.append(self._feature(name, given, include_last_offset=False))
+        sizes = [feature.num_bags for feature in found if feature is not None]
+        if not sizes and self.engine.wiring.pooled:
+            raise ConfigError(
+                "no feature is given, so that the number of bags is unknown; pass at least one of "
+                f"{[name for name, _ in self.engine.wiring.features]}"
+            )
+        return [self._without_ids(sizes[0] if sizes else 0) if f is None else f for f in found]
+
+    def _without_ids(self, num_bags: int) -> Feature:
+        """A feature that is missing."""
+        bounds = np.zeros(num_bags + 1, np.int64) if self.engine.wiring.pooled else None
+        return Feature(np.empty(0, np.int64), bounds, None)
 
     def _of_keyed_jagged(self, presented: Presented, keyed: Keyed) -> list[Feature]:
         values, offsets, weights = presented.tensors
@@ -174,23 +207,40 @@ class TieredCollection(TieredModule):
             values = values.cpu()
             offsets = None if offsets is None else offsets.cpu()
         out = []
-        for name, _ in self.engine.wiring.features:
+        names = [name for name, _ in self.engine.wiring.features]
+        # The keys may have different batch sizes: all get as many bags as the largest.
+        sizes = [keyed.strides[keyed.index[name]] for name in names if name in keyed.index]
+        num_bags = max(sizes, default=keyed.stride)
+        for name in names:
+            if name not in keyed.index:
+                out.append(self._without_ids(num_bags))
+                continue
             ids, bags = keyed.ids(name), keyed.bags(name)
             bounds = None
             if offsets is not None:
                 bounds = offsets[bags.start : bags.stop + 1] - ids.start
             part = None if weights is None else weights[ids]
             given = (values[ids], bounds, part)
-            out.append(self._feature(name, given, include_last_offset=True))
+            out.append(_padded(self._feature(name, given, include_last_offset=True), num_bags))
         return out
 
     def _check_features(self, given: Collection[str], *, others: bool) -> None:
         wanted = [name for name, _ in self.engine.wiring.features]
-        missing = sorted(set(wanted) - set(given))
+        missing = [] if self._takes_missing else sorted(set(wanted) - set(given))
         unknown = [] if others else sorted(set(given) - set(wanted))
         if missing or unknown:
+            empty = ", or make the collection with missing_features='empty'" if missing else ""
             raise ConfigError(
-                f"features missing: {missing}, unknown: {unknown}; pass exactly {wanted}"
+                f"features missing: {missing}, unknown: {unknown}; pass exactly {wanted}{empty}"
                 if not others
-                else f"features missing: {missing}; pass at least {wanted}"
+                else f"features missing: {missing}; pass at least {wanted}{empty}"
             )
+
+
+def _padded(feature: Feature, num_bags: int) -> Feature:
+    """With bags without ids at the end, so that there are ``num_bags``."""
+    bounds = feature.offsets
+    if bounds is None or len(bounds) > num_bags:
+        return feature
+    more = np.full(num_bags + 1 - len(bounds), bounds[-1])
+    return feature._replace(offsets=np.concatenate([bounds, more]))

@@ -33,6 +33,8 @@ class TieredEmbeddingCollection(TieredCollection):
             ``feature_names``. A feature may read several tables; its outputs are then called
             ``feature@table``.
         need_indices: the JaggedTensors that a forward returns have the ids as their weights.
+        missing_features: what a batch without one of the features does: ``"raise"`` a ConfigError,
+            or ``"empty"``: the feature has no ids.
         options: the fields of ``te.EngineOptions``; ``tiers`` and ``optimizer`` are required.
 
     Raises:
@@ -48,9 +50,10 @@ class TieredEmbeddingCollection(TieredCollection):
         tables: Sequence[TableConfig],
         *,
         need_indices: bool = False,
+        missing_features: str = "raise",
         **options: Unpack[EngineKeywords],
     ) -> None:
-        super().__init__(tables, options, pooled=False)
+        super().__init__(tables, options, pooled=False, missing_features=missing_features)
         self._need_indices = need_indices
         self._unpooled = UnpooledRows(self.engine)
 
@@ -88,7 +91,7 @@ class TieredEmbeddingCollection(TieredCollection):
     def _feature(self, name: str, given: Sequence[Any], *, include_last_offset: bool) -> Feature:
         return row_per_id(f"feature {name!r}", given[0])
 
-    def _jagged(self, value: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def _jagged(self, value: Any, keyed: Keyed) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         lengths = value.lengths()
         if len(lengths) and int(lengths.min()) < 0:
             raise ConfigError(
@@ -107,8 +110,8 @@ class TieredEmbeddingCollection(TieredCollection):
 
         Returns:
             {name: JaggedTensor} for a KeyedJaggedTensor, with values (N, D) and the feature's
-            lengths; else {name: rows (..., D)}. In the tables' order, with the names of
-            ``embedding_names``.
+            lengths; else {name: rows (..., D)}, (0, D) where the feature is missing. In the
+            tables' order, with the names of ``embedding_names``.
 
         Raises:
             ConfigError, IdRangeError: bad arguments; nothing has changed.
@@ -119,7 +122,7 @@ class TieredEmbeddingCollection(TieredCollection):
         if isinstance(features, Mapping):
             given: Any = presented.tensors[::3]
             return {
-                name: part.view(*ids.shape, part.shape[1])
+                name: part if ids is None else part.view(*ids.shape, part.shape[1])
                 for name, ids, part in zip(self.embedding_names, given, rows, strict=True)
             }
         return self._jagged_rows(features, presented.form, rows)
@@ -132,9 +135,10 @@ class TieredEmbeddingCollection(TieredCollection):
         out = {}
         features = self.engine.wiring.features
         for name, (feature, _), part in zip(self.embedding_names, features, rows, strict=True):
-            out[name] = JaggedTensor(
-                values=part,
-                lengths=lengths[keyed.bags(feature)],
-                weights=ids[keyed.ids(feature)] if self._need_indices else None,
-            )
+            if feature in keyed.index:
+                mine, bags = ids[keyed.ids(feature)], lengths[keyed.bags(feature)]
+            else:
+                mine, bags = ids[:0], lengths.new_zeros(keyed.stride)
+            weights = mine if self._need_indices else None
+            out[name] = JaggedTensor(values=part, lengths=bags, weights=weights)
         return out
