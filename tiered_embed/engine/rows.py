@@ -112,7 +112,7 @@ class Rows:
 
     def _checked(self, table: int, ids: I64) -> I64:
         config = self._tables[table]
-        return check_ids(config.name, ids, config.num_embeddings, "raise")
+        return check_ids(config.name, ids, config.num_embeddings, "raise")[0]
 
     def _encoded(
         self, table: int, num_rows: int, weights: F32, state: Mapping[str, F32] | None
