@@ -24,7 +24,7 @@ from .opening import default_backend, open_store
 from .replacing import Replacement
 from .rocksdb import RocksDbRowStore
 from .trees import copy_tree, remove_tree, sync_tree
-from .working import drop_table, open_pool_store
+from .working import check_grouping, drop_table, open_pool_store
 
 __all__ = [
     "KEY_BYTES",
@@ -37,6 +37,7 @@ __all__ = [
     "StoreDirectory",
     "StoreLayout",
     "StoreOptions",
+    "check_grouping",
     "copy_tree",
     "decode_rows",
     "default_backend",
