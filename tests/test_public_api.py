@@ -22,6 +22,7 @@ def test_public_names() -> None:
         "TieredEmbedding",
         "TieredEmbeddingBag",
         "TieredEmbeddingBagCollection",
+        "TieredEmbeddingCollection",
         "Tiers",
         "accumulate",
         "checkpoint",

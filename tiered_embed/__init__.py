@@ -21,6 +21,7 @@ from .modules import (
     TieredEmbedding,
     TieredEmbeddingBag,
     TieredEmbeddingBagCollection,
+    TieredEmbeddingCollection,
     close_all,
 )
 from .spec import EngineOptions, Stats, TableConfig, Tiers, init
@@ -46,6 +47,7 @@ __all__ = [
     "TieredEmbedding",
     "TieredEmbeddingBag",
     "TieredEmbeddingBagCollection",
+    "TieredEmbeddingCollection",
     "Tiers",
     "accumulate",
     "checkpoint",

@@ -387,17 +387,6 @@ def test_keys_of_no_table_are_left_alone(tmp_path):
         assert sum(len(ids) for segments in batch.segments for _, ids in segments) == 10
 
 
-@pytest.mark.parametrize("attribute", ["inverse_indices_or_none", "variable_stride_per_key"])
-def test_a_batch_size_per_key_is_refused(attribute, tmp_path):
-    jagged = Jagged(["hour", "seen", "viewer", "author"], ids_of(4), torch.ones(4, dtype=int))
-    setattr(jagged, attribute, lambda: True)
-    with (
-        make_collection(tmp_path) as module,
-        pytest.raises(te.ConfigError, match="a batch size per key"),
-    ):
-        module(jagged)
-
-
 def test_prefetch_finds_the_ids_of_a_single_collection(tmp_path):
     """Batches that are, or have, a KeyedJaggedTensor need no ``ids=``."""
     with make_collection(tmp_path) as module:

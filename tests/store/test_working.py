@@ -651,3 +651,44 @@ def test_a_leftover_of_another_store_stays(tmp_path):
     with open_pool_store(tmp_path, StoreLayout({"dim": 9}, 8, {"z": {}}), "memory", {}):
         assert new.restoring.exists()
     assert StoreDirectory.exists(new.restoring)
+
+
+# --- tables are grouped otherwise -----------------------------------------------------------------
+
+
+def grouped(ssd, **own):
+    """Tables "a" and "b", of which "b" has options of its own."""
+    tables = [te.TableConfig("a", ROWS, DIM), te.TableConfig("b", ROWS, DIM, **own)]
+    return te.TieredEmbeddingBagCollection(
+        tables, tiers=te.Tiers(ddr=4096, ssd=ssd, store="memory"), optimizer=te.optim.Adam(lr=0.1)
+    )
+
+
+def test_tables_that_no_longer_share_a_pool_are_told_so(tmp_path):
+    with grouped(tmp_path) as module:
+        train(module, 0, 2)
+        digest = module.digest()
+    message = (
+        r"the tables \['a'\] and \['b'\] lie in one store, .* Now their options differ.*; give them"
+        r" equal options again.*te\.drop_table"
+    )
+    for own in ({"lr_factor": 0.5}, {"optimizer": te.optim.Adam(lr=0.2)}):
+        with pytest.raises(te.ConfigError, match=message):
+            grouped(tmp_path, **own)
+    # A reason that equal options would not mend comes first.
+    with pytest.raises(te.ConfigError, match="another record layout"):
+        grouped(tmp_path, optimizer=te.optim.SGD(lr=0.1))
+    with pytest.raises(te.ConfigError, match=r"table 'b' was stored in .* with other values"):
+        grouped(tmp_path, init=te.init.Constant(0.5))
+    with grouped(tmp_path) as module:
+        assert module.digest() == digest
+    te.drop_table(tmp_path, "b")
+    with grouped(tmp_path, lr_factor=0.5) as module:
+        train(module, 2, 3)
+
+
+def test_tables_that_now_share_a_pool_are_told_so(tmp_path):
+    with grouped(tmp_path, lr_factor=0.5) as module:
+        train(module, 0, 2)
+    with pytest.raises(te.ConfigError, match=r"or had different options, when they were trained"):
+        grouped(tmp_path)

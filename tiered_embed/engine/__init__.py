@@ -6,7 +6,7 @@ There is no ``nn.Module`` in it: a module, a shard, a server and a benchmark use
 from .checking import CheckedBatch, Presented
 from .engine import Engine
 from .evaluation import EvaluationStream, EvaluationTicket
-from .features import Feature, feature_of
+from .features import Feature, feature_of, row_per_id
 from .lanes import apart_from_own_threads
 from .outputs import feature_rows
 from .pool import Pool
@@ -26,4 +26,5 @@ __all__ = [
     "apart_from_own_threads",
     "feature_of",
     "feature_rows",
+    "row_per_id",
 ]

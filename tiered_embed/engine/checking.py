@@ -67,12 +67,13 @@ class Presented:
 class CheckedBatch:
     """A batch whose ids lie inside their tables and whose offsets make bags.
 
-    features: as checked, in output order. segments: per pool, (table in the pool, ids) of its
+    features: as checked, in output order. outside: the indices of those that had ids outside their
+    table. segments: per pool, (table in the pool, ids) of its
     features. num_bags: of each feature; 0 where each id has a row of its own. presented: what the
     caller passed; None: not remembered.
     """
 
-    __slots__ = ("_bags", "_weights", "features", "num_bags", "presented", "segments")
+    __slots__ = ("_bags", "_weights", "features", "num_bags", "outside", "presented", "segments")
 
     def __init__(
         self,
@@ -81,6 +82,7 @@ class CheckedBatch:
         num_bags: int,
     ) -> None:
         self.features = features
+        self.outside = [f for f, feature in enumerate(features) if feature.outside is not None]
         self.segments = segments
         self.num_bags = num_bags
         self.presented: Presented | None = None
@@ -149,10 +151,10 @@ def _checked(table: TableConfig, feature: Feature, bounds_check: str, pooled: bo
         raise ConfigError(
             f"table {table.name!r}: per_sample_weights need mode='sum', not {table.mode!r}"
         )
-    ids = check_ids(table.name, feature.ids, table.num_embeddings, bounds_check)
-    if ids is not feature.ids:
-        feature = feature._replace(ids=ids)
-    if bounds_check != "ignore" and table.padding_idx is None:
+    ids, outside = check_ids(table.name, feature.ids, table.num_embeddings, bounds_check)
+    if outside is not None:
+        feature = feature._replace(ids=ids, outside=outside)
+    if table.padding_idx is None and (outside is None or not outside.ignored):
         return feature
     return drop_ids(feature, table.num_embeddings, table.padding_idx)
 

@@ -24,6 +24,7 @@ from ..kernels import Bags
 from ..optim import Optimizer
 from ..spec import EngineOptions, Lookup, Stats, TableConfig
 from .autograd import look_up_and_train
+from .bounds import Bounds
 from .checking import CheckedBatch, Presented, check
 from .evaluation import Evaluation
 from .features import Feature
@@ -69,6 +70,7 @@ class Engine:
         self.output_dtype = options.output_dtype or self.wiring.rows_dtype
         self.device = options.compute_device
         self.phases = Phases()
+        self.bounds = Bounds(self.wiring)
         self.stream: Stream | None = None  # of the te.prefetch loop that is running
         self.unmatched = 0  # training forwards that did not use what their loop had prefetched
         self._told_of_unmatched = False
@@ -168,6 +170,8 @@ class Engine:
             out = empty_output(self.wiring, batch, self.device)
             parts = pool_parts(self.wiring, batch, out)
             self.evaluation.look_up(batch, self.bags(batch), parts)
+        if batch.outside:
+            self.bounds.note(batch)
         return (out if out.dtype == self.output_dtype else out.to(self.output_dtype)), batch
 
     def _acquire(
@@ -399,6 +403,7 @@ class Engine:
             max(pool.scheduler.depth for pool in self.pools),
             self.unmatched,
             replace(self.evaluation.counts),
+            self.bounds.counts(),
         )
 
     def flush(self) -> None:

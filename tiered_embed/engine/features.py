@@ -16,13 +16,27 @@ import torch
 from .. import _native
 from ..errors import ConfigError, IdRangeError
 
-__all__ = ["Feature", "check_ids", "drop_ids", "feature_of"]
+__all__ = ["Feature", "Outside", "check_ids", "drop_ids", "feature_of", "row_per_id"]
 
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 INTEGERS = (torch.int64, torch.int32)
+PRUNED = -1  # what FBGEMM calls a pruned row: with bounds_check="warning" it is left out
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Outside(NamedTuple):
+    """What ``bounds_check`` did with the ids of a feature that lie outside its table.
+
+    clamped: moved to the nearest row. ignored: to be left out. warned: replaced by 0. first: the
+    position of the first one that was replaced, and the id.
+    """
+
+    clamped: int = 0
+    ignored: int = 0
+    warned: int = 0
+    first: tuple[int, int] = (-1, -1)
 
 
 class Feature(NamedTuple):
@@ -33,6 +47,7 @@ class Feature(NamedTuple):
     sample_weights: torch.Tensor | None
     kept: Bools | None = None  # (ids as given,): which of them are used; None: all
     padded: Bools | None = None  # (ids as given,): which are the padding row; None: none
+    outside: Outside | None = None  # None: no id was
 
     @property
     def num_bags(self) -> int:
@@ -72,23 +87,34 @@ def check_ids(
     num_rows: int | None,
     bounds_check: str,
     remedy: str = "pass bounds_check='clamp' or raise num_embeddings",
-) -> I64:
-    """The ids, inside ``[0, num_rows)``; any int64 when ``num_rows`` is None.
+) -> tuple[I64, Outside | None]:
+    """The ids, inside ``[0, num_rows)``, and what was done to that end; any int64 is inside when
+    ``num_rows`` is None.
 
-    ``"ignore"`` leaves them as they are, for :func:`drop_ids`. ``remedy`` ends the message.
+    Ids to be ignored stay, for :func:`drop_ids`. ``remedy`` ends the message.
 
     Raises:
         IdRangeError: one is outside and ``bounds_check`` is ``"raise"``.
     """
-    if num_rows is None:
-        return ids
-    bad = _native.first_bad_id(ids, num_rows)
-    if bad < 0 or bounds_check == "ignore":
-        return ids
+    bad = -1 if num_rows is None else _native.first_bad_id(ids, num_rows)
+    if bad < 0:
+        return ids, None
+    assert num_rows is not None
+    if bounds_check == "raise":
+        raise IdRangeError(
+            f"table {table!r}: id {ids[bad]} at position {bad} is outside [0, {num_rows}); {remedy}"
+        )
+    wrong = (ids < 0) | (ids >= num_rows)
+    total = int(np.count_nonzero(wrong))
     if bounds_check == "clamp":
-        return ids.clip(0, num_rows - 1)
-    raise IdRangeError(
-        f"table {table!r}: id {ids[bad]} at position {bad} is outside [0, {num_rows}); {remedy}"
+        return ids.clip(0, num_rows - 1), Outside(clamped=total)
+    if bounds_check == "ignore":
+        return ids, Outside(ignored=total)
+    replaced = wrong & (ids != PRUNED)
+    warned = int(np.count_nonzero(replaced))
+    first = int(replaced.argmax())
+    return np.where(replaced, 0, ids), Outside(
+        ignored=total - warned, warned=warned, first=(first, int(ids[first]))
     )
 
 
@@ -146,6 +172,12 @@ def feature_of(
     else:
         raise ConfigError(f"{where}: indices have shape {tuple(ids.shape)}; pass 1-D or 2-D")
     return Feature(_array(ids), bounds, _weights(where, sample_weights, ids))
+
+
+def row_per_id(where: str, indices: object) -> Feature:
+    """``nn.Embedding``'s argument, of any shape, as a :class:`Feature`; raises as
+    :func:`feature_of`."""
+    return Feature(_array(_integers(where, "indices", indices)), None, None)
 
 
 def _offsets(where: str, offsets: object, num_ids: int, include_last: bool) -> I64:

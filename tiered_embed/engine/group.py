@@ -16,7 +16,7 @@ from ..errors import TieredEmbedError
 from ..kernels import Bags
 from ..residency import allocate_tiers
 from ..spec import Counts, EngineOptions, TierStats
-from ..store import encode_keys
+from ..store import check_grouping, encode_keys
 from .checking import CheckedBatch
 from .lease import Lease
 from .phases import Phases
@@ -38,6 +38,8 @@ class PoolGroup:
     def __init__(self, wiring: Wiring, options: EngineOptions, phases: Phases) -> None:
         self.wiring = wiring
         self.pools: list[Pool] = []
+        if options.tiers.ssd is not None and len(wiring.layouts) > 1:
+            check_grouping(options.tiers.ssd, [layout.store_layout() for layout in wiring.layouts])
         slots, lower_slots = allocate_tiers(
             [layout.tables for layout in wiring.layouts],
             [layout.record_bytes for layout in wiring.layouts],

@@ -113,7 +113,7 @@ class Rows:
     def _checked(self, table: int, ids: I64) -> I64:
         config = self._tables[table]
         remedy = "pass ids inside it, or raise num_embeddings"
-        return check_ids(config.name, ids, config.num_embeddings, "raise", remedy)
+        return check_ids(config.name, ids, config.num_embeddings, "raise", remedy)[0]
 
     def _encoded(
         self, table: int, num_rows: int, weights: F32, state: Mapping[str, F32] | None

@@ -37,6 +37,8 @@ OTHER_HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+# TorchRec's classes of collections, and the attribute that holds the tables of each.
+COLLECTIONS = {"EmbeddingBagCollection": "embedding_bags", "EmbeddingCollection": "embeddings"}
 # Engine options that torch's modules have as arguments of their own. A tiered collection has one
 # value of each for all tables, so the tables must agree.
 OWN_ARGUMENTS = ("max_norm", "norm_type", "scale_grad_by_freq")
@@ -94,10 +96,19 @@ def _torchrec(name: str) -> tuple[type[Any], ...]:
     return () if found is None else (found,)
 
 
+def _children(collection: nn.Module) -> tuple[str, dict[str, nn.Module]]:
+    """The attribute in which one of TorchRec's collections has its tables, and these by name."""
+    for attribute in COLLECTIONS.values():
+        children = getattr(collection, attribute, None)
+        if isinstance(children, nn.ModuleDict):
+            return attribute, dict(children.items())
+    return "", {}
+
+
 def is_embedding(module: nn.Module) -> bool:
     """Whether :func:`find` would take this for a candidate."""
-    kinds = (nn.Embedding, nn.EmbeddingBag, *_torchrec("EmbeddingBagCollectionInterface"))
-    return isinstance(module, kinds)
+    collections = [kind for name in COLLECTIONS for kind in _torchrec(f"{name}Interface")]
+    return isinstance(module, (nn.Embedding, nn.EmbeddingBag, *collections))
 
 
 def find(
@@ -114,16 +125,16 @@ def find(
         device: the type of the device that the tiered modules compute on.
     """
     found: dict[int, Candidate] = {}
-    inside: tuple[str, ...] = ()  # the bags of a collection are its tables, not candidates
+    inside: tuple[str, ...] = ()  # what is in a collection are its tables, not candidates
     for path, module in modules.items():
         if path.startswith(inside) or not is_embedding(module):
             continue
         tables, weights = {path: module}, {path: f"{path}.weight"}
         if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             inside = (*inside, f"{path}.")
-            bags = dict(getattr(module, "embedding_bags", nn.ModuleDict()).items())
-            tables = {f"{path}.{name}": bag for name, bag in bags.items()}
-            weights = {f"{path}.{name}": f"{path}.embedding_bags.{name}.weight" for name in bags}
+            attribute, children = _children(module)
+            tables = {f"{path}.{name}": child for name, child in children.items()}
+            weights = {f"{path}.{name}": f"{path}.{attribute}.{name}.weight" for name in children}
         mine = found.setdefault(id(module), Candidate(module, [], tables, []))
         mine.paths.append(path)
         mine.weight_paths.append(list(weights.values()))
@@ -153,7 +164,8 @@ def _why_left(
     if include is not None and not include(found.paths[0], found.module):
         return "include returned False"
     tables = found.tables.values()
-    reason = _not_plain(found.module, _torchrec("EmbeddingBagCollection"))
+    collections = [kind for name in COLLECTIONS for kind in _torchrec(name)]
+    reason = _not_plain(found.module, collections)
     for table in tables:
         reason = reason or _not_plain(table) or _unfit_weight(table, device)
         # After a swap nobody calls a collection's tables: even hooks that could move would not run.
@@ -183,7 +195,7 @@ def _get(module: Any, path: str) -> Any:
     return module
 
 
-def _not_plain(module: nn.Module, collections: tuple[type[Any], ...] = ()) -> str:
+def _not_plain(module: nn.Module, collections: Sequence[type[Any]] = ()) -> str:
     """Why the module may do more than its class says."""
     if parametrize.is_parametrized(module):
         return "it is parametrized"

@@ -27,7 +27,7 @@ from ..engine import (
     Ticket,
 )
 from ..errors import ConfigError
-from ..modules import TieredEmbeddingBagCollection, TieredModule, is_keyed_jagged
+from ..modules import TieredCollection, TieredModule, is_keyed_jagged
 from .contents import Contents
 
 __all__ = ["Prefetch", "prefetch"]
@@ -211,7 +211,7 @@ class Prefetch(Generic[B]):
 
 
 def _find_ids(model: nn.Module) -> IdsOf[Any]:
-    collections = [m for m in model.modules() if isinstance(m, TieredEmbeddingBagCollection)]
+    collections = [m for m in model.modules() if isinstance(m, TieredCollection)]
     if len(collections) != 1:
         raise ConfigError(
             f"the model has {len(collections)} tiered collections, so te.prefetch cannot tell "

@@ -22,9 +22,11 @@ from typing_extensions import Unpack
 
 from ..errors import ConfigError, TieredEmbedError
 from ..modules import (
+    TieredCollection,
     TieredEmbedding,
     TieredEmbeddingBag,
     TieredEmbeddingBagCollection,
+    TieredEmbeddingCollection,
     TieredModule,
 )
 from ..optim import Optimizer
@@ -33,6 +35,7 @@ from ..spec import (
     DTYPES,
     Constant,
     EngineKeywords,
+    Mode,
     TableConfig,
     Tiers,
     options_from_keywords,
@@ -224,17 +227,30 @@ def _make(found: Candidate, tiers: Tiers, common: EngineKeywords) -> TieredModul
     return _make_collection(found, options)
 
 
-def _make_collection(found: Candidate, options: EngineKeywords) -> TieredEmbeddingBagCollection:
+def _make_collection(found: Candidate, options: EngineKeywords) -> TieredCollection:
     collection: Any = found.module
-    features = {config.name: config.feature_names for config in collection.embedding_bag_configs()}
+    pooled = isinstance(found.first, nn.EmbeddingBag)
+    configs = collection.embedding_bag_configs() if pooled else collection.embedding_configs()
+    features = {config.name: config.feature_names for config in configs}
     tables = []
     for name in found.tables:
-        bag: Any = found.tables[name]
+        child: Any = found.tables[name]
         mine = features[name.removeprefix(f"{found.paths[0]}.")]
-        tables.append(TableConfig(name, *found.shape(name), mine, bag.mode, bag.padding_idx))
+        mode: Mode = child.mode if pooled else "sum"
+        tables.append(TableConfig(name, *found.shape(name), mine, mode, child.padding_idx))
     options["output_dtype"] = torch.float32  # as TorchRec's, whatever its tables are
-    module = TieredEmbeddingBagCollection(tables, is_weighted=collection.is_weighted(), **options)
-    module.embedding_names = list(collection._embedding_names)
+    module: TieredCollection
+    if pooled:
+        module = TieredEmbeddingBagCollection(
+            tables, is_weighted=collection.is_weighted(), **options
+        )
+        module.embedding_names = list(collection._embedding_names)
+    else:
+        module = TieredEmbeddingCollection(
+            tables, need_indices=collection.need_indices(), **options
+        )
+        names = collection.embedding_names_by_table()
+        module.embedding_names = [name for mine in names for name in mine]
     return module
 
 

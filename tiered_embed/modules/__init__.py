@@ -5,14 +5,18 @@ Threading: a module belongs to one thread at a time.
 
 from .bag import TieredEmbeddingBag
 from .base import TieredModule
-from .collection import TieredEmbeddingBagCollection, is_keyed_jagged
+from .collection import TieredEmbeddingBagCollection
 from .embedding import TieredEmbedding
+from .keyed import TieredCollection, is_keyed_jagged
 from .lifetime import close_all
+from .unpooled_collection import TieredEmbeddingCollection
 
 __all__ = [
+    "TieredCollection",
     "TieredEmbedding",
     "TieredEmbeddingBag",
     "TieredEmbeddingBagCollection",
+    "TieredEmbeddingCollection",
     "TieredModule",
     "close_all",
     "is_keyed_jagged",

@@ -75,6 +75,9 @@ class TieredModule(nn.Module):
     module in one thread at a time. It holds files and threads: close it, or use it in ``with``.
     """
 
+    # Where the module that this one replaces has its tables, in a state_dict.
+    dense_tables = "embedding_bags"
+
     def __init__(
         self,
         tables: list[TableConfig],
@@ -287,7 +290,8 @@ class TieredModule(nn.Module):
         # A state_dict from the module that this one replaced has whole tables.
         tables = self.engine.tables
         # te.swap puts the module's path before a table's name; a key's last part has no dot.
-        names = {f"{prefix}embedding_bags.{t.name.split('.')[-1]}.weight": t for t in tables}
+        where = f"{prefix}{self.dense_tables}"
+        names = {f"{where}.{t.name.split('.')[-1]}.weight": t for t in tables}
         if len(tables) == 1:
             names[f"{prefix}weight"] = tables[0]
         dense = {name: table for name, table in names.items() if name in state_dict}

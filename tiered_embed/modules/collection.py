@@ -1,49 +1,41 @@
-"""Many tables and features in one module, like TorchRec's ``EmbeddingBagCollection``.
+"""Pooled lookups of many tables and features in one module, like TorchRec's
+``EmbeddingBagCollection``.
 
 Threading: as all tiered modules.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from typing_extensions import Unpack
 
-from ..engine import Feature, Presented, feature_of
+from ..engine import Feature, feature_of
 from ..errors import ConfigError
-from ..spec import EngineKeywords, TableConfig, options_from_keywords
-from .arguments import BAG_ARGUMENTS, arguments
-from .base import TieredModule
+from ..spec import EngineKeywords, EngineOptions, TableConfig
 from .eager import eager
+from .inverse import check_inverse_indices, inverse_indices
+from .keyed import Keyed, TieredCollection
 
-__all__ = ["TieredEmbeddingBagCollection", "is_keyed_jagged"]
-
-
-def is_keyed_jagged(value: object) -> bool:
-    """Whether this is TorchRec's KeyedJaggedTensor.
-
-    Its attributes decide, because TorchRec may not be installed.
-    """
-    return all(hasattr(value, a) for a in ("keys", "values", "offsets", "offset_per_key"))
+__all__ = ["TieredEmbeddingBagCollection"]
 
 
-def _deduplicated(value: Any) -> bool:
-    inverse = getattr(value, "inverse_indices_or_none", lambda: None)()
-    return inverse is not None or bool(getattr(value, "variable_stride_per_key", lambda: False)())
-
-
-class TieredEmbeddingBagCollection(TieredModule):
+class TieredEmbeddingBagCollection(TieredCollection):
     """Pooled embeddings of several features; tables may be shared and differ in dim.
 
     Tables with the same dim and options share the slots of a tier.
+
+    The keys of a KeyedJaggedTensor may have batch sizes of their own. Its ``inverse_indices`` then
+    say, as in TorchRec, which bag of a key each sample takes.
 
     Args:
         tables: one ``te.TableConfig`` each. A table serves all its ``feature_names``. A feature may
             read several tables; its outputs are then called ``feature@table``.
         is_weighted: True requires weights, False ignores them, None uses them where they are given.
+        missing_features: what a batch without one of the features does: ``"raise"`` a ConfigError,
+            or ``"empty"``: all its bags are empty.
         options: the fields of ``te.EngineOptions``; ``tiers`` and ``optimizer`` are required.
 
     Raises:
@@ -52,107 +44,53 @@ class TieredEmbeddingBagCollection(TieredModule):
         StoreError: a store directory that is unwritable or open elsewhere.
     """
 
+    _mapping = "{feature: (ids, offsets)}"
+
     def __init__(
         self,
         tables: Sequence[TableConfig],
         *,
         is_weighted: bool | None = None,
+        missing_features: str = "raise",
         **options: Unpack[EngineKeywords],
     ) -> None:
-        if not isinstance(tables, (list, tuple)) or not tables:
-            raise ConfigError(
-                "a collection needs at least one table; pass a list of te.TableConfig"
-            )
-        for table in tables:
-            if not isinstance(table, TableConfig):
-                raise ConfigError(
-                    f"tables contains a {type(table).__name__}; every table must be a "
-                    "te.TableConfig"
-                )
-        checked = options_from_keywords(type(self).__name__, options)
-        if checked.scale_grad_by_freq and any(table.mode == "max" for table in tables):
+        super().__init__(tables, options, pooled=True, missing_features=missing_features)
+        self._is_weighted = is_weighted
+
+    def _check_tables(self, tables: Sequence[TableConfig], options: EngineOptions) -> None:
+        if options.scale_grad_by_freq and any(table.mode == "max" for table in tables):
             raise ConfigError(
                 "scale_grad_by_freq has no meaning with mode='max'; choose mode='sum' or 'mean' "
                 "for every table, or leave it out"
             )
-        names = [table.name for table in tables]
-        features = [(name, t) for t, table in enumerate(tables) for name in table.feature_names]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ConfigError(
-                f"table {repeated[0]!r} is configured twice; give every table a name of its own"
-            )
-        super().__init__(list(tables), features, checked)
-        self._is_weighted = is_weighted
-        readers = Counter(name for name, _ in features)
-        # The names of the outputs, in their order.
-        self.embedding_names = [
-            f"{name}@{tables[t].name}" if readers[name] > 1 else name for name, t in features
-        ]
 
-    def present(self, value: Any) -> Presented:
-        if isinstance(value, Mapping):
-            self._check_features(list(value), others=False)
-            tensors: list[Any] = []
-            for name, _ in self.engine.wiring.features:
-                tensors.extend(arguments(f"feature {name!r}", value[name], BAG_ARGUMENTS))
-            return Presented(tuple(tensors))
-        if not is_keyed_jagged(value):
-            raise ConfigError(
-                f"input is a {type(value).__name__}; pass a KeyedJaggedTensor or "
-                "{feature: (ids, offsets)}"
-            )
-        keys = tuple(value.keys())
-        # One KeyedJaggedTensor may serve several collections.
-        self._check_features(keys, others=True)
-        if _deduplicated(value):
-            raise ConfigError(
-                "the KeyedJaggedTensor has a batch size per key (stride_per_key, inverse_indices); "
-                "pass one with the same number of bags for every key"
-            )
-        starts = tuple(value.offset_per_key())
-        weights = value.weights_or_none()
-        return Presented((value.values(), value.offsets(), weights), (keys, starts))
+    def embedding_bag_configs(self) -> list[TableConfig]:
+        """The tables."""
+        return list(self.engine.tables)
 
-    def features(self, presented: Presented) -> list[Feature]:
-        if presented.form is not None:
-            return self._of_keyed_jagged(presented)
-        out = []
-        for f, (name, _) in enumerate(self.engine.wiring.features):
-            ids, offsets, weights = presented.tensors[3 * f : 3 * f + 3]
-            weights = self._sample_weights(name, weights)
-            out.append(feature_of(f"feature {name!r}", ids, offsets, weights))
-        return out
+    def is_weighted(self) -> bool | None:
+        """The argument of the class."""
+        return self._is_weighted
 
-    def _of_keyed_jagged(self, presented: Presented) -> list[Feature]:
-        form: Any = presented.form
-        keys, starts = form
-        values, offsets, weights = presented.tensors
-        assert values is not None
-        assert offsets is not None
-        if values.is_cuda:
-            values, offsets = values.cpu(), offsets.cpu()  # once, not per feature
-        num_bags = (len(offsets) - 1) // max(len(keys), 1)
-        out = []
-        for name, _ in self.engine.wiring.features:
-            k = keys.index(name)
-            part = slice(starts[k], starts[k + 1])
-            bounds = offsets[k * num_bags : (k + 1) * num_bags + 1] - starts[k]
-            given = self._sample_weights(name, None if weights is None else weights[part])
-            where = f"feature {name!r}"
-            out.append(feature_of(where, values[part], bounds, given, include_last_offset=True))
-        return out
+    def _feature(self, name: str, given: Sequence[Any], *, include_last_offset: bool) -> Feature:
+        ids, offsets, weights = given
+        weights = self._sample_weights(name, weights)
+        where = f"feature {name!r}"
+        return feature_of(where, ids, offsets, weights, include_last_offset=include_last_offset)
 
-    def _check_features(self, given: Sequence[str], *, others: bool) -> None:
-        wanted = [name for name, _ in self.engine.wiring.features]
-        missing = sorted(set(wanted) - set(given))
-        unknown = [] if others else sorted(set(given) - set(wanted))
-        if missing or unknown:
+    def _jagged(self, value: Any, keyed: Keyed) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        read = [name for name, _ in self.engine.wiring.features if name in keyed.index]
+        sizes = {name: keyed.strides[keyed.index[name]] for name in read}
+        inverse = inverse_indices(value)
+        if inverse is not None:
+            check_inverse_indices(*inverse, sizes)
+        elif len(set(sizes.values())) > 1:
             raise ConfigError(
-                f"features missing: {missing}, unknown: {unknown}; pass exactly {wanted}"
-                if not others
-                else f"features missing: {missing}; pass at least {wanted}"
+                f"the keys of the KeyedJaggedTensor have batch sizes {sizes}, and there are no "
+                "inverse_indices that say which bags belong to a sample; pass them, or bags of the "
+                "same number of samples for every key"
             )
+        return value.offsets(), value.weights_or_none()
 
     def _sample_weights(self, feature: str, given: Any) -> Any:
         if self._is_weighted and given is None:
@@ -163,11 +101,11 @@ class TieredEmbeddingBagCollection(TieredModule):
         return None if self._is_weighted is False else given
 
     @eager
-    def forward(self, value: Any) -> Any:
+    def forward(self, features: Any) -> Any:
         """Pooled rows of every feature.
 
         Args:
-            value: a KeyedJaggedTensor, or {feature: (ids (N,), offsets (B,)[, weights (N,)])} or
+            features: a KeyedJaggedTensor, or {feature: (ids (N,), offsets (B,)[, weights (N,)])} or
                 {feature: ids (B, n)}.
 
         Returns:
@@ -177,10 +115,32 @@ class TieredEmbeddingBagCollection(TieredModule):
         Raises:
             ConfigError, IdRangeError: bad arguments; nothing has changed.
         """
-        out, _ = self._forward(self.present(value))
+        presented = self.present(features)
+        out, _ = self._forward(presented)
+        if isinstance(presented.form, Keyed):
+            out = self._of_samples(out, features, presented.form)
         names, widths = self.embedding_names, list(self.engine.wiring.widths)
-        if isinstance(value, Mapping):
+        if isinstance(features, Mapping):
             return dict(zip(names, torch.split(out, widths, dim=1), strict=True))
         from torchrec.sparse.jagged_tensor import KeyedTensor  # the caller has TorchRec
 
         return KeyedTensor(keys=names, length_per_key=widths, values=out)
+
+    def _of_samples(self, out: torch.Tensor, value: Any, keyed: Keyed) -> torch.Tensor:
+        """(B, columns): of each feature the bag that ``inverse_indices`` name for the sample."""
+        inverse = inverse_indices(value)
+        if inverse is None:
+            return out
+        names, index = inverse
+        position = {name: i for i, name in enumerate(names)}
+        wiring = self.engine.wiring
+        index = index.to(out.device)
+        parts = [
+            part.index_select(0, index[position[name]])
+            if name in keyed.index
+            else out.new_zeros(index.shape[1], part.shape[1])
+            for part, (name, _) in zip(
+                torch.split(out, list(wiring.widths), dim=1), wiring.features, strict=True
+            )
+        ]
+        return torch.cat(parts, dim=1)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from typing_extensions import Unpack
 
-from ..engine import Feature, Presented, feature_of
+from ..engine import Feature, Presented, row_per_id
 from ..spec import EngineKeywords, TableConfig, options_from_keywords
 from .arguments import arguments
 from .base import TieredModule, filled, pretrained_shape
@@ -71,10 +71,7 @@ class TieredEmbedding(TieredModule):
         return Presented((ids, None, None))
 
     def features(self, presented: Presented) -> list[Feature]:
-        value = presented.tensors[0]
-        dense = isinstance(value, torch.Tensor) and value.layout is torch.strided
-        flat = value.reshape(1, -1) if dense and value is not None else value
-        return [feature_of(self._where, flat, None, None)._replace(offsets=None)]
+        return [row_per_id(self._where, presented.tensors[0])]
 
     @property
     def _where(self) -> str:

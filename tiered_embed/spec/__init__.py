@@ -7,7 +7,7 @@ Threading: plain data and pure functions; counts are changed by their owner only
 """
 
 from . import init
-from .counts import Counts, EvaluationCounts, PhaseTimes, Stats, TierStats
+from .counts import BoundsCounts, Counts, EvaluationCounts, PhaseTimes, Stats, TierStats
 from .identity import table_hash
 from .init import Constant, Init, Uniform, philox4x32
 from .options import (
@@ -34,6 +34,7 @@ __all__ = [
     "MOST_DEPTH",
     "ON_NONFINITE",
     "TYPE_NUMBERS",
+    "BoundsCounts",
     "Constant",
     "Counts",
     "EngineKeywords",

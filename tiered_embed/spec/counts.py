@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-__all__ = ["Counts", "EvaluationCounts", "PhaseTimes", "Stats", "TierStats"]
+__all__ = ["BoundsCounts", "Counts", "EvaluationCounts", "PhaseTimes", "Stats", "TierStats"]
 
 
 @dataclass
@@ -96,6 +96,21 @@ class EvaluationCounts:
     read_ahead: int = 0
 
 
+@dataclass
+class BoundsCounts:
+    """Ids that lay outside their table, in training and in evaluation; see ``bounds_check``.
+
+    Attributes:
+        clamped: replaced by the nearest row.
+        ignored: left out.
+        warned: replaced by row 0.
+    """
+
+    clamped: int = 0
+    ignored: int = 0
+    warned: int = 0
+
+
 @dataclass(frozen=True)
 class PhaseTimes:
     """How long one phase of a step took (see ``engine/phases.py``), in seconds.
@@ -128,6 +143,7 @@ class Stats:
         depth: how many batches the deepest pool stages ahead now.
         unmatched: training forwards inside ``te.prefetch`` that could not use what it had staged.
         evaluation: what forwards looked up that train nothing.
+        bounds: per table, ids outside it that forwards got.
     """
 
     steps: int
@@ -138,6 +154,7 @@ class Stats:
     depth: int = 0
     unmatched: int = 0
     evaluation: EvaluationCounts = field(default_factory=EvaluationCounts)
+    bounds: Mapping[str, BoundsCounts] = field(default_factory=dict)
 
     @property
     def topmost(self) -> TierStats:

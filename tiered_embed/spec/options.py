@@ -28,7 +28,7 @@ __all__ = [
     "options_from_keywords",
 ]
 
-BOUNDS_CHECKS = ("raise", "clamp", "ignore")
+BOUNDS_CHECKS = ("raise", "clamp", "ignore", "warning")
 ON_NONFINITE = ("raise", "skip", "allow")
 KERNELS = ("auto", "native", "fbgemm", "triton")
 MOST_DEPTH = 16  # that "auto" may choose
@@ -66,7 +66,9 @@ class EngineOptions:
             ``lookahead``. ``"auto"`` finds the smallest number that hides I/O.
         num_threads: for kernels and copies. None: all that the process may use.
         bounds_check: what happens to an id outside its table: ``"raise"`` an IdRangeError,
-            ``"clamp"`` it to the nearest row, or ``"ignore"`` it.
+            ``"clamp"`` it to the nearest row, or ``"ignore"`` it. ``"warning"`` looks up row 0
+            instead and logs that once; the id -1 is left out, as a pruned row of FBGEMM's.
+            ``stats().bounds`` counts such ids.
         max_norm: rows with a larger norm are scaled down to it when they are looked up, as in
             ``nn.EmbeddingBag``. Training changes the rows, evaluation scales copies. None: never.
         norm_type: the ``p`` of that norm.

@@ -25,7 +25,7 @@ from .opening import default_backend, open_store
 from .replacing import Replacement
 from .rocksdb import RocksDbRowStore
 from .trees import copy_tree, remove_tree, sync_tree
-from .working import drop_table, open_pool_store
+from .working import check_grouping, drop_table, open_pool_store
 
 __all__ = [
     "KEY_BYTES",
@@ -39,6 +39,7 @@ __all__ = [
     "StoreDirectory",
     "StoreLayout",
     "StoreOptions",
+    "check_grouping",
     "copy_tree",
     "decode_rows",
     "default_backend",

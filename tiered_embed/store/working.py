@@ -29,7 +29,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ import numpy as np
 from ..errors import ConfigError, StoreError
 from ..spec import table_hash
 from .base import RowStore
-from .description import WHOLE, Description, StoreLayout
+from .description import WHOLE, Description, StoreLayout, merged
 from .directory import StoreDirectory, os_errors, read_description
 from .keys import decode_rows, encode_keys, table_range
 from .marks import read_marks, write_marks
@@ -53,7 +53,7 @@ from .replacing import (
 )
 from .trees import file_bytes
 
-__all__ = ["drop_table", "open_pool_store"]
+__all__ = ["check_grouping", "drop_table", "open_pool_store"]
 
 
 def open_pool_store(
@@ -119,6 +119,41 @@ def _refuse_rows_outside(store: RowStore, stored: Description, layout: StoreLayo
             )
 
 
+def check_grouping(root: Path, layouts: Sequence[StoreLayout]) -> None:
+    """Checks that no two of these pools, which one engine wants to have open together, lie in one
+    store below ``root``.
+
+    Raises:
+        ConfigError: two do, or one lies in several stores.
+    """
+    if not root.is_dir():
+        return
+    with locked(root):
+        finish_interrupted(root)
+        stores = _stores(root)
+    pools: dict[Path, StoreLayout] = {}
+    for layout in layouts:
+        folder = _found(stores, layout)
+        if folder is None:
+            continue
+        other = pools.setdefault(folder, layout)
+        if other is layout:
+            continue
+        # What cannot be opened for another reason as well is told that first.
+        stored = stores[folder]
+        for each in (other, layout):
+            record = each.record_bytes, each.record, each.tables
+            stored.check(str(folder), stored.backend, *record)
+            merged(stored.tables, each.tables, str(folder))
+        names, others = sorted(layout.tables), sorted(other.tables)
+        raise ConfigError(
+            f"the tables {others} and {names} lie in one store, '{folder}', because their options "
+            "were equal when it was written. Now their options differ, and each group needs a "
+            "store of its own; give them equal options again, choose another ssd directory, or "
+            "remove the rows of one group with te.drop_table"
+        )
+
+
 def drop_table(directory: str | os.PathLike[str], name: str) -> int:
     """Removes what ``directory`` holds of table ``name``; returns the bytes that this freed.
 
@@ -176,8 +211,13 @@ def _drop(folder: Path, stored: Description, name: str) -> int:
 
 def _home(root: Path, layout: StoreLayout) -> Path:
     """The folder where the tables lie; a free one where none of them is stored yet."""
+    return _found(_stores(root), layout) or _free_folder(root, layout)
+
+
+def _found(stores: Mapping[Path, Description], layout: StoreLayout) -> Path | None:
+    """The folder where the tables lie; None where none of them is stored yet."""
     homes: dict[Path, list[str]] = {}
-    for folder, stored in _stores(root).items():
+    for folder, stored in stores.items():
         for name, facts in layout.tables.items():
             shard = facts.get("shard", WHOLE)
             if name in stored.tables and stored.tables[name].get("shard", WHOLE) == shard:
@@ -186,10 +226,11 @@ def _home(root: Path, layout: StoreLayout) -> Path:
         (first, some), (second, others) = list(homes.items())[:2]
         raise ConfigError(
             f"table {some[0]!r} is stored in '{first}' and table {others[0]!r} in '{second}', "
-            "because different modules trained them; keep them in different modules, choose "
-            "another ssd directory, or remove the rows of one with te.drop_table"
+            "because they were in different modules, or had different options, when they were "
+            "trained; keep it so, choose another ssd directory, or remove the rows of one with "
+            "te.drop_table"
         )
-    return next(iter(homes), None) or _free_folder(root, layout)
+    return next(iter(homes), None)
 
 
 def _free_folder(root: Path, layout: StoreLayout) -> Path:
