@@ -16,7 +16,7 @@ from .errors import (
     StoreError,
     TieredEmbedError,
 )
-from .loop import SwapEntry, SwapReport, accumulate, lr_optimizer, prefetch, swap
+from .loop import SwapEntry, SwapReport, accumulate, lr_optimizer, prefetch, row_optimizer, swap
 from .modules import TieredEmbedding, TieredEmbeddingBag, TieredEmbeddingBagCollection
 from .spec import EngineOptions, Stats, TableConfig, Tiers, init
 from .store import drop_table
@@ -50,5 +50,6 @@ __all__ = [
     "lr_optimizer",
     "optim",
     "prefetch",
+    "row_optimizer",
     "swap",
 ]

@@ -11,6 +11,7 @@ from .lanes import apart_from_own_threads
 from .outputs import feature_rows
 from .pool import Pool
 from .stream import Stream, Ticket, TicketState
+from .touched import tables_of_parameter
 
 __all__ = [
     "CheckedBatch",
@@ -26,4 +27,5 @@ __all__ = [
     "apart_from_own_threads",
     "feature_of",
     "feature_rows",
+    "tables_of_parameter",
 ]

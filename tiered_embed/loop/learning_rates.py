@@ -18,10 +18,10 @@ from torch import nn
 from ..errors import ConfigError
 from ..modules import TieredModule
 
-__all__ = ["RowOptimizer", "lr_optimizer"]
+__all__ = ["LearningRates", "lr_optimizer"]
 
 
-class RowOptimizer(torch.optim.Optimizer):
+class LearningRates(torch.optim.Optimizer):
     """The learning rates of a model's tiered modules, as a ``torch.optim.Optimizer``.
 
     One parameter group per trained module, with its ``lr``, which every backward reads, and its
@@ -35,13 +35,14 @@ class RowOptimizer(torch.optim.Optimizer):
         trained = [
             (m, m.engine.updates, spec)
             for m in modules
-            if m.engine.updates is not None
+            if m.engine.updates is not None and m.engine.options.update == "backward"
             for spec in m.engine.updates.optimizers
         ]
         if not trained:
             raise ConfigError(
-                "the model has no tiered module that trains, so there is no learning rate to set; "
-                "pass a model with a tiered module that has an optimizer"
+                "the model has no tiered module whose rows backward trains, so there is no "
+                "learning rate to set; pass a model with a tiered module that has an optimizer. "
+                "Modules with update='step' take te.row_optimizer"
             )
         groups = [
             {
@@ -94,4 +95,4 @@ def lr_optimizer(
     Raises:
         ConfigError: the model has no tiered module that trains.
     """
-    return RowOptimizer(model, grad_scaler)
+    return LearningRates(model, grad_scaler)

@@ -19,11 +19,11 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from ..engine import CheckedBatch, Engine, Feature, Presented, apart_from_own_threads
 from ..errors import ConfigError, NotCopyableError
 from ..spec import EngineOptions, Lookup, Stats, TableConfig
+from .parameters import RowParameters
 
 __all__ = ["TieredModule"]
 
@@ -97,11 +97,14 @@ def _close_unattended(engine: Engine, pid: int) -> None:
     apart_from_own_threads(close)
 
 
-class TieredModule(nn.Module):
+class TieredModule(RowParameters):
     """Base class of the tiered modules; use one of its subclasses.
 
-    Rows are trained by ``backward``: there is no ``.step()``, and there are no parameters. Use a
-    module in one thread at a time. It holds files and threads: close it, or use it in ``with``.
+    Rows are trained by ``backward``: there is no ``.step()``. With ``update="step"`` they are
+    trained by the step of ``te.row_optimizer``. Either way ``requires_grad_(False)`` freezes them.
+    The module's parameters are the rows that a step touches, (U, D), and have no rows between
+    steps. Use a module in one thread at a time. It holds files and threads: close it, or use it in
+    ``with``.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class TieredModule(nn.Module):
     ) -> None:
         super().__init__()
         self.engine = Engine(tables, features, options, pooled=pooled)
+        self._own_parameters()
         # What was trained reaches the store even when nobody calls close(): when the module is
         # collected, or at interpreter exit.
         self._finalizer = weakref.finalize(self, _close_unattended, self.engine, os.getpid())
@@ -273,8 +277,7 @@ class TieredModule(nn.Module):
                 "module's outputs in the forward"
             )
         self.engine.output_dtype = probe.dtype
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
+        return super()._apply(fn, recurse)
 
     def get_extra_state(self) -> torch.Tensor:
         """Says where the rows are, as JSON in a uint8 tensor: a state_dict does not hold them."""
