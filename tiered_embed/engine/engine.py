@@ -185,6 +185,8 @@ class Engine:
             batch, leases = self._acquire(presented, build)
             out = self._differentiable(batch, leases)
         else:
+            if training and self.passes is not None:
+                self.passes.note_repeatable()
             batch = build()
             out = empty_output(self.wiring, batch, self.device)
             parts = pool_parts(self.wiring, batch, out)

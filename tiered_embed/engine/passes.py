@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..errors import ConfigError, NonFiniteError
+from ..errors import CapacityError, ConfigError, NonFiniteError
 from .autograd_pass import NO_PASS, at_end_of_pass, current_pass, keeps_graph
 from .lease import Lease
 from .outside import RowsWatch
@@ -75,7 +75,8 @@ class Passes:
         self._open: weakref.WeakSet[Step] = weakref.WeakSet()
         self._given: dict[int, list[Given]] = {}  # by pass, until it ends
         self._updated_at: float | None = None  # the last update's end
-        self._never_applied = 0  # passes, before apply was ever called
+        self._may_repeat = False  # forwards without gradients may be repeated inside a pass
+        self._never_applied = 0  # passes, while nobody has promised to apply them
 
     # --- forwards ---------------------------------------------------------------------------------
 
@@ -98,6 +99,11 @@ class Passes:
             # torch.utils.checkpoint repeats this forward inside a backward pass, and may run its
             # backward in a pass of its own, which is a part of that one.
             self._collect(step.within)
+
+    def note_repeatable(self) -> None:
+        """A forward of a module that trains, without gradients: ``torch.utils.checkpoint`` makes
+        such ones, and repeats them inside the backward pass."""
+        self._may_repeat = True
 
     # --- backwards --------------------------------------------------------------------------------
 
@@ -125,7 +131,9 @@ class Passes:
         """Whether the pass can have no other forward of this engine, or they need not wait."""
         if self._updates.accumulating:
             return True
-        return number not in self._given and all(other is step for other in self._open)
+        if self._may_repeat or number in self._given:
+            return False
+        return all(other is step for other in self._open)
 
     def _collect(self, number: int) -> None:
         """Gathers what forwards get in the running pass, until it ends."""
@@ -135,6 +143,7 @@ class Passes:
         at_end_of_pass(partial(self._end_pass, number))
 
     def _end_pass(self, number: int) -> None:
+        self._may_repeat = False
         given = self._given.pop(number, None)
         if given:
             self._end(sorted(given, key=lambda g: g.step.number))
@@ -233,6 +242,10 @@ class Passes:
         lease = None if kept else part.lease
         return RowGradients(plan.tables, plan.keys, tensor, plan.slots, lease, changed)
 
+    def will_be_applied(self) -> None:
+        """Somebody calls :meth:`apply`, sooner or later."""
+        self._never_applied = -1
+
     def apply(self) -> bool:
         """One update with the gradients of the parameters; returns whether rows were changed.
 
@@ -241,7 +254,6 @@ class Passes:
         Raises:
             NonFiniteError, ConfigError, CapacityError: and no row has changed.
         """
-        self._never_applied = -1
         ready = [touched for touched in self._touched if touched.has_gradient]
         if not ready:
             return False
@@ -257,7 +269,7 @@ class Passes:
                     parts.append((touched.pool, lease, rows))
                 changed = True  # whatever interrupts the next line, rows may have changed
                 changed = self._updates.apply_rows(parts)
-        except (ConfigError, NonFiniteError):
+        except (CapacityError, ConfigError, NonFiniteError):
             changed = False
             raise
         finally:

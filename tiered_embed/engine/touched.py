@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ..errors import ConfigError
+from ..errors import CapacityError, ConfigError
 from ..kernels import Bags, CpuKernel
 from .lease import Lease
 from .pool import Pool
@@ -186,7 +186,13 @@ class TouchedRows:
             parameter.data = parameter.detach()[where]
             parameter.grad = grad = grad[where]
             self._note_versions()
-        lease = self.pool.scheduler.stage(segments)
+        try:
+            lease = self.pool.scheduler.stage(segments)
+        except CapacityError as error:
+            raise CapacityError(
+                f"{len(keys)} rows of table {self._names} have gradients and are more than memory "
+                f"holds; add up fewer backwards before a step, or drop them with zero_grad: {error}"
+            ) from error
         bags = Bags(self.pool.row_layout, None, None, len(keys))
         return lease, kernel.row_gradients(lease.plan, bags, kernel.values(grad.contiguous()))
 

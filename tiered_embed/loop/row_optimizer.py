@@ -72,6 +72,9 @@ class RowOptimizer(torch.optim.Optimizer):
         ]
         super().__init__(groups, {})
         self._followed = followed
+        for engine in self._engines:
+            assert engine.passes is not None
+            engine.passes.will_be_applied()
         if dense is not None:
             self._join(dense)
 
