@@ -33,6 +33,7 @@ def test_public_names() -> None:
         "lr_optimizer",
         "optim",
         "prefetch",
+        "row_optimizer",
         "swap",
     ]
     for name in te.__all__:

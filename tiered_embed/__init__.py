@@ -16,7 +16,7 @@ from .errors import (
     StoreError,
     TieredEmbedError,
 )
-from .loop import SwapEntry, SwapReport, accumulate, lr_optimizer, prefetch, swap
+from .loop import SwapEntry, SwapReport, accumulate, lr_optimizer, prefetch, row_optimizer, swap
 from .modules import (
     TieredEmbedding,
     TieredEmbeddingBag,
@@ -58,5 +58,6 @@ __all__ = [
     "lr_optimizer",
     "optim",
     "prefetch",
+    "row_optimizer",
     "swap",
 ]

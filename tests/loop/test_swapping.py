@@ -88,7 +88,7 @@ def test_a_bag_keeps_its_arguments_and_weights(name, ssd, tmp_path):
     report = swap(model, tiers=tiers)
     assert [entry.path for entry in report.swapped] == ["emb"]
     assert type(model.emb) is te.TieredEmbeddingBag
-    assert list(model.parameters()) == []
+    assert [p.numel() for p in model.parameters()] == [0]
     for argument in (*ARGUMENTS, "mode", "scale_grad_by_freq", "include_last_offset"):
         assert getattr(model.emb, argument) == getattr(plain.emb, argument), argument
     offsets = [0, 2, 2, 7] + ([12] if options.get("include_last_offset") else [])

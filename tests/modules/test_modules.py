@@ -451,7 +451,7 @@ def test_a_second_backward_says_why_it_cannot_be(tiers):
         out = module(ids_of(3, 2))
         out.sum().backward(retain_graph=True)
         digest = module.digest()
-        with pytest.raises(RuntimeError, match=r"updated already.*call forward again"):
+        with pytest.raises(RuntimeError, match=r"updated already.*Call forward again"):
             out.sum().backward()
         assert module.digest() == digest
         assert module.stats().steps == 1
@@ -469,7 +469,7 @@ def test_two_uses_of_one_output_are_one_step(tiers):
         assert module.stats().steps == 1
 
 
-def test_the_backward_of_two_forwards_is_two_steps(tiers):
+def test_the_backward_of_two_forwards_is_one_step(tiers):
     """SGD is linear: both gradients were taken at the rows as they were."""
     with make_bag(tiers) as module:
         weight = loaded(module)
@@ -479,7 +479,7 @@ def test_the_backward_of_two_forwards_is_two_steps(tiers):
         sum(b.square().sum() for b in bags).backward()
         with torch.no_grad():
             torch.testing.assert_close(module.rows(np.arange(ROWS)), weight - LR * weight.grad)
-        assert module.stats().steps == 2
+        assert module.stats().steps == 1
 
 
 def cyclic(out: torch.Tensor) -> None:
@@ -551,7 +551,9 @@ def test_the_output_follows_the_models_dtype(tiers):
 
 def test_there_is_nothing_for_an_optimizer_and_little_for_a_state_dict(tiers):
     with make_bag(tiers) as module:
-        assert list(module.parameters()) == []
+        (touched,) = module.parameters()
+        assert touched.shape == (0, module.embedding_dim)
+        assert list(module.named_parameters(recurse=False)) == []
         (state,) = module.state_dict().values()
         assert str(tiers.ssd) in bytes(state.tolist()).decode()
         assert "ddr=240 bytes" in repr(module)

@@ -257,7 +257,8 @@ def test_moving_a_model_leaves_its_rows():
         assert torch.equal(module.weight, before)
         assert module.weight.dtype == torch.float32
         assert torch.equal(module(IDS), before[IDS].double())
-        model(IDS).sum().backward()
+        assert not model(IDS).requires_grad
+        model.requires_grad_()(IDS).sum().backward()
         assert module.stats().steps == 1
 
 

@@ -51,6 +51,7 @@ class Setting:
     depth: int | str
     threads: int
     store: str
+    update: str = "backward"
 
     def __str__(self) -> str:
         return "-".join(map(str, astuple(self)))
@@ -63,15 +64,17 @@ VALUES = (
     (0, 1, 4, "auto"),
     (1, 2, 4),
     ("rocksdb", "rocksdb_py", "memory"),
+    ("backward", "step"),
 )
+STORES = VALUES[5]
 
 
 def can_be(choice: Choice) -> bool:
-    return fits(Setting(*choice[-6:]))
+    return fits(Setting(*choice[-7:]))
 
 
 def can_be_in_memory(choice: Choice) -> bool:
-    return fits(Setting(*choice, "memory"))
+    return fits(Setting(*choice[:5], "memory"))
 
 
 def fits(setting: Setting) -> bool:
@@ -79,7 +82,7 @@ def fits(setting: Setting) -> bool:
 
 
 def every_setting() -> list[Setting]:
-    every = [Setting(*values) for values in itertools.product(*VALUES)]
+    every = [Setting(*values) for values in itertools.product(*VALUES[:6])]
     return [s for s in every if fits(s)]
 
 
@@ -98,6 +101,7 @@ def test_the_selections_cover_every_pair():
     assert len(every_setting()) == 1584
     chosen = covering_settings(7)
     assert len(chosen) < 24
+    assert {s.update for s in chosen} == {"backward", "step"}
     seen = set().union(*(parts(astuple(s), 2) for s in chosen))
     assert seen == possible(VALUES, allowed=can_be)
     chosen = recipe_settings(7)
@@ -164,6 +168,7 @@ def run(truth: Truth, kind: str, setting: Setting, folder: Path, *, prefetch: bo
         lookahead=setting.lookahead,
         depth=setting.depth,
         num_threads=setting.threads,
+        update=setting.update,
         **recipe.options(),
     ) as module:
         truth.prepared.train(module, truth.outputs, prefetch=prefetch)
@@ -193,32 +198,43 @@ def test_every_recipe_gives_the_reference_bits(name, kind, truth, stores, tmp_pa
 @pytest.mark.parametrize("kind", GOLDEN_KINDS["maxima"])
 @pytest.mark.parametrize("name", ["maxima"])
 def test_maximum_pooling_gives_the_reference_bits(name, kind, truth, tmp_path):
-    for i, setting in enumerate(covering(VALUES[:5], 3, allowed=can_be_in_memory)):
-        run(truth, kind, Setting(*setting, "memory"), tmp_path / str(i))
+    chosen = covering((*VALUES[:5], VALUES[6]), 3, allowed=can_be_in_memory)
+    for i, (*setting, update) in enumerate(chosen):
+        run(truth, kind, Setting(*setting, "memory", update), tmp_path / str(i))
 
 
 @pytest.mark.parametrize("kind", ["adam", "lamb", "adam_bfloat16", "sgd_float16"])
 @pytest.mark.parametrize("ddr_percent", [2, 30, 100])
-def test_accumulated_gradients_give_the_reference_bits(kind, ddr_percent, tmp_path):
+@pytest.mark.parametrize("update", VALUES[6])
+def test_accumulated_gradients_give_the_reference_bits(kind, ddr_percent, update, tmp_path):
     stream, recipe = streams.generated(num_batches=12), RECIPES[kind]
     prepared, trainer = Prepared(stream), recipe.trainer(stream.tables)
     tiers = te.Tiers(ddr=budget(stream, recipe, ddr_percent), ssd=tmp_path, store="memory")
     threads = 1 + ddr_percent % 2
     with make_module(
-        stream.tables, tiers, recipe.optimizer, num_threads=threads, **recipe.options()
+        stream.tables,
+        tiers,
+        recipe.optimizer,
+        num_threads=threads,
+        update=update,
+        **recipe.options(),
     ) as module:
+        rows = te.row_optimizer(module) if update == "step" else None
         for start in range(0, 12, 3):
             part = slice(start, start + 3)
             with te.accumulate(module):
                 for i in range(12)[part]:
                     prepared.step(module, i, trainer.forward(stream.batches[i]))
+            if rows is not None:
+                rows.step()
+                rows.zero_grad()
             trainer.accumulated(stream.batches[part], stream.gradients[part])
         assert module.digest() == trainer.digest()
         assert module.stats().steps == 4
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("store", VALUES[5])
+@pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("ddr_percent", VALUES[0])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("name", ["scarab", "checkins", "duplicates"])

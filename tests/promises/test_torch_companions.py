@@ -68,6 +68,8 @@ def test_ranks_share_the_dense_part_and_keep_their_rows(tmp_path):
             optimizers[rank].zero_grad()
             loss_of(model, step, rank).backward()
         for p, q in zip(*(m.parameters() for m in models), strict=True):
+            if p.numel() == 0:
+                continue  # of the rows
             mean = p.grad / 2 + q.grad / 2
             p.grad, q.grad = mean, mean.clone()
         for optimizer in optimizers:

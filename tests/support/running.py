@@ -172,8 +172,13 @@ class Prepared:
         self, module: Any, outputs: Sequence[Arrays] | None = None, *, prefetch: bool = True
     ) -> None:
         """Trains on all batches; every forward must give ``outputs`` bit for bit."""
+        by_step = module.engine.options.update == "step"
+        rows = te.row_optimizer(module) if by_step else None
         for i in self.batches(module, prefetch=prefetch):
             self.step(module, i, outputs[i] if outputs else {})
+            if rows is not None:
+                rows.step()
+                rows.zero_grad()
 
     def step(self, module: Any, i: int, outputs: Arrays) -> None:
         """Forward and backward of batch ``i``."""

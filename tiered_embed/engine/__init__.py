@@ -11,6 +11,7 @@ from .lanes import apart_from_own_threads
 from .outputs import feature_rows
 from .pool import Pool
 from .stream import Stream, Ticket, TicketState
+from .touched import tables_of_parameter
 
 __all__ = [
     "CheckedBatch",
@@ -27,4 +28,5 @@ __all__ = [
     "feature_of",
     "feature_rows",
     "row_per_id",
+    "tables_of_parameter",
 ]

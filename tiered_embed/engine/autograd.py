@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
+from .autograd_pass import reaches
 from .step import Step
 
 __all__ = ["look_up_and_train"]
@@ -19,7 +20,7 @@ class Trains(Protocol):
     def look_up(self, step: Step) -> torch.Tensor: ...
 
     def backward(
-        self, step: Step, grad: torch.Tensor, needs_weight_grad: bool
+        self, step: Step, grad: torch.Tensor, needs_weight_grad: bool, trains: bool
     ) -> torch.Tensor | None: ...
 
 
@@ -35,6 +36,7 @@ class _LookUp(torch.autograd.Function):
         step: Step,
     ) -> torch.Tensor:
         ctx.engine, ctx.step = engine, step  # type: ignore[attr-defined]
+        ctx.has_anchor = anchor is not None  # type: ignore[attr-defined]
         return engine.look_up(step)
 
     @staticmethod
@@ -44,7 +46,10 @@ class _LookUp(torch.autograd.Function):
 
 
 def _update(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return None, ctx.engine.backward(ctx.step, grad, ctx.needs_input_grad[1]), None, None
+    # torch.autograd.grad(loss, others) gives the rows nothing, as it would a parameter.
+    trains = ctx.has_anchor and reaches(ctx.next_functions[0][0])
+    weight_grad = ctx.engine.backward(ctx.step, grad, ctx.needs_input_grad[1], trains)
+    return None, weight_grad, None, None
 
 
 _differentiable = torch.autograd.function.once_differentiable(_update)

@@ -11,19 +11,18 @@ Threading: an engine belongs to one thread at a time.
 from __future__ import annotations
 
 import logging
-import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
-from ..errors import ClosedError, ConfigError, NonFiniteError, TieredEmbedError
+from ..errors import ClosedError, ConfigError, TieredEmbedError
 from ..kernels import Bags
 from ..optim import Optimizer
 from ..spec import EngineOptions, Lookup, Stats, TableConfig
 from .autograd import look_up_and_train
+from .autograd_pass import current_pass
 from .bounds import Bounds
 from .checking import CheckedBatch, Presented, check
 from .evaluation import Evaluation
@@ -31,11 +30,14 @@ from .features import Feature
 from .group import PoolGroup
 from .lease import Lease
 from .outputs import empty_output, pool_parts
+from .outside import scaler_of_pass, watch
+from .passes import Passes
 from .phases import Phases
 from .pool import Pool
 from .rows import Rows
 from .step import Step
 from .stream import Stream, Ticket
+from .touched import TouchedRows
 from .updates import PoolGradient, Updates
 from .wiring import Wiring, wire
 
@@ -75,14 +77,16 @@ class Engine:
         self.unmatched = 0  # training forwards that did not use what their loop had prefetched
         self._told_of_unmatched = False
         self._closed = False
-        self._updated_at: float | None = None  # the last backward's end
-        # Forwards whose weights' gradient, which is taken at the rows they read, is to come.
-        self._waiting: weakref.WeakSet[Step] = weakref.WeakSet()
         self._group = PoolGroup(self.wiring, options, self.phases)
         self.rows = Rows(self.wiring, self.pools)
         self._trained = 0  # training forwards
         self.evaluation = Evaluation(self.pools, options, self._version)
         self.updates: Updates | None = None  # None: rows are only read
+        self.passes: Passes | None = None  # likewise
+        self.touched = [
+            TouchedRows(pool, self._tables_of_pool(p), self.device) if pool.layout.trains else None
+            for p, pool in enumerate(self.pools)
+        ]
         self._stored_step = self._group.stored_step
         specs = [layout.optimizer for layout in self.wiring.layouts]
         trained = [spec for spec in dict.fromkeys(specs) if spec is not None]
@@ -94,6 +98,28 @@ class Engine:
                 device=self.device,
             )
             self.updates.steps = self._stored_step
+            self.passes = Passes(
+                self.updates,
+                self.touched,
+                self.phases,
+                at_once=options.update == "backward",
+                names=self._names,
+            )
+            watch()
+
+    @property
+    def _names(self) -> str:
+        """Of the tables, for messages."""
+        return ", ".join(repr(table.name) for table in self.tables[:4])
+
+    def _tables_of_pool(self, p: int) -> list[str]:
+        places = self.wiring.places
+        return [table.name for table, (q, _) in zip(self.tables, places, strict=True) if p == q]
+
+    @property
+    def frozen(self) -> bool:
+        """Whether no row may train now: ``requires_grad`` of every parameter is off."""
+        return not any(touched is not None and touched.trains for touched in self.touched)
 
     @property
     def pools(self) -> list[Pool]:
@@ -155,17 +181,14 @@ class Engine:
         Returns:
             The output and the batch that it belongs to.
         """
-        if self.updates is None:
+        if self.stages(training=training):
+            if self.passes is not None:
+                self.passes.prepare()
             batch, leases = self._acquire(presented, build)
-            out = self._read(batch, leases, differentiable=torch.is_grad_enabled())
-        elif self.stages(training=training):
-            batch, leases = self._acquire(presented, build)
-            weights = batch.sample_weights
-            step = Step(self.pools, batch, self.bags(batch), leases)
-            if weights is not None and weights.requires_grad:
-                self._waiting.add(step)
-            out = look_up_and_train(self.updates.anchor, weights, self, step)
+            out = self._differentiable(batch, leases)
         else:
+            if training and self.passes is not None:
+                self.passes.note_repeatable()
             batch = build()
             out = empty_output(self.wiring, batch, self.device)
             parts = pool_parts(self.wiring, batch, out)
@@ -173,6 +196,21 @@ class Engine:
         if batch.outside:
             self.bounds.note(batch)
         return (out if out.dtype == self.output_dtype else out.to(self.output_dtype)), batch
+
+    def _differentiable(self, batch: CheckedBatch, leases: list[Lease]) -> torch.Tensor:
+        """Of rows in their slots. They are released at once where no backward can need them."""
+        trains = [touched is not None and touched.trains for touched in self.touched]
+        step = Step(
+            self.pools, batch, self.bags(batch), leases, number=self._trained, trains=trains
+        )
+        if any(trains) or (step.needs_rows and torch.is_grad_enabled()):
+            if self.passes is not None:
+                self.passes.add(step)
+            anchor = self.updates.anchor if self.updates is not None and any(trains) else None
+            return look_up_and_train(anchor, batch.sample_weights, self, step)
+        out = self.look_up(step)
+        step.release(updated=False)
+        return out
 
     def _acquire(
         self, presented: Presented, build: Callable[[], CheckedBatch]
@@ -202,26 +240,13 @@ class Engine:
         self.unmatched += 1
         if not self._told_of_unmatched:
             self._told_of_unmatched = True
-            names = ", ".join(repr(table.name) for table in self.tables[:4])
             _log.warning(
                 "a forward of the module with table %s could not use what te.prefetch had staged: "
                 "%s. It trains all the same, but waits for its rows. stats().unmatched counts "
                 "such forwards; make ids= return exactly what the forward gets",
-                names,
+                self._names,
                 why,
             )
-
-    def _read(
-        self, batch: CheckedBatch, leases: list[Lease], *, differentiable: bool
-    ) -> torch.Tensor:
-        """Of rows that are never trained: staged as in training, released at once."""
-        step = Step(self.pools, batch, self.bags(batch), leases)
-        weights = batch.sample_weights
-        if differentiable and weights is not None and weights.requires_grad:
-            return look_up_and_train(None, weights, self, step)
-        out = self.look_up(step)
-        step.release(updated=False)
-        return out
 
     def look_up(self, step: Step) -> torch.Tensor:
         """The step's pooled rows, (B, columns) float32."""
@@ -264,9 +289,11 @@ class Engine:
     # --- backward ---------------------------------------------------------------------------------
 
     def backward(
-        self, step: Step, grad: torch.Tensor, needs_weight_grad: bool
+        self, step: Step, grad: torch.Tensor, needs_weight_grad: bool, trains: bool
     ) -> torch.Tensor | None:
-        """Updates the rows of ``step``; returns the weights' gradient if asked.
+        """The backward of the forward ``step``; returns the weights' gradient if asked.
+
+        ``trains``: autograd wants the gradient of the rows, too.
 
         Raises:
             NonFiniteError: and no row has changed.
@@ -275,47 +302,30 @@ class Engine:
         if grad.dtype != torch.float32 or not grad.is_contiguous():
             grad = grad.to(torch.float32).contiguous()
         weight_grad = None
-        if self.updates is None:
-            if needs_weight_grad:
-                with self._renormalised(step, trained=False):
-                    weight_grad = self._weight_gradient(step, grad)
-            step.release(updated=False)
-            return weight_grad
         if needs_weight_grad:
             with step.as_read(), self._renormalised(step, trained=False):
                 weight_grad = self._weight_gradient(step, grad)
-        if self._waiting:
-            self._waiting.discard(step)
-            for other in list(self._waiting):
-                other.keep()
+        if self.passes is None:
+            step.release(updated=False)
+            return weight_grad
         gradients = pool_parts(self.wiring, step.batch, grad)
-        parts = [
-            PoolGradient(pool, lease, bags, pool.kernel.values(part), looked_up)
-            for pool, part, bags, lease, looked_up in zip(
-                self.pools, gradients, step.bags, step.leases, step.looked_up, strict=True
-            )
-            if pool.layout.trains
-        ]
-        updated = True  # whatever interrupts the next line, rows may have changed
-        try:
-            with self.phases.time("update"):
-                updated = self.updates.run(parts)
-        except (ConfigError, NonFiniteError):
-            updated = False
-            raise
-        finally:
-            step.release(updated=updated)
-        now = time.perf_counter()
-        if self._updated_at is not None:
-            self.phases.add("step", now - self._updated_at)
-        self._updated_at = now
+        parts = []
+        for p, touched in enumerate(self.touched):
+            # As torch has it: frozen by now, or when the forward was made.
+            step.trains[p] &= trains and touched is not None and touched.trains
+            if step.trains[p]:
+                pool, bags = self.pools[p], step.bags[p]
+                values = pool.kernel.values(gradients[p])
+                parts.append(PoolGradient(pool, step.leases[p], bags, values, step.looked_up[p]))
+        self.passes.take(step, parts)
         return weight_grad
 
     def _check_backward(self, step: Step, grad: torch.Tensor) -> None:
         if step.done:
             raise RuntimeError(
-                "the rows of this forward were updated already, and a fused optimizer updates them "
-                "once per forward; call forward again"
+                "the rows of this forward were updated already, or its graph was freed. Call "
+                "forward again; or sum several backwards of it inside te.accumulate(model), or "
+                "with update='step', and pass retain_graph=True to all but the last"
             )
         if step.pools is not self.pools:
             raise ClosedError(
@@ -323,8 +333,23 @@ class Engine:
                 "again"
             )
         self._group.check()
+        self._check_scaler(step)
         if grad.layout is not torch.strided:
             raise ConfigError(f"the output's gradient has layout {grad.layout}; pass a dense one")
+
+    def _check_scaler(self, step: Step) -> None:
+        updates = self.updates
+        if updates is None or self.options.update == "step" or not any(step.trains):
+            return
+        scaler = scaler_of_pass(current_pass()) or scaler_of_pass(step.within)
+        if scaler is not None and scaler is not updates.grad_scaler:
+            raise ConfigError(
+                f"this loss was scaled by {scaler.get_scale():g}, and the rows of table "
+                f"{self._names} do not know the GradScaler that did it: they would move that many "
+                "times too far. Pass it to te.lr_optimizer(model, grad_scaler=scaler) and call "
+                "scaler.step() with that optimizer, too; or make the module with update='step' "
+                "and te.row_optimizer(model)"
+            )
 
     def _weight_gradient(self, step: Step, grad: torch.Tensor) -> torch.Tensor:
         features = step.batch.features
@@ -435,12 +460,10 @@ class Engine:
 
     def reopen(self) -> None:
         """After :meth:`discard`: the rows are what the SSD tier's directory holds by now."""
-        for step in list(self._waiting):
-            step.release(updated=False)
-        self._waiting.clear()
-        self._updated_at = None
         version = self.rows.version
         self._group = PoolGroup(self.wiring, self.options, self.phases)
+        if self.passes is not None:
+            self.passes.reopen(self.pools)
         self.rows = Rows(self.wiring, self.pools)
         self.rows.version = version + 1
         self.evaluation.pools = self.pools

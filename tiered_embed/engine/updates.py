@@ -7,7 +7,7 @@ The arithmetic is the kernels'. Threading: as the engine.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from .pool import Pool
 __all__ = ["PoolGradient", "Updates"]
 
 F32 = npt.NDArray[np.float32]
+Place = tuple[int, int]
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 _log = logging.getLogger("tiered_embed")
@@ -73,9 +74,10 @@ class Updates:
         self._learning_rates: dict[Optimizer, Callable[[], float]] = {}
         # With the newest learning rate, by spec and factor; the same object while that stays.
         self._scheduled: dict[tuple[Optimizer, float], Optimizer] = {}
-        self._by_frequency = by_frequency
+        self.by_frequency = by_frequency
         self._on_nonfinite = on_nonfinite
-        self._accumulated: list[list[PoolRows]] | None = None  # per backward, per pool
+        # Per forward: (its place in the order, per pool its sums).
+        self._accumulated: list[tuple[Place, dict[Pool, PoolRows]]] | None = None
 
     def follow(self, optimizer: Optimizer, learning_rate: Callable[[], float]) -> None:
         """From now on every backward asks ``learning_rate`` for the lr of this spec."""
@@ -97,19 +99,44 @@ class Updates:
         return known
 
     def run(self, parts: Sequence[PoolGradient]) -> bool:
-        """One backward: updates the rows, or notes their gradients while accumulating.
+        """One backward pass of one forward: updates the rows.
 
         Returns whether rows were changed.
 
         Raises:
             NonFiniteError: and no row has changed.
         """
-        if self._accumulated is not None:
-            self._accumulated.append([self._sum(part) for part in parts])
-            return False
-        return self._update(parts, by_frequency=self._by_frequency)
+        return self._update(parts, by_frequency=self.by_frequency)
 
     # --- accumulation ---------------------------------------------------------------------------
+
+    def run_joined(self, forwards: Sequence[Sequence[PoolGradient]]) -> bool:
+        """One backward pass of several forwards: one update with the sum of their row gradients.
+
+        Those of a row are added in the order of the forwards. Returns and raises as :meth:`run`.
+        REQUIRES: their leases pin the rows.
+        """
+        sums: dict[Pool, list[PoolRows]] = {}
+        for parts in forwards:
+            for part in parts:
+                sums.setdefault(part.pool, []).append(self._sum(part))
+        return self._apply_sums(sums, used=False)
+
+    def apply_rows(self, parts: Sequence[tuple[Pool, Lease, Any]]) -> bool:
+        """One update with summed row gradients: per pool its lease and, in that lease's order, the
+        values (U, D), which are overwritten. Returns and raises as :meth:`run`."""
+        gradients = [
+            PoolGradient(pool, lease, Bags(pool.row_layout, None, None, len(rows)), rows)
+            for pool, lease, rows in parts
+        ]
+        optimizers = [self._optimizer_of(part) for part in gradients]
+        if not self._finite(gradients, [rows for _, _, rows in parts]) and not self._goes_on():
+            self.skipped += 1
+            return False
+        self.steps += 1
+        options = UpdateOptions(self.steps)
+        self._apply(gradients, [rows for _, _, rows in parts], optimizers, options)
+        return True
 
     @property
     def accumulating(self) -> bool:
@@ -127,18 +154,32 @@ class Updates:
     def drop_accumulated(self) -> None:
         self._accumulated = None
 
+    def accumulate_parts(self, parts: Sequence[PoolGradient], place: Place) -> None:
+        """Notes what one forward got in a backward pass. place: (pass, forward), for the order in
+        which gradients of a row are added. REQUIRES: accumulating."""
+        assert self._accumulated is not None
+        self._accumulated.append((place, {part.pool: self._sum(part) for part in parts}))
+
     def apply_accumulated(self, pools: Sequence[Pool]) -> None:
         """One update with the sum of all backwards since :meth:`accumulate`. ``pools``: all of the
         engine."""
-        backwards, self._accumulated = self._accumulated or [], None
-        if not backwards:
-            return
+        noted, self._accumulated = self._accumulated or [], None
+        noted.sort(key=lambda entry: entry[0])
+        sums = {pool: [s[pool] for _, s in noted if pool in s] for pool in pools}
+        if noted:
+            self._apply_sums({pool: mine for pool, mine in sums.items() if mine}, used=True)
+
+    def _apply_sums(self, sums: Mapping[Pool, Sequence[PoolRows]], *, used: bool) -> bool:
+        """One update with the sums of several forwards. used: staging the rows counts as a lookup.
+
+        Returns whether rows were changed.
+        """
         leases: list[Lease] = []
         changed = False
         try:
             parts = []
-            for p, pool in enumerate(pool for pool in pools if pool.layout.trains):
-                segments, grad = _join([backward[p] for backward in backwards])
+            for pool, mine in sums.items():
+                segments, grad = _join(mine)
                 leases.append(pool.scheduler.stage(segments))
                 bags = Bags(pool.row_layout, None, None, len(grad))
                 values = pool.kernel.values(torch.from_numpy(grad))
@@ -150,13 +191,14 @@ class Updates:
             raise
         finally:
             for lease in leases:
-                lease.release(updated=changed)
+                lease.release(updated=changed, used=used)
+        return changed
 
     def _sum(self, part: PoolGradient) -> PoolRows:
         plan = part.lease.plan
         kernel = part.pool.kernel
         rows = kernel.to_host(kernel.row_gradients(plan, part.bags, part.grad))
-        if self._by_frequency:
+        if self.by_frequency:
             rows /= np.diff(plan.group_start).astype(np.float32)[:, None]
         return PoolRows(plan.tables.copy(), plan.keys.copy(), rows)
 
@@ -185,6 +227,17 @@ class Updates:
                 kernel = p.pool.kernel
                 kernel.update(p.lease.plan, p.bags, p.grad, optimizer, options, p.looked_up)
             return True
+        self._apply(parts, rows, optimizers, options)
+        return True
+
+    def _apply(
+        self,
+        parts: Sequence[PoolGradient],
+        rows: Sequence[Any],
+        optimizers: Sequence[Optimizer],
+        options: UpdateOptions,
+    ) -> None:
+        """The update with the row gradients of every pool, which are overwritten."""
         squares: dict[Optimizer | None, float] = {}  # by spec: each has a norm of its own
         for p, part, optimizer in zip(parts, rows, optimizers, strict=True):
             spec = p.pool.layout.optimizer
@@ -192,8 +245,7 @@ class Updates:
             squares[spec] = squares.get(spec, 0.0) + of_part
         for p, part, optimizer in zip(parts, rows, optimizers, strict=True):
             factor = optimizer.global_factor(squares[p.pool.layout.optimizer])
-            p.pool.kernel.apply(p.lease.plan, part, optimizer, self.steps, factor)
-        return True
+            p.pool.kernel.apply(p.lease.plan, part, optimizer, options.step, factor)
 
     def _optimizer_of(self, part: PoolGradient) -> Optimizer:
         optimizer = self.optimizer_of(part.pool.layout)

@@ -22,7 +22,8 @@ def accumulate(model: nn.Module) -> Iterator[None]:
     """Sums the row gradients of the backwards inside, and updates every row once on leaving.
 
     Row gradients are added in the order of the backwards, so the result does not depend on tiers.
-    Learning rate and gradient scale are those at the end. An exception drops the sums.
+    Learning rate and gradient scale are those at the end. An exception drops the sums. Modules with
+    ``update="step"`` accumulate by themselves until their gradients are dropped.
 
     Raises:
         ConfigError: the model accumulates already.
@@ -30,15 +31,21 @@ def accumulate(model: nn.Module) -> Iterator[None]:
             updated.
     """
     engines = [m.engine for m in model.modules() if isinstance(m, TieredModule)]
-    trained = [(engine, engine.updates) for engine in engines if engine.updates is not None]
+    trained = [
+        (engine, engine.updates, engine.passes)
+        for engine in engines
+        if engine.updates is not None
+        and engine.passes is not None
+        and engine.options.update == "backward"
+    ]
     begun = []
     try:
-        for engine, updates in trained:
+        for engine, updates, passes in trained:
             updates.accumulate()
-            begun.append((engine, updates))
+            begun.append((engine, updates, passes))
         yield
-        for engine, updates in begun:
-            updates.apply_accumulated(engine.pools)
+        for engine, _, passes in begun:
+            passes.apply_accumulated(engine.pools)
     finally:
-        for _, updates in begun:
+        for _, updates, _ in begun:
             updates.drop_accumulated()

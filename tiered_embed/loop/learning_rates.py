@@ -20,14 +20,14 @@ from ..engine import Engine
 from ..errors import ConfigError
 from ..modules import TieredModule
 
-__all__ = ["RowOptimizer", "lr_optimizer"]
+__all__ = ["LearningRates", "lr_optimizer"]
 
 
 # The optimizer that rows follow; a second one would take them from the first.
-_made: weakref.WeakKeyDictionary[Engine, RowOptimizer] = weakref.WeakKeyDictionary()
+_made: weakref.WeakKeyDictionary[Engine, LearningRates] = weakref.WeakKeyDictionary()
 
 
-class RowOptimizer(torch.optim.Optimizer):
+class LearningRates(torch.optim.Optimizer):
     """The learning rates of a model's tiered modules, as a ``torch.optim.Optimizer``.
 
     One parameter group per trained module, with its ``lr``, which every backward reads, and its
@@ -41,13 +41,14 @@ class RowOptimizer(torch.optim.Optimizer):
         trained = [
             (m, m.engine.updates, spec)
             for m in modules
-            if m.engine.updates is not None
+            if m.engine.updates is not None and m.engine.options.update == "backward"
             for spec in m.engine.updates.optimizers
         ]
         if not trained:
             raise ConfigError(
-                "the model has no tiered module that trains, so there is no learning rate to set; "
-                "pass a model with a tiered module that has an optimizer"
+                "the model has no tiered module whose rows backward trains, so there is no "
+                "learning rate to set; pass a model with a tiered module that has an optimizer. "
+                "Modules with update='step' take te.row_optimizer"
             )
         groups = [
             {
@@ -121,7 +122,7 @@ def lr_optimizer(
     trained = _trained(model)
     made = [_made[engine] for engine in trained if engine in _made]
     if not made:
-        return RowOptimizer(model, grad_scaler)
+        return LearningRates(model, grad_scaler)
     known = made[0]
     theirs = {engine for engine, rows in list(_made.items()) if rows is known}
     if theirs != set(trained):
@@ -142,6 +143,6 @@ def lr_optimizer(
 
 
 def _trained(model: nn.Module) -> list[Engine]:
-    """The engines of the modules that train."""
+    """The engines of the modules whose rows ``backward`` trains."""
     engines = [m.engine for m in model.modules() if isinstance(m, TieredModule)]
-    return [engine for engine in engines if engine.updates is not None]
+    return [e for e in engines if e.updates is not None and e.options.update == "backward"]

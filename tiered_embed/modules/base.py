@@ -15,12 +15,12 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from ..engine import CheckedBatch, Feature, Presented
 from ..errors import ConfigError, NotCopyableError
 from ..spec import EngineOptions, Lookup, Stats, TableConfig
 from .lifetime import close_unattended, open_engine
+from .parameters import RowParameters
 
 __all__ = ["TieredModule"]
 
@@ -68,11 +68,14 @@ def _floats(
     return values.detach().cpu().to(torch.float32).contiguous().numpy()
 
 
-class TieredModule(nn.Module):
+class TieredModule(RowParameters):
     """Base class of the tiered modules; use one of its subclasses.
 
-    Rows are trained by ``backward``: there is no ``.step()``, and there are no parameters. Use a
-    module in one thread at a time. It holds files and threads: close it, or use it in ``with``.
+    Rows are trained by ``backward``: there is no ``.step()``. With ``update="step"`` they are
+    trained by the step of ``te.row_optimizer``. Either way ``requires_grad_(False)`` freezes them.
+    The module's parameters are the rows that a step touches, (U, D), and have no rows between
+    steps. Use a module in one thread at a time. It holds files and threads: close it, or use it in
+    ``with``.
     """
 
     # Where the module that this one replaces has its tables, in a state_dict.
@@ -88,6 +91,7 @@ class TieredModule(nn.Module):
     ) -> None:
         super().__init__()
         self.engine = open_engine(tables, features, options, pooled=pooled)
+        self._own_parameters()
         self._finalizer = close_unattended(self)
 
     @property
@@ -244,8 +248,7 @@ class TieredModule(nn.Module):
                 "module's outputs in the forward"
             )
         self.engine.output_dtype = probe.dtype
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
+        return super()._apply(fn, recurse)
 
     def get_extra_state(self) -> torch.Tensor:
         """Says where the rows are, as JSON in a uint8 tensor: a state_dict does not hold them."""

@@ -22,6 +22,7 @@ __all__ = [
     "KERNELS",
     "MOST_DEPTH",
     "ON_NONFINITE",
+    "UPDATES",
     "EngineKeywords",
     "EngineOptions",
     "option_help",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 BOUNDS_CHECKS = ("raise", "clamp", "ignore", "warning")
+UPDATES = ("backward", "step")
 ON_NONFINITE = ("raise", "skip", "allow")
 KERNELS = ("auto", "native", "fbgemm", "triton")
 MOST_DEPTH = 16  # that "auto" may choose
@@ -50,8 +52,12 @@ class EngineOptions:
 
     Args:
         tiers: sizes and places of the tiers, ``te.Tiers``.
-        optimizer: one of ``te.optim``. It updates every row of a batch once per backward, with the
-            row's whole gradient. None: rows are only read.
+        optimizer: one of ``te.optim``. It updates every row of a batch once per backward pass, with
+            the row's whole gradient. None: rows are only read.
+        update: when rows are updated. ``"backward"``: by every backward pass, fused; what acts on
+            gradients after it must be told to the module. ``"step"``: by the step of
+            ``te.row_optimizer``; until then their gradient is that of a parameter, which torch's
+            tools see.
         init: initial values of rows: ``te.init.Uniform`` or ``te.init.Constant``.
         seed: of initial values and of stochastic rounding, in [0, 2**64).
         dtype: of the rows: ``torch.float32``, ``float16``, ``bfloat16``, or ``int8`` with a scale
@@ -88,6 +94,7 @@ class EngineOptions:
 
     tiers: Tiers
     optimizer: Optimizer | None
+    update: str = "backward"
     init: Init = DEFAULT_INIT
     seed: int = 0
     dtype: torch.dtype = torch.float32
@@ -141,6 +148,7 @@ class EngineOptions:
         ):
             raise ConfigError(f"num_threads is {threads!r}; it must be a positive integer or None")
         for name, choices in (
+            ("update", UPDATES),
             ("bounds_check", BOUNDS_CHECKS),
             ("rounding", ROUNDINGS),
             ("on_nonfinite", ON_NONFINITE),
@@ -231,6 +239,7 @@ class _RequiredKeywords(TypedDict):
 class EngineKeywords(_RequiredKeywords, total=False):
     """The fields of :class:`EngineOptions` as typed keywords; a test compares the two."""
 
+    update: str
     init: Init
     seed: int
     dtype: torch.dtype
