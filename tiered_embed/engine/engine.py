@@ -11,8 +11,7 @@ Threading: an engine belongs to one thread at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -29,6 +28,7 @@ from .evaluation import Evaluation
 from .features import Feature
 from .group import PoolGroup
 from .lease import Lease
+from .looking_up import look_up, weight_gradient
 from .outputs import empty_output, pool_parts
 from .outside import scaler_of_pass, watch
 from .passes import Passes
@@ -250,41 +250,8 @@ class Engine:
 
     def look_up(self, step: Step) -> torch.Tensor:
         """The step's pooled rows, (B, columns) float32."""
-        out = empty_output(self.wiring, step.batch, self.device)
-        with self.phases.time("lookup"), self._renormalised(step, trained=True):
-            parts = pool_parts(self.wiring, step.batch, out)
-            updates, number = self.updates, self.steps + 1
-            step.looked_up = [
-                pool.kernel.lookup(
-                    lease.plan,
-                    bags,
-                    pool.kernel.values(part),
-                    number,
-                    None if updates is None else updates.optimizer_of(pool.layout),
-                )
-                for pool, part, bags, lease in zip(
-                    self.pools, parts, step.bags, step.leases, strict=True
-                )
-            ]
-        return out
-
-    @contextmanager
-    def _renormalised(self, step: Step, *, trained: bool) -> Iterator[None]:
-        """The step's rows are as ``max_norm`` has them: those that train for good, and only where
-        ``trained``; the others meanwhile."""
-        max_norm = self.options.max_norm
-        if max_norm is None:
-            yield
-            return
-        step.changed |= trained and self.updates is not None
-        own = step.records(only_read=True)
-        for pool, lease in zip(self.pools, step.leases, strict=True):
-            if trained or not pool.layout.trains:
-                pool.kernel.renormalise(lease.plan, max_norm, self.options.norm_type)
-        try:
-            yield
-        finally:
-            step.put(own)
+        with self.phases.time("lookup"):
+            return look_up(step, self.wiring, self.options, self.updates)
 
     # --- backward ---------------------------------------------------------------------------------
 
@@ -303,8 +270,7 @@ class Engine:
             grad = grad.to(torch.float32).contiguous()
         weight_grad = None
         if needs_weight_grad:
-            with step.as_read(), self._renormalised(step, trained=False):
-                weight_grad = self._weight_gradient(step, grad)
+            weight_grad = weight_gradient(step, grad, self.wiring, self.options)
         if self.passes is None:
             step.release(updated=False)
             return weight_grad
@@ -350,22 +316,6 @@ class Engine:
                 "scaler.step() with that optimizer, too; or make the module with update='step' "
                 "and te.row_optimizer(model)"
             )
-
-    def _weight_gradient(self, step: Step, grad: torch.Tensor) -> torch.Tensor:
-        features = step.batch.features
-        parts = [torch.empty(0, dtype=torch.float32, device=self.device)] * len(features)
-        for pool, bags, lease, mine in zip(
-            self.pools, step.bags, step.leases, self.wiring.pool_features, strict=True
-        ):
-            values = pool.kernel.values(grad)
-            flat = pool.kernel.sample_weight_gradient(lease.plan, bags, values)
-            start = 0
-            for f in mine:
-                end = start + len(features[f].ids)
-                parts[f] = flat[start:end]
-                start = end
-        assert step.batch.sample_weights is not None
-        return torch.cat(parts).to(step.batch.sample_weights.device)
 
     # --- the stream: te.prefetch's calls ----------------------------------------------------------
 
