@@ -34,6 +34,7 @@ View<T> own(std::vector<T> v) {
   return View<T>(held->data(), {held->size()}, owner);
 }
 
+void bind_segments(nb::module_& m);
 void bind_residency(nb::module_& m);
 void bind_replay(nb::module_& m);
 void bind_records(nb::module_& m);

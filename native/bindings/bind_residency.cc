@@ -8,27 +8,13 @@
 #include <stdexcept>
 
 #include "bindings/arrays.h"
+#include "bindings/segments.h"
 #include "residency/planner.h"
 
 namespace te {
 namespace {
 
 using Ids = Array1<const int64_t>;
-
-// Python's [(table, ids), ...]. The arrays stay alive with the list that holds them.
-std::vector<Segment> segments_of(const nb::list& list) {
-  std::vector<Segment> out;
-  for (nb::handle item : list) {
-    const nb::tuple pair = nb::cast<nb::tuple>(item);
-    // No conversion: a converted copy would die here, and the segment points into it.
-    Ids ids;
-    if (!nb::try_cast<Ids>(pair[1], ids, false)) {
-      throw nb::type_error("ids must be a contiguous int64 array on the CPU");
-    }
-    out.push_back({nb::cast<int32_t>(pair[0]), ids.data(), static_cast<int64_t>(ids.size())});
-  }
-  return out;
-}
 
 // What fn() returns, computed while other Python threads run.
 template <typename Fn>
@@ -77,7 +63,7 @@ void bind_residency(nb::module_& m) {
       .def_prop_ro("fallen_tables", array_of(&StepPlan::fallen_tables))
       .def_prop_ro("fallen_slots", array_of(&StepPlan::fallen_slots))
       .def_prop_ro("fallen_dirty", array_of(&StepPlan::fallen_dirty))
-      .def("matches", [](const StepPlan& plan, const nb::list& segments) {
+      .def("matches", [](const StepPlan& plan, nb::handle segments) {
         const std::vector<Segment> s = segments_of(segments);
         nb::gil_scoped_release released;
         return plan_matches(plan, s);
@@ -124,14 +110,14 @@ void bind_residency(nb::module_& m) {
           nb::arg("overflow_slots"), nb::arg("lower_slots"), nb::arg("policy"), nb::arg("backed"),
           nb::arg("num_partitions"), nb::arg("num_threads"))
       .def("push",
-           [](Planner& p, const nb::list& segments) {
+           [](Planner& p, nb::handle segments) {
              const std::vector<Segment> s = segments_of(segments);
              nb::gil_scoped_release released;
              p.push(s);
            })
       .def("plan", &Planner::plan, nb::arg("depth"), nogil)
       .def("plan_now",
-           [](Planner& p, const nb::list& segments) {
+           [](Planner& p, nb::handle segments) {
              const std::vector<Segment> s = segments_of(segments);
              nb::gil_scoped_release released;
              return p.plan_now(s);
@@ -141,7 +127,7 @@ void bind_residency(nb::module_& m) {
       .def("cancel", &Planner::cancel, nogil)
       .def(
           "find",
-          [](Planner& p, const nb::list& segments, int num_threads) {
+          [](Planner& p, nb::handle segments, int num_threads) {
             const std::vector<Segment> s = segments_of(segments);
             std::vector<int32_t> slots(static_cast<size_t>(num_ids_of(s)));
             {
@@ -180,7 +166,7 @@ void bind_residency(nb::module_& m) {
 
   m.def(
       "name_missing",
-      [](const nb::list& segments, Array1<int32_t> slots) {
+      [](nb::handle segments, Array1<int32_t> slots) {
         const std::vector<Segment> s = segments_of(segments);
         if (num_ids_of(s) != static_cast<int64_t>(slots.size())) {
           throw std::invalid_argument("ids and slots differ in number");

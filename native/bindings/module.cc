@@ -4,6 +4,7 @@
 NB_MODULE(_native, m) {
   m.doc() = "Native mechanisms of tiered_embed: residency, records and kernels.";
   m.attr("HAS_CHECKS") = te::kHasChecks;
+  te::bind_segments(m);
   te::bind_residency(m);
   te::bind_replay(m);
   te::bind_records(m);

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tiered_embed.engine.checking import CheckedBatch
+from tiered_embed.residency import Segments
 
 Job = Callable[[], Any]
 
@@ -137,4 +138,4 @@ class Lane(Executor):
 
 def batch_of(*segments: tuple[int, Any]) -> CheckedBatch:
     """A batch of one pool, as a stream takes it."""
-    return CheckedBatch([], [list(segments)], len(segments))
+    return CheckedBatch([], [Segments(list(segments))], len(segments))

@@ -7,6 +7,7 @@ from .checking import CheckedBatch, Presented
 from .engine import Engine
 from .evaluation import EvaluationStream, EvaluationTicket
 from .features import Feature, feature_of, row_per_id
+from .jagged import JaggedLayout, join
 from .lanes import apart_from_own_threads
 from .outputs import feature_rows
 from .pool import Pool
@@ -19,6 +20,7 @@ __all__ = [
     "EvaluationStream",
     "EvaluationTicket",
     "Feature",
+    "JaggedLayout",
     "Pool",
     "Presented",
     "Stream",
@@ -27,6 +29,7 @@ __all__ = [
     "apart_from_own_threads",
     "feature_of",
     "feature_rows",
+    "join",
     "row_per_id",
     "tables_of_parameter",
 ]

@@ -5,7 +5,7 @@ Legend: ``N`` ids of a feature, ``B`` bags.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,12 @@ import torch
 
 from ..errors import ConfigError
 from ..kernels import Bags
-from ..residency import Segment
+from ..residency import Segments
 from ..spec import EngineOptions, TableConfig
 from .features import Feature, check_ids, drop_ids
 from .wiring import Wiring
 
-__all__ = ["CheckedBatch", "Presented", "check", "make_bags"]
+__all__ = ["CheckedBatch", "Presented", "check"]
 
 I64 = npt.NDArray[np.int64]
 
@@ -67,51 +67,91 @@ class Presented:
 class CheckedBatch:
     """A batch whose ids lie inside their tables and whose offsets make bags.
 
-    features: as checked, in output order. outside: the indices of those that had ids outside their
-    table. segments: per pool, (table in the pool, ids) of its
-    features. num_bags: of each feature; 0 where each id has a row of its own. presented: what the
-    caller passed; None: not remembered.
+    Args:
+        features: as checked, in output order; or who takes them out of a jagged batch, which has no
+            weights, when they are asked for.
+        segments: per pool, (table in the pool, ids) of its features.
+        num_bags: of each feature; 0 where each id has a row of its own.
+        outside: the indices of features that had ids outside their table.
+        offsets: per pool, where its bags begin in its occurrences, and the end; None: to be made of
+            the features.
+        jagged_ids: of all features (N,), in a jagged batch.
+
+    presented: what the caller passed; None: not remembered.
     """
 
-    __slots__ = ("_bags", "_weights", "features", "num_bags", "outside", "presented", "segments")
+    __slots__ = (
+        "_bags",
+        "_features",
+        "_jagged_ids",
+        "_offsets",
+        "_weights",
+        "num_bags",
+        "outside",
+        "presented",
+        "segments",
+    )
 
     def __init__(
         self,
-        features: list[Feature],
-        segments: list[list[Segment]],
+        features: Sequence[Feature] | Callable[[], Sequence[Feature]],
+        segments: list[Segments],
         num_bags: int,
+        outside: Sequence[int] = (),
+        *,
+        offsets: Sequence[I64 | None] | None = None,
+        jagged_ids: I64 | None = None,
     ) -> None:
-        self.features = features
-        self.outside = [f for f, feature in enumerate(features) if feature.outside is not None]
+        self._features = features
+        self.outside = outside
         self.segments = segments
         self.num_bags = num_bags
         self.presented: Presented | None = None
+        self._offsets = offsets
+        self._jagged_ids = jagged_ids
         self._bags: list[Bags] | None = None
         self._weights: torch.Tensor | None = None
 
     @property
+    def features(self) -> Sequence[Feature]:
+        """As checked, in output order."""
+        if callable(self._features):
+            self._features = self._features()
+        return self._features
+
+    @property
     def sample_weights(self) -> torch.Tensor | None:
         """Weights of all occurrences, feature after feature, for autograd; None: there are none."""
-        if self._weights is None:
+        if self._weights is None and self._jagged_ids is None:
             self._weights = _all_weights(self.features)
         return self._weights
 
     def remember(self, presented: Presented) -> None:
         """Keeps ``presented``, so that the stream knows this batch again."""
-        sources = presented.tensors[::3]
+        presented.hold(ids_are_views=self._reads(presented.tensors[::3]))
+        self.presented = presented
+
+    def _reads(self, sources: Sequence[torch.Tensor | None]) -> bool:
+        """Whether the ids are those of ``sources`` in place, not copies."""
+        if self._jagged_ids is not None:
+            return len(sources) == 1 and _is_view(self._jagged_ids, sources[0])
         if len(sources) == 1:  # features of a KeyedJaggedTensor are parts of one
-            sources = sources * len(self.features)
-        views = all(
+            sources = [*sources] * len(self.features)
+        return all(
             _is_view(feature.ids, source)
             for feature, source in zip(self.features, sources, strict=True)
         )
-        presented.hold(ids_are_views=views)
-        self.presented = presented
 
     def bags(self, wiring: Wiring, layouts: Sequence[Any]) -> list[Bags]:
         """Per pool, how its occurrences make bags; ``layouts`` are the pools' native ones."""
         if self._bags is None:
-            self._bags = make_bags(self, wiring, layouts)
+            offsets = self._offsets
+            if offsets is None and wiring.pooled:
+                starts = [feature.offsets for feature in self.features]
+                offsets = [
+                    _join_offsets([starts[f] for f in mine]) for mine in wiring.pool_features
+                ]
+            self._bags = _make_bags(self, wiring, layouts, offsets)
         return self._bags
 
 
@@ -142,8 +182,11 @@ def check(wiring: Wiring, options: EngineOptions, given: Sequence[Feature]) -> C
         for table, feature in zip(wiring.feature_tables, given, strict=True)
     ]
     places = wiring.feature_places
-    segments = [[(places[f], checked[f].ids) for f in mine] for mine in wiring.pool_features]
-    return CheckedBatch(checked, segments, num_bags)
+    segments = [
+        Segments([(places[f], checked[f].ids) for f in mine]) for mine in wiring.pool_features
+    ]
+    outside = [f for f, feature in enumerate(checked) if feature.outside is not None]
+    return CheckedBatch(checked, segments, num_bags, outside)
 
 
 def _checked(table: TableConfig, feature: Feature, bounds_check: str, pooled: bool) -> Feature:
@@ -159,29 +202,33 @@ def _checked(table: TableConfig, feature: Feature, bounds_check: str, pooled: bo
     return drop_ids(feature, table.num_embeddings, table.padding_idx)
 
 
-def make_bags(batch: CheckedBatch, wiring: Wiring, layouts: Sequence[Any]) -> list[Bags]:
-    """Per pool, how the batch's occurrences make bags, as kernels take it."""
-    features, weights = batch.features, batch.sample_weights
+def _make_bags(
+    batch: CheckedBatch,
+    wiring: Wiring,
+    layouts: Sequence[Any],
+    offsets: Sequence[I64 | None] | None,
+) -> list[Bags]:
+    if not wiring.pooled:
+        return [
+            Bags(layout, None, None, segments.num_ids)
+            for layout, segments in zip(layouts, batch.segments, strict=True)
+        ]
+    assert offsets is not None
+    weights = batch.sample_weights
     flat = starts = None
     if weights is not None:
         # A copy: the backward reads it too, and the caller may reuse the tensor.
         flat = weights.detach().clone().cpu().numpy()
-        starts = np.cumsum([0] + [len(feature.ids) for feature in features])
+        starts = np.cumsum([0] + [len(feature.ids) for feature in batch.features])
     out = []
     for p, mine in enumerate(wiring.pool_features):
-        part = None
+        part = winners = None
         if flat is not None and starts is not None:
             part = np.concatenate([flat[starts[f] : starts[f + 1]] for f in mine])
-        if not wiring.pooled:
-            num_ids = sum(len(ids) for _, ids in batch.segments[p])
-            out.append(Bags(layouts[p], None, None, num_ids))
-            continue
-        winners = None
         if wiring.has_maximum[p]:
             num_bags = len(mine) * batch.num_bags
             winners = np.empty((num_bags, wiring.layouts[p].dim), np.int32)
-        offsets = _join_offsets([features[f].offsets for f in mine])
-        out.append(Bags(layouts[p], offsets, part, batch.num_bags, winners))
+        out.append(Bags(layouts[p], offsets[p], part, batch.num_bags, winners))
     return out
 
 

@@ -5,11 +5,10 @@ Plain data; the scheduler writes it, in the trainer's thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
-from ..residency import Segment, StepPlan
+from ..residency import Segments, StepPlan
 
 __all__ = ["Ahead", "Aside", "Entry", "NoStream", "Started"]
 
@@ -42,9 +41,9 @@ class Entry:
 
     __slots__ = ("planned", "segments", "waited_s")
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    def __init__(self, segments: Segments) -> None:
         # Copies: the loader may reuse its buffers before the batch enters the window.
-        self.segments: list[Segment] | None = [(table, ids.copy()) for table, ids in segments]
+        self.segments: Segments | None = segments.copy()
         self.planned: Future[Started] | None = None
         self.waited_s = 0.0
 

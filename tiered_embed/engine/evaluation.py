@@ -20,7 +20,7 @@ import torch
 
 from ..errors import ConfigError
 from ..kernels import Bags, CpuKernel
-from ..residency import Segment
+from ..residency import Segments
 from ..spec import EngineOptions, EvaluationCounts, renormalised
 from .checking import CheckedBatch
 from .pool import Below, Found, Pool
@@ -40,7 +40,7 @@ class EvaluationTicket:
 
     def __init__(self, batch: CheckedBatch) -> None:
         # Copies: the loader may reuse its buffers before the rows are read.
-        self.segments = [[(t, ids.copy()) for t, ids in part] for part in batch.segments]
+        self.segments = [part.copy() for part in batch.segments]
         self.reads: list[Future[Future[Below]]] = []  # per pool, once they have been started
         self.version: Version = ()  # of the rows, when the reads were started
         self.answered = False
@@ -178,7 +178,7 @@ class Evaluation:
             else:
                 self._look_up_copies(pool, found, bags[p], values)
 
-    def _find(self, pool: Pool, segments: Sequence[Segment], ahead: Below | None) -> Found:
+    def _find(self, pool: Pool, segments: Segments, ahead: Below | None) -> Found:
         found = pool.find(segments)
         self.counts.lookups += len(found.slots)
         if len(found.keys) == 0:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from .. import _native
 from ..errors import StoreError, TieredEmbedError
 from ..kernels import POOLINGS, DeviceKernel
-from ..residency import Planner, PoolSlots, Segment
+from ..residency import Planner, PoolSlots, Segment, Segments
 from ..spec import Counts, EngineOptions, TierStats
 from ..tiers import HostTier, MemoryTiers, PoolLayout, open_ssd
 from .compute import make_compute
@@ -136,7 +136,7 @@ class Pool:
         records[~resident] = below.records[-1 - found.slots[~resident]]
         return records
 
-    def find(self, segments: Sequence[Segment]) -> Found:
+    def find(self, segments: Segments | Sequence[Segment]) -> Found:
         """Where the rows of the occurrences are now; nothing is staged or changed.
 
         It holds until the next plan is posted.
@@ -146,9 +146,11 @@ class Pool:
         self.scheduler.await_rows(found.slots[found.slots >= 0])
         return found
 
-    def _find(self, segments: Sequence[Segment]) -> Found:
+    def _find(self, segments: Segments | Sequence[Segment]) -> Found:
+        if not isinstance(segments, Segments):
+            segments = Segments(list(segments))
         slots = self.planner.find_all(segments, self._num_threads)
-        return Found(slots, *_native.name_missing(list(segments), slots))
+        return Found(slots, *_native.name_missing(segments, slots))
 
     def read_below(self, tables: npt.NDArray[np.uint16], rows: I64) -> Below:
         """Records of distinct rows (n,) that no memory tier holds: from the SSD tier, or initial.
@@ -162,7 +164,7 @@ class Pool:
             records[~stored] = self.layout.initial_records(tables[~stored], rows[~stored])
         return Below(tables, rows, records)
 
-    def read_ahead(self, segments: Sequence[Segment]) -> Future[Future[Below]]:
+    def read_ahead(self, segments: Segments | Sequence[Segment]) -> Future[Future[Below]]:
         """Starts reading the occurrences' rows that no memory tier will hold then.
 
         They are looked for after the plans that are posted so far, whose victims are on their way

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CapacityError, ClosedError, StoreError, TieredEmbedError
-from ..residency import Planner, Segment, StepPlan
+from ..residency import Planner, Segment, Segments, StepPlan
 from ..tiers import MemoryTiers, SsdTier
 from .depth import DepthTuner
 from .entry import Ahead, Aside, NoStream, Started
@@ -171,7 +171,7 @@ class Scheduler:
         """Numbers of plans that a forward has, or had until just now."""
         return list(self._used)
 
-    def stage(self, segments: Sequence[Segment]) -> Lease:
+    def stage(self, segments: Segments | Sequence[Segment]) -> Lease:
         """Plans and stages one batch at once, ahead of the stream.
 
         Raises:

@@ -21,7 +21,7 @@ from enum import Enum
 
 import numpy as np
 
-from ..residency import StepPlan
+from ..residency import Segments, StepPlan
 from .checking import CheckedBatch, Presented
 from .entry import Entry
 from .lease import Lease
@@ -183,7 +183,7 @@ class PoolStream:
 def _difference(plans: Sequence[StepPlan], batch: CheckedBatch) -> str:
     """How the forward's ids differ from those that were prefetched."""
     expected = sum(plan.num_ids for plan in plans)
-    given = sum(len(ids) for segments in batch.segments for _, ids in segments)
+    given = sum(segments.num_ids for segments in batch.segments)
     if expected != given:
         return f"te.prefetch was shown {expected} ids, and the forward got {given}"
     same = all(
@@ -195,9 +195,6 @@ def _difference(plans: Sequence[StepPlan], batch: CheckedBatch) -> str:
     return f"the forward got {given} other ids than te.prefetch was shown"
 
 
-def _sorted_ids(
-    segments: Sequence[tuple[int, np.ndarray[tuple[int], np.dtype[np.int64]]]],
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return (
-        np.sort(np.concatenate([ids for _, ids in segments])) if segments else np.empty(0, np.int64)
-    )
+def _sorted_ids(segments: Segments) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    parts = [ids for _, ids in segments.parts()]
+    return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)

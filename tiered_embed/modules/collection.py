@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from typing_extensions import Unpack
 
-from ..engine import Feature, feature_of
+from ..engine import CheckedBatch, Feature, JaggedLayout, Presented, feature_of, join
 from ..errors import ConfigError
 from ..spec import EngineKeywords, EngineOptions, TableConfig
 from .eager import eager
 from .inverse import check_inverse_indices, inverse_indices
-from .keyed import Keyed, TieredCollection
+from .keyed import Even, Keyed, TieredCollection, is_even, is_keyed_jagged
 
 __all__ = ["TieredEmbeddingBagCollection"]
+
+MOST_LAYOUTS = 16  # of KeyedJaggedTensors with different keys, that a module remembers
 
 
 class TieredEmbeddingBagCollection(TieredCollection):
@@ -56,6 +58,9 @@ class TieredEmbeddingBagCollection(TieredCollection):
     ) -> None:
         super().__init__(tables, options, pooled=True, missing_features=missing_features)
         self._is_weighted = is_weighted
+        self._layouts: dict[tuple[str, ...], JaggedLayout] = {}  # by keys
+        order = range(len(self.engine.wiring.features))
+        self._in_order = JaggedLayout(self.engine.wiring, order, len(order))
 
     def _check_tables(self, tables: Sequence[TableConfig], options: EngineOptions) -> None:
         if options.scale_grad_by_freq and any(table.mode == "max" for table in tables):
@@ -71,6 +76,56 @@ class TieredEmbeddingBagCollection(TieredCollection):
     def is_weighted(self) -> bool | None:
         """The argument of the class."""
         return self._is_weighted
+
+    # --- all features in one native call ----------------------------------------------------------
+
+    def present(self, value: Any) -> Presented:
+        if isinstance(value, Mapping) or not is_keyed_jagged(value) or not is_even(value):
+            return super().present(value)
+        keys = tuple(value.keys())
+        layout = self._layouts.get(keys)
+        if layout is None:
+            presented = super().present(value)  # these keys are new: checks them
+            layout = self._layout(keys)
+            if layout is None:
+                return presented
+        tensors = value.values(), value.offsets(), value.weights_or_none()
+        return Presented(tensors, Even(keys, layout, value))
+
+    def _layout(self, keys: tuple[str, ...]) -> JaggedLayout | None:
+        """Which of ``keys`` each feature reads; None where one is missing."""
+        index = {key: k for k, key in enumerate(keys)}
+        read = [index.get(name) for name, _ in self.engine.wiring.features]
+        known = [k for k in read if k is not None]
+        if len(known) < len(read):
+            return None
+        if len(self._layouts) == MOST_LAYOUTS:
+            self._layouts.pop(next(iter(self._layouts)))
+        layout = self._layouts[keys] = JaggedLayout(self.engine.wiring, known, len(keys))
+        return layout
+
+    def check(self, presented: Presented) -> CheckedBatch:
+        batch = self._check_together(presented)
+        return super().check(presented) if batch is None else batch
+
+    def _check_together(self, presented: Presented) -> CheckedBatch | None:
+        form, tensors = presented.form, presented.tensors
+        weights = tensors[2::3]
+        if self._is_weighted or (
+            self._is_weighted is None and any(weight is not None for weight in weights)
+        ):
+            return None
+        if isinstance(form, Even):
+            ids, bounds, _ = tensors
+            assert ids is not None
+            assert bounds is not None
+            return form.layout.check(ids, bounds)
+        if form is not None:
+            return None
+        joined = join(tensors[0::3], tensors[1::3])
+        return None if joined is None else self._in_order.check(*joined)
+
+    # --- feature by feature -----------------------------------------------------------------------
 
     def _feature(self, name: str, given: Sequence[Any], *, include_last_offset: bool) -> Feature:
         ids, offsets, weights = given

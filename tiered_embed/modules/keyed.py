@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..engine import Feature, Presented
+from ..engine import Feature, JaggedLayout, Presented
 from ..errors import ConfigError
 from ..spec import EngineKeywords, EngineOptions, TableConfig, options_from_keywords
 from .arguments import BAG_ARGUMENTS, arguments
 from .base import TieredModule
+from .inverse import inverse_indices
 
-__all__ = ["Keyed", "TieredCollection", "is_keyed_jagged"]
+__all__ = ["Even", "Keyed", "TieredCollection", "is_even", "is_keyed_jagged"]
 
 
 def is_keyed_jagged(value: object) -> bool:
@@ -33,6 +34,13 @@ def is_keyed_jagged(value: object) -> bool:
     Its attributes decide, because TorchRec may not be installed.
     """
     return all(hasattr(value, a) for a in ("keys", "values", "offsets", "offset_per_key"))
+
+
+def is_even(value: Any) -> bool:
+    """Whether all keys of a KeyedJaggedTensor have the same number of bags, and no bag serves
+    several samples."""
+    uneven = getattr(value, "variable_stride_per_key", lambda: False)()
+    return not uneven and inverse_indices(value) is None
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,18 @@ class Keyed:
         """Where the lengths of ``key`` are."""
         k = self.index[key]
         return slice(self.first_bags[k], self.first_bags[k + 1])
+
+
+@dataclass(frozen=True)
+class Even:
+    """A KeyedJaggedTensor whose keys all have the same number of bags, and each sample its own.
+
+    keys: (K,), which this collection has seen before. layout: which of them its features read.
+    """
+
+    keys: tuple[str, ...]
+    layout: JaggedLayout = field(compare=False)
+    value: Any = field(compare=False)
 
 
 class TieredCollection(TieredModule):
@@ -177,8 +197,11 @@ class TieredCollection(TieredModule):
         return Presented((value.values(), *self._jagged(value, keyed)), keyed)
 
     def features(self, presented: Presented) -> list[Feature]:
-        if isinstance(presented.form, Keyed):
-            return self._of_keyed_jagged(presented, presented.form)
+        form = presented.form
+        if isinstance(form, Even):
+            form = Keyed.of(form.value)
+        if isinstance(form, Keyed):
+            return self._of_keyed_jagged(presented, form)
         found: list[Feature | None] = []
         for f, (name, _) in enumerate(self.engine.wiring.features):
             given = presented.tensors[3 * f : 3 * f + 3]

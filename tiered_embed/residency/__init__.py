@@ -8,7 +8,7 @@ from .budgets import (
     fair_shares,
     num_partitions,
 )
-from .planner import BASE_POLICIES, POLICIES, Planner, Segment, StepPlan
+from .planner import BASE_POLICIES, POLICIES, Planner, Segment, Segments, StepPlan
 from .replay import BatchedIds, Replay
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "PoolSlots",
     "Replay",
     "Segment",
+    "Segments",
     "StepPlan",
     "allocate",
     "allocate_tiers",

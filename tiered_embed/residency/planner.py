@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _native
-from .._native import StepPlan
+from .._native import Segments, StepPlan
 from ..errors import CapacityError, ConfigError
 from ..spec import Counts
 from .budgets import PoolSlots, num_partitions
@@ -38,7 +38,7 @@ from .budgets import PoolSlots, num_partitions
 if TYPE_CHECKING:
     from .._native import TableCounts
 
-__all__ = ["BASE_POLICIES", "POLICIES", "Planner", "Segment", "StepPlan"]
+__all__ = ["BASE_POLICIES", "POLICIES", "Planner", "Segment", "Segments", "StepPlan"]
 
 BASE_POLICIES = ("lru", "lfu", "s3fifo")
 POLICIES = (*BASE_POLICIES, "lookahead", *(f"lookahead:{base}" for base in BASE_POLICIES))
@@ -96,9 +96,9 @@ class Planner:
             num_threads=num_threads,
         )
 
-    def push(self, segments: Sequence[Segment]) -> None:
+    def push(self, segments: Segments | Sequence[Segment]) -> None:
         """Appends a batch to the window. The ids lie inside their tables."""
-        self._native.push(list(segments))
+        self._native.push(_native_form(segments))
 
     def plan(self, depth: int) -> StepPlan:
         """Plans the window's oldest batch; the last ``depth`` plans' slots stay pinned.
@@ -111,14 +111,14 @@ class Planner:
         except (_native.NoCapacity, _native.TooManyHeld) as error:
             raise self._capacity_error(error) from None
 
-    def plan_now(self, segments: Sequence[Segment]) -> StepPlan:
+    def plan_now(self, segments: Segments | Sequence[Segment]) -> StepPlan:
         """Plans a batch alone, at depth 0; the window's batches come one plan later.
 
         Raises:
             CapacityError: no room, with nothing changed.
         """
         try:
-            return self._native.plan_now(list(segments))
+            return self._native.plan_now(_native_form(segments))
         except (_native.NoCapacity, _native.TooManyHeld) as error:
             raise self._capacity_error(error) from None
 
@@ -143,9 +143,11 @@ class Planner:
         """
         return self._native.find([(table, ids)], 1)
 
-    def find_all(self, segments: Sequence[Segment], num_threads: int = 1) -> npt.NDArray[np.int32]:
+    def find_all(
+        self, segments: Segments | Sequence[Segment], num_threads: int = 1
+    ) -> npt.NDArray[np.int32]:
         """The slot of every occurrence (N,), as :meth:`find`."""
-        return self._native.find(list(segments), num_threads)
+        return self._native.find(_native_form(segments), num_threads)
 
     def dirty_rows(
         self,
@@ -227,6 +229,10 @@ class Planner:
             f"{tiers} {have} {slots} slots for table {names} and {missing} rows of this batch "
             f"found none; {remedy}"
         )
+
+
+def _native_form(segments: Segments | Sequence[Segment]) -> Segments | list[Segment]:
+    return segments if isinstance(segments, Segments) else list(segments)
 
 
 def _counts(native: Sequence[TableCounts], record_bytes: int) -> list[Counts]:
