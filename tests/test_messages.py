@@ -58,7 +58,10 @@ def callables() -> Iterator[tuple[str, Any]]:
             yield from inspect.getmembers(thing, callable)
 
 
-KEYWORDS = {*spec.EngineOptions.__dataclass_fields__}
+# And what they take.
+THEIRS = {"retain_graph"}
+
+KEYWORDS = {*spec.EngineOptions.__dataclass_fields__, *THEIRS}
 CALLS = set(OTHERS)
 for called, function in callables():
     CALLS.add(called)

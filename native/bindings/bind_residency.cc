@@ -9,6 +9,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/segments.h"
+#include "core/record_array.h"
 #include "residency/planner.h"
 
 namespace te {
@@ -31,6 +32,30 @@ nb::list list_of(const std::vector<TableCounts>& counts) {
   }
   return out;
 }
+
+// The tier whose rows a plan stages with their initial values, because nothing is below it.
+struct InitialRows {
+  RecordArray* records;
+  std::vector<uint32_t> tables;  // the identity of each, as Philox counts them
+  UniformInit init;
+  int num_threads;
+
+  void fill(const StepPlan& plan) const {
+    const size_t n = plan.staged.size();
+    if (n == 0) return;
+    std::vector<int32_t> slots(n);
+    std::vector<uint32_t> words(n);
+    std::vector<int64_t> rows(n);
+    for (size_t i = 0; i < n; ++i) {
+      const size_t u = static_cast<size_t>(plan.staged[i]);
+      slots[i] = plan.slots[u];
+      words[i] = tables[plan.tables[u]];
+      rows[i] = plan.keys[u];
+    }
+    records->initialise(slots.data(), static_cast<int64_t>(n), words.data(), rows.data(), nullptr,
+                        init, num_threads);
+  }
+};
 
 template <typename Field>
 auto array_of(Field StepPlan::* field) {
@@ -87,6 +112,19 @@ void bind_residency(nb::module_& m) {
     }
   });
 
+  nb::class_<InitialRows>(m, "InitialRows")
+      .def(
+          "__init__",
+          [](InitialRows* self, RecordArray& records, Array1<const uint32_t> tables, uint64_t seed,
+             float lo, float scale, int num_threads) {
+            new (self) InitialRows{&records,
+                                   {tables.data(), tables.data() + tables.size()},
+                                   {seed, lo, scale},
+                                   num_threads};
+          },
+          nb::keep_alive<1, 2>(), nb::arg("records"), nb::arg("tables"), nb::arg("seed"),
+          nb::arg("lo"), nb::arg("scale"), nb::arg("num_threads"));
+
   // Every call releases the GIL: a view may wait for the lock while a plan is being made.
   const auto nogil = nb::call_guard<nb::gil_scoped_release>();
   nb::class_<Planner>(m, "Planner")
@@ -116,12 +154,16 @@ void bind_residency(nb::module_& m) {
              p.push(s);
            })
       .def("plan", &Planner::plan, nb::arg("depth"), nogil)
-      .def("plan_now",
-           [](Planner& p, nb::handle segments) {
-             const std::vector<Segment> s = segments_of(segments);
-             nb::gil_scoped_release released;
-             return p.plan_now(s);
-           })
+      .def(
+          "plan_now",
+          [](Planner& p, nb::handle segments, const InitialRows* initial) {
+            const std::vector<Segment> s = segments_of(segments);
+            nb::gil_scoped_release released;
+            std::shared_ptr<StepPlan> plan = p.plan_now(s);
+            if (initial) initial->fill(*plan);
+            return plan;
+          },
+          nb::arg("segments"), nb::arg("initial").none() = nb::none())
       .def("release", &Planner::release, nb::arg("number"), nb::arg("updated"),
            nb::arg("used") = true, nogil)
       .def("cancel", &Planner::cancel, nogil)

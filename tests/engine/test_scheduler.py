@@ -663,25 +663,28 @@ def test_a_graph_that_is_collected_while_a_job_is_posted_does_not_block(tmp_path
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
-def test_a_batch_is_planned_at_once_where_every_row_is_resident():
-    """A whole table posts jobs until each of its rows has been used, and none from then on."""
+@pytest.mark.parametrize("backed", [False, True])
+def test_whole_tables_are_planned_at_once(tmp_path, backed):
+    """With a store below, once every row has been used; until then a job reads rows. Without one,
+    always: rows get their initial values in the same call."""
     layout = PoolLayout((("table", 4),), DIM, SGD, te.init.Uniform(), 0)
-    planner = Planner(layout.tables, PoolSlots((0,), 4, 0, 0), policy="lru", backed=False, tier="-")
-    staging = Steps()
-    scheduler = Scheduler(
-        planner,
-        MemoryTiers(HostTier(layout, 4, 1)),
-        None,
-        lookahead=0,
-        depth=0,
-        executors=Executors(staging, Steps(), Steps()),
-    )
+    slots = PoolSlots((0,), 4, 0, 0)
+    planner = Planner(layout.tables, slots, policy="lru", backed=backed, tier="-")
+    ssd = None
+    if backed:
+        store = open_store("memory", tmp_path, layout.record_bytes, layout.describe())
+        ssd = SsdTier(layout, store)
+    staging, ddr = Steps(), HostTier(layout, 4, 1)
+    jobs = Executors(staging, Steps(), Steps())
+    scheduler = Scheduler(planner, MemoryTiers(ddr), ssd, lookahead=0, depth=0, executors=jobs)
     posted = []
     submit = staging.submit
     staging.submit = lambda fn, *args: posted.append(fn) or submit(fn, *args)
-    for ids, jobs in (([0, 1], 1), ([1], 2), ([2, 3], 3), ([0, 3], 3), ([2], 3)):
+    for ids, num_jobs in (([0, 1], 1), ([1], 2), ([2, 3], 3), ([0, 3], 3), ([2], 3)):
         lease = scheduler.stage([(0, np.array(ids))])
-        assert (lease.plan.keys.tolist(), len(posted)) == (ids, jobs)
+        assert (lease.plan.keys.tolist(), len(posted)) == (ids, num_jobs if backed else 0)
+        initial = layout.initial_records(np.zeros(len(ids), np.uint16), np.array(ids))
+        assert np.array_equal(ddr.gather(lease.plan.slots), initial)
         lease.release(updated=True)
     assert planner.dirty_rows()[1].tolist() == [0, 1, 2, 3]
     scheduler.close()

@@ -85,6 +85,8 @@ class Scheduler:
         self._jobs = Jobs(executors or Executors())
         self._phases = phases or Phases()
         self._mover = Mover(memory, ssd, self._jobs.executors, self._phases, write_buffer_bytes)
+        # Fills what a plan stages, where its rows can be nowhere else.
+        self._initial = memory.initial if planner.all_whole and ssd is None else None
         self._pid = os.getpid()
         self._closed = False
         self._refusal: TieredEmbedError | None = None
@@ -179,10 +181,10 @@ class Scheduler:
         """
         self.check()
         self._release_dropped()
-        if self.planner.all_resident and self._jobs.idle:
-            # Cheaper than waking a thread. A plan that an interrupt loses here pins nothing.
+        if (self._initial or self.planner.all_resident) and self._jobs.idle:
+            # Cheaper than a thread. An interrupt may lose the plan, which pins nothing.
             with self._phases.time("plan"):
-                plan = self.planner.plan_now(segments)
+                plan = self.planner.plan_now(segments, self._initial)
             self.await_rows(plan.slots)
             return self._lease(plan)
 

@@ -36,7 +36,7 @@ from ..spec import Counts
 from .budgets import PoolSlots, num_partitions
 
 if TYPE_CHECKING:
-    from .._native import TableCounts
+    from .._native import InitialRows, TableCounts
 
 __all__ = ["BASE_POLICIES", "POLICIES", "Planner", "Segment", "Segments", "StepPlan"]
 
@@ -78,6 +78,7 @@ class Planner:
             raise ConfigError(f"policy is {policy!r}; choose one of {', '.join(POLICIES)}")
         self._tier = tier
         self._whole = slots.whole
+        self._all_whole = all(first >= 0 for first in slots.first_slot)
         self._names = [name for name, _ in tables]
         self._backed = backed
         self._lower = lower_slots > 0
@@ -111,14 +112,18 @@ class Planner:
         except (_native.NoCapacity, _native.TooManyHeld) as error:
             raise self._capacity_error(error) from None
 
-    def plan_now(self, segments: Segments | Sequence[Segment]) -> StepPlan:
+    def plan_now(
+        self, segments: Segments | Sequence[Segment], initial: InitialRows | None = None
+    ) -> StepPlan:
         """Plans a batch alone, at depth 0; the window's batches come one plan later.
+
+        initial: gives the rows that it stages their initial values, in the same call.
 
         Raises:
             CapacityError: no room, with nothing changed.
         """
         try:
-            return self._native.plan_now(_native_form(segments))
+            return self._native.plan_now(_native_form(segments), initial)
         except (_native.NoCapacity, _native.TooManyHeld) as error:
             raise self._capacity_error(error) from None
 
@@ -203,6 +208,11 @@ class Planner:
     def first_lower_slot(self) -> int:
         """Slots from here on are the lower tier's."""
         return self._native.first_lower_slot
+
+    @property
+    def all_whole(self) -> bool:
+        """Every row has a slot of its own: nothing is ever evicted."""
+        return self._all_whole
 
     @property
     def all_resident(self) -> bool:

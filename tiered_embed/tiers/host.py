@@ -42,6 +42,19 @@ class HostTier:
                 f"bytes; lower {name.lower()}, or lift the process's limit on virtual memory"
             ) from None
 
+    @property
+    def initial(self) -> _native.InitialRows:
+        """What gives the rows that a plan stages their initial values."""
+        layout = self.layout
+        return _native.InitialRows(
+            self.records,
+            layout.table_words,
+            layout.seed,
+            layout.init.lo,
+            layout.init_scale,
+            self.num_threads,
+        )
+
     def reserve(self, num_slots: int) -> None:
         """Does nothing: the addresses of all slots are reserved from the start."""
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .. import _native
 from .host import HostTier
 from .layout import PoolLayout
 
@@ -58,6 +59,13 @@ class MemoryTiers:
         self.upper = upper
         self.lower = lower
         self._first_lower_slot = first_lower_slot
+
+    @property
+    def initial(self) -> _native.InitialRows | None:
+        """What gives rows that are nowhere their initial values as a plan stages them; None where
+        there is a tier below, or where a device computes."""
+        upper = self.upper
+        return upper.initial if self.lower is None and isinstance(upper, HostTier) else None
 
     @property
     def layout(self) -> PoolLayout:
