@@ -35,9 +35,14 @@ def run_kind(name: str, count: int, seed: int) -> tuple[Report, float]:
     command = [sys.executable, str(HERE / "one_kind.py"), name]
     command += ["--count", str(count), "--seed", str(seed)]
     start = time.perf_counter()
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=TIME_LIMIT_S
-    )
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=TIME_LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        report = Report()
+        report.fail(f"{name} did not end within {TIME_LIMIT_S} seconds")
+        return report, time.perf_counter() - start
     lines = done.stdout.strip().splitlines()
     if done.returncode not in (0, 1) or not lines:
         report = Report()
