@@ -35,9 +35,14 @@ def run_kind(name: str, count: int, seed: int) -> tuple[Report, float]:
     command = [sys.executable, str(HERE / "one_kind.py"), name]
     command += ["--count", str(count), "--seed", str(seed)]
     start = time.perf_counter()
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=TIME_LIMIT_S
-    )
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=TIME_LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        report = Report()
+        report.fail(f"{name} did not end within {TIME_LIMIT_S} seconds")
+        return report, time.perf_counter() - start
     lines = done.stdout.strip().splitlines()
     if done.returncode not in (0, 1) or not lines:
         report = Report()
@@ -76,6 +81,7 @@ def main() -> int:
         console.print(f"  {name}: {report.done:,} in {seconds:.0f} s: {fate}")
         return report, seconds
 
+    made = origin()  # before anything runs: the tree may change meanwhile
     start = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
         results = dict(zip(names, pool.map(run, names), strict=True))
@@ -84,7 +90,7 @@ def main() -> int:
     for name in short:
         console.print(f"[red]{name}: {results[name][0].done:,} of {KINDS[name].at_least:,}[/red]")
     if args.json is not None:
-        write(args.json, args.seed, results)
+        write(args.json, made, args.seed, results)
     return 1 if short or any(report.failures for report, _ in results.values()) else 0
 
 
@@ -102,11 +108,18 @@ def show(console: Console, results: dict[str, tuple[Report, float]], seconds: fl
             console.print(f"[red]{name}[/red]: {message}", markup=True)
 
 
-def write(path: Path, seed: int, results: dict[str, tuple[Report, float]]) -> None:
+def origin() -> dict[str, Any]:
+    """Where, when and of which commit this run is."""
     sys.path.append(str(ROOT))
-    from benchmarks.support.reports import report as origin
+    from benchmarks.support.reports import report
 
-    made: dict[str, Any] = origin("torture", {})
+    return report("torture", {})
+
+
+def write(
+    path: Path, made: dict[str, Any], seed: int, results: dict[str, tuple[Report, float]]
+) -> None:
+    """``made``: the run's :func:`origin`."""
     kinds = json.loads(path.read_text())["kinds"] if path.exists() else {}
     for name, (report, took_s) in results.items():
         when = {"seed": seed, "commit": made["commit"], "started": made["started"]}
