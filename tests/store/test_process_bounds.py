@@ -149,3 +149,162 @@ def test_reads_work_where_no_thread_can_be_had(tmp_path):
         else "read(open_filled('store'))",
         tmp_path,
     )
+
+
+# Open files
+
+
+def test_small_files_of_all_stores_have_few_handles(tmp_path):
+    """Every flush makes a file, and a read looks into each."""
+    run(
+        """
+        from tiered_embed.store.rocksdb import num_read_handles
+        stores = [open_filled(str(i)) for i in range(8)]
+        before = num_handles()
+        for version in range(10):
+            for store in stores:
+                part = ROWS[version::10]
+                store.put(encode_keys(TABLE, part), records_of(part))
+                store.flush()
+                read(store)
+        assert len(list(ROOT.glob("*/db/*.sst"))) > 60
+        assert num_handles() - before <= 32, (before, num_handles())
+        assert num_read_handles() == 32
+        for store in stores:
+            store.close()
+        assert num_read_handles() == 0
+        """,
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize("direct_io", [False, True])
+def test_handles_of_large_files_follow_from_the_limit(direct_io, tmp_path):
+    """Files are closed and opened again under the hands of threads that read."""
+    run(
+        f"""
+        import resource
+        from tiered_embed.store.rocksdb import num_read_handles
+        resource.setrlimit(resource.RLIMIT_NOFILE, (80, resource.getrlimit(7)[1]))
+        rng = np.random.default_rng(0)
+        keys, payload = np.arange(5000), 1024
+        truth = rng.integers(0, 256, (4, len(keys), payload), np.uint8)
+        stores = []
+        for i in range(7):
+            store = open_store("rocksdb", ROOT / str(i), payload, {{}}, direct_io={direct_io})
+            for version in range(4):
+                store.put(encode_keys(TABLE, keys[version:]), truth[version, version:])
+                store.flush()
+            stores.append(store)
+        assert sum(f.stat().st_size > 4 << 20 for f in ROOT.glob("*/db/*.sst")) == 28
+        wrong = []
+
+        def read_some(seed):
+            rng = np.random.default_rng(seed)
+            out = np.zeros((64, payload), np.uint8)
+            for _ in range(60):
+                store = stores[rng.integers(len(stores))]
+                some = rng.integers(0, len(keys), 64)
+                found = store.get(encode_keys(TABLE, some), out)
+                if not found.all() or (out != truth[np.minimum(some, 3), some]).any():
+                    wrong.append(seed)
+
+        threads = [threading.Thread(target=read_some, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        # The large files' share is a quarter of the limit. A thread that reads may keep one more.
+        assert 10 < num_read_handles() <= 20, num_read_handles()
+        assert num_handles() < 80
+        """,
+        tmp_path,
+    )
+
+
+def test_files_that_are_read_give_way_where_no_handle_is_left(tmp_path):
+    run(
+        """
+        import resource
+        from tiered_embed.store.rocksdb import num_read_handles
+        store = open_filled("store")
+        for version in range(8):
+            store.put(encode_keys(TABLE, ROWS[version:]), records_of(ROWS[version:]))
+            store.flush()
+        read(store)
+        held = num_read_handles()
+        assert held > 4
+        taken = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (num_handles() + 4, resource.getrlimit(7)[1]))
+        try:
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            pass
+        for _ in range(4):
+            store.put(encode_keys(TABLE, ROWS), records_of(ROWS))
+            store.flush()
+            read(store)
+        assert num_read_handles() < held
+        """,
+        tmp_path,
+    )
+
+
+def test_a_file_that_was_exchanged_is_no_file_of_the_store(tmp_path):
+    """It was closed meanwhile, and another lies in its place: an error, never its rows."""
+    out = run(
+        """
+        import shutil
+        from tiered_embed.errors import StoreError
+        from tiered_embed.store.rocksdb import num_read_handles
+        stores = [open_filled(str(i)) for i in range(40)]
+        for store in stores[::-1]:
+            read(store)
+        assert num_read_handles() == 32
+        (table,) = (ROOT / "39" / "db").glob("*.sst")
+        shutil.copy(table, ROOT / "copy")
+        os.replace(ROOT / "copy", table)
+        try:
+            read(stores[39])
+        except StoreError as error:
+            print(error)
+        """,
+        tmp_path,
+    )
+    assert "cannot open" in out
+    assert "Stale" in out
+
+
+def test_a_limit_that_is_too_low_is_told_before_it_hurts(tmp_path):
+    out = run(
+        """
+        import logging, resource
+        from tiered_embed.errors import StoreError
+        logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(7)[1]))
+        stores = []
+        try:
+            for i in range(100):
+                stores.append(open_filled(str(i)))
+        except StoreError as error:
+            print("ERROR", error)
+        print("OPEN", len(stores))
+        # Those that are open go on.
+        for store in stores:
+            store.put(encode_keys(TABLE, ROWS), records_of(ROWS))
+            store.flush()
+            read(store)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (800, resource.getrlimit(7)[1]))
+        open_filled("one more")
+        """,
+        tmp_path,
+    )
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == ["WARNING", "ERROR", "OPEN"]
+    assert "may have 200 files open" in lines[0]
+    assert "ulimit -n 4096" in lines[0]
+    assert "a store needs up to 16" in lines[1]
+    assert "ulimit -n 4096" in lines[1]
+    assert int(lines[2].split()[1]) > 30
