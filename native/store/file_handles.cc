@@ -18,7 +18,7 @@ namespace {
 using Handle = std::shared_ptr<const FileHandle>;
 
 constexpr int64_t kSmallFileBytes = int64_t{4} << 20;
-constexpr size_t kSmallFiles = 32;
+constexpr size_t kSmallFiles = 16;
 
 // How many descriptors the process may have.
 size_t process_limit() {
@@ -29,7 +29,7 @@ size_t process_limit() {
 
 // A quarter, because each store needs a few of its own, and the user's program some too.
 size_t large_limit() { return std::max<size_t>(8, process_limit() / 4); }
-size_t small_limit() { return std::clamp<size_t>(process_limit() / 32, 4, kSmallFiles); }
+size_t small_limit() { return std::clamp<size_t>(process_limit() / 64, 4, kSmallFiles); }
 
 struct OfProcess {
   FileHandles small{small_limit};

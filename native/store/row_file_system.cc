@@ -8,10 +8,12 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "store/file_handles.h"
 #include "store/file_reads.h"
+#include "store/written_files.h"
 
 namespace te {
 namespace {
@@ -93,6 +95,7 @@ class RowDirectory : public rocksdb::FSDirectory {
 
   IOStatus FsyncWithDirOptions(const IOOptions& options, IODebugContext* debug,
                                const rocksdb::DirFsyncOptions& reason) override {
+    if (DeferredSyncs::active()) return IOStatus::OK();
     std::unique_ptr<rocksdb::FSDirectory> opened;
     IOStatus status = files_->NewDirectory(name_, options, &opened, debug);
     if (status.ok()) status = opened->FsyncWithDirOptions(options, debug, reason);
@@ -141,7 +144,18 @@ class RowFileSystem : public rocksdb::FileSystemWrapper {
   IOStatus NewWritableFile(const std::string& name, const FileOptions& options,
                            std::unique_ptr<rocksdb::FSWritableFile>* result,
                            IODebugContext* debug) override {
-    return with_handles([&] { return target()->NewWritableFile(name, options, result, debug); });
+    const IOStatus status =
+        with_handles([&] { return target()->NewWritableFile(name, options, result, debug); });
+    if (!status.ok()) return status;
+    const std::string_view log = ".log";
+    if (name.size() > log.size() && name.compare(name.size() - log.size(), log.size(), log) == 0) {
+      const IOStatus closed = (*result)->Close(options.io_options, debug);
+      if (!closed.ok()) return closed;
+      *result = std::make_unique<EmptyLog>(target_, name, options);
+    } else if (DeferredSyncs::active()) {
+      *result = std::make_unique<DeferringFile>(std::move(*result));
+    }
+    return status;
   }
 
   IOStatus NewDirectory(const std::string& name, const IOOptions& options,

@@ -1,5 +1,5 @@
 // The files of a store: reads of rows that overlap (see file_reads.h), and a bound on the files
-// that are open for them (see file_handles.h).
+// that are open (see file_handles.h and written_files.h).
 //
 // MultiGet hands the blocks that a batch of keys needs from one file to FSRandomAccessFile::
 // MultiRead(), whose default reads them one after another.

@@ -1,6 +1,6 @@
 """How many files the process may have open, told before a store runs out of them.
 
-A store keeps 4 files open, and a few more while it flushes or merges. Those that are read are
+A store keeps 3 files open, and a few more while it flushes or merges. Those that are read are
 bounded for the whole process (``native/store/file_handles.h``), and give way to others.
 
 Threading: any thread.
@@ -69,7 +69,7 @@ def _warn(limit: int, used: int, remedy: str) -> None:
     if not _warned:
         _warned = True
         logging.getLogger("tiered_embed").warning(
-            "this process may have %d files open and has %d; each further store needs 4, and up to "
+            "this process may have %d files open and has %d; each further store needs 3, and up to "
             "%d at times. %s",
             limit,
             used,
