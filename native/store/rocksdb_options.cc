@@ -73,7 +73,8 @@ void tune_writes(const StoreOptions& options, rocksdb::Options& rocks) {
   rocks.level0_stop_writes_trigger = kL0Files * 9 / 4;
   // Keeps nine tenths of the rows in the last level: little space is lost to replaced rows.
   rocks.level_compaction_dynamic_level_bytes = true;
-  rocks.bytes_per_sync = uint64_t{1} << 20;  // write-back in small steps instead of bursts
+  rocks.manifest_preallocation_size = 64 << 10;  // 4 MB for each of many small stores is much
+  rocks.bytes_per_sync = uint64_t{1} << 20;      // write-back in small steps instead of bursts
 }
 
 }  // namespace

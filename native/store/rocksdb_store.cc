@@ -10,9 +10,12 @@
 #include <array>
 #include <cstring>
 #include <filesystem>
+#include <system_error>
 
 #include "store/failure_state.h"
 #include "store/reader_pool.h"
+#include "store/row_file_system.h"
+#include "store/written_files.h"
 
 namespace te {
 namespace {
@@ -25,6 +28,8 @@ constexpr size_t kMaxTaskRows = 64;
 constexpr size_t kWriteBatchBytes = size_t{1} << 20;
 constexpr size_t kProtectionBytesPerKey = 8;
 constexpr size_t kScanReadaheadBytes = size_t{2} << 20;
+constexpr size_t kFilesPerOpener = 8;
+constexpr size_t kMaxOpeners = 16;
 
 rocksdb::WriteOptions unlogged_write() {
   rocksdb::WriteOptions options;
@@ -38,6 +43,17 @@ rocksdb::ReadOptions whole_store_read() {
   options.fill_cache = false;
   options.readahead_size = kScanReadaheadBytes;
   return options;
+}
+
+// Files with rows; 0 where there is no directory.
+size_t num_files(const std::string& dir) {
+  std::error_code none;
+  size_t n = 0;
+  for (std::filesystem::directory_iterator file(dir, none), end; !none && file != end;
+       file.increment(none)) {
+    if (file->path().extension() == ".sst") ++n;
+  }
+  return n;
 }
 
 void fsync_directory(rocksdb::Env* env, const std::string& dir) {
@@ -61,13 +77,27 @@ std::shared_ptr<RocksDbStore> RocksDbStore::open(const std::string& path,
     throw StoreException(ErrorKind::kConfig, "record_bytes must be positive, not 0");
   }
   std::shared_ptr<RocksDbStore> store(new RocksDbStore(path, options));
-  const rocksdb::Options rocks = with_listener(store->rocks_options_, store->failure_);
+  rocksdb::Options rocks = with_listener(store->rocks_options_, store->failure_);
+  // An opening reads the index of every file, on threads that it starts whether it has files or
+  // not.
+  rocks.max_file_opening_threads =
+      static_cast<int>(std::clamp<size_t>(num_files(path) / kFilesPerOpener, 1, kMaxOpeners));
   rocksdb::DB* db = nullptr;
-  const rocksdb::Status status = options.mode == OpenMode::kReadOnly
-                                     ? rocksdb::DB::OpenForReadOnly(rocks, path, &db)
-                                     : rocksdb::DB::Open(rocks, path, &db);
+  rocksdb::Status status;
+  if (options.mode == OpenMode::kReadOnly) {
+    status = rocksdb::DB::OpenForReadOnly(rocks, path, &db);
+  } else if (options.mode == OpenMode::kCreate && rocks.env == row_env()) {
+    {
+      const DeferredSyncs deferred;
+      status = rocksdb::DB::Open(rocks, path, &db);
+    }
+    if (status.ok()) status = sync_store(path);
+  } else {
+    status = rocksdb::DB::Open(rocks, path, &db);
+  }
+  std::unique_ptr<rocksdb::DB> opened(db);
   throw_if_error(status, "cannot open the RocksDB in '" + path + "'");
-  store->db_.reset(db);
+  store->db_ = std::move(opened);
   return store;
 }
 

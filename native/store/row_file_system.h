@@ -1,4 +1,5 @@
-// The files of a store: reads of rows that overlap (see file_reads.h).
+// The files of a store: reads of rows that overlap (see file_reads.h), and a bound on the files
+// that are open (see file_handles.h and written_files.h).
 //
 // MultiGet hands the blocks that a batch of keys needs from one file to FSRandomAccessFile::
 // MultiRead(), whose default reads them one after another.
@@ -8,7 +9,7 @@
 
 namespace te {
 
-// The default Env, with overlapped MultiReads. One for the process, never destroyed. Every method
+// The default Env, with these. One for the process, never destroyed. Every method
 // may be called from any thread.
 rocksdb::Env* row_env();
 

@@ -12,6 +12,7 @@
 #include <string>
 #include <utility>
 
+#include "store/file_handles.h"
 #include "store/rocksdb_store.h"
 #include "store/sst_importer.h"
 #include "store/store_error.h"
@@ -92,6 +93,7 @@ NB_MODULE(_rocksdb, m) {
   nb::set_leak_warnings(false);
   nb::register_exception_translator(translate_store_exception);
   m.attr("KEY_BYTES") = kKeyBytes;
+  m.def("num_read_handles", &FileHandles::num_open);
 
   nb::class_<Scanner>(m, "Scanner")
       .def(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -144,10 +144,18 @@ def find(
     return list(found.values())
 
 
-def _tensors(modules: Mapping[str, nn.Module]) -> list[tuple[str, torch.Tensor]]:
+class _Held(NamedTuple):
+    """A parameter or buffer of the model. span: as :func:`_span`."""
+
+    path: str
+    tensor: torch.Tensor
+    span: tuple[int, int] | None
+
+
+def _tensors(modules: Mapping[str, nn.Module]) -> list[_Held]:
     """Every parameter and buffer with its path; a shared one once per path."""
     return [
-        (f"{path}.{name}" if path else name, tensor)
+        _Held(f"{path}.{name}" if path else name, tensor, _span(tensor))
         for path, module in modules.items()
         for name, tensor in (*module._parameters.items(), *module._buffers.items())
         if tensor is not None
@@ -156,7 +164,7 @@ def _tensors(modules: Mapping[str, nn.Module]) -> list[tuple[str, torch.Tensor]]
 
 def _why_left(
     found: Candidate,
-    tensors: Sequence[tuple[str, torch.Tensor]],
+    tensors: Sequence[_Held],
     include: Callable[[str, nn.Module], bool] | None,
     min_bytes: int,
     device: str,
@@ -179,9 +187,11 @@ def _why_left(
         return f"its {size} bytes are below min_bytes={min_bytes}"
     for i, table in enumerate(tables):
         mine = {paths[i] for paths in found.weight_paths}
-        for path, tensor in tensors:
-            if path not in mine and _overlap(_get(table, "weight"), tensor):
-                return f"its weight is shared with {path!r}"
+        weight = _get(table, "weight")
+        span = _span(weight)
+        for other in tensors:
+            if _overlap(weight, span, other) and other.path not in mine:
+                return f"its weight is shared with {other.path!r}"
     for what in ("weight.dtype", "weight.requires_grad", *OWN_ARGUMENTS):
         values = {_get(table, what) for table in tables}
         if len(values) > 1:
@@ -230,20 +240,22 @@ def _unfit_weight(table: nn.Module, device: str) -> str:
     return ""
 
 
-def _overlap(weight: nn.Parameter, other: torch.Tensor) -> bool:
+def _overlap(weight: nn.Parameter, span: tuple[int, int] | None, other: _Held) -> bool:
     """Whether the two may share memory, so that changing one changes the other."""
-    if other is weight:
+    if other.tensor is weight:
         return True
-    if type(other) not in (torch.Tensor, nn.Parameter) or other.layout != torch.strided:
+    if span is None or other.span is None:
         return False
-    if other.device != weight.device or not other.numel():
-        return False
-    (a, b), (c, d) = _span(weight), _span(other)
-    return a < d and c < b
+    (a, b), (c, d) = span, other.span
+    return a < d and c < b and other.tensor.device == weight.device
 
 
-def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    """The addresses of the first byte and of the one after the last."""
+def _span(tensor: torch.Tensor) -> tuple[int, int] | None:
+    """Addresses of the first byte and of the one after the last; None where they say nothing."""
+    if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.layout != torch.strided:
+        return None
+    if not tensor.numel():
+        return None
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     start = tensor.data_ptr()
     return start, start + (last + 1) * tensor.element_size()

@@ -36,6 +36,7 @@ __all__ = [
     "Mode",
     "OpenHereError",
     "StoreDirectory",
+    "description_path",
     "make_directory",
     "os_errors",
     "read_description",
@@ -136,6 +137,11 @@ def write_meta(path: str | os.PathLike[str], meta: Mapping[str, Any]) -> None:
     _write_json(Path(path) / _META, meta)
 
 
+def description_path(path: str | os.PathLike[str]) -> str:
+    """The file that says what a store holds."""
+    return f"{os.fspath(path)}{os.sep}{_LAYOUT}"
+
+
 def read_description(path: str | os.PathLike[str]) -> Description | None:
     """What ``path/layout.json`` says; None where there is no store.
 
@@ -173,7 +179,9 @@ class StoreDirectory:
         self._lock_fd: int | None = None
         if mode == "create":
             with os_errors(f"cannot create the store directory '{self.path}'"):
-                make_directory(self.path)
+                make_directory(self.path.parent)
+                # Its name is made durable with the layout, which commits the creation.
+                self.path.mkdir(mode=0o700, exist_ok=True)
                 self.path.chmod(0o700)
         elif not self.exists(self.path):
             raise StoreError(

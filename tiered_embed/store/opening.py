@@ -16,6 +16,7 @@ from . import memory, rocksdb, rocksdb_py
 from .base import RowStore, StoreOptions, close_at_exit
 from .description import Tables
 from .directory import Mode, StoreDirectory, read_description
+from .handles import check_handles
 
 __all__ = ["Backend", "default_backend", "open_store"]
 
@@ -103,8 +104,8 @@ def open_store(
     Raises:
         ConfigError: layout, record size, backend or tables differ from the stored ones, or an
             argument is bad.
-        StoreError: open elsewhere, not writable, absent, or present with ``mode="create"``; or
-            RocksDB was used before the fork that made this process.
+        StoreError: open elsewhere, not writable, absent, or present with ``mode="create"``; or the
+            process has too few file handles left, or was forked from one that has used RocksDB.
         CorruptionError: its description is damaged.
     """
     if backend not in get_args(Backend):
@@ -128,6 +129,8 @@ def open_store(
 
     if mode != "read_only":
         _refuse_in_child(name, path)
+    if name != "memory":
+        check_handles(path)
     _first_user.setdefault(name, os.getpid())
 
     directory = StoreDirectory(path, mode)

@@ -19,7 +19,7 @@ from .base import Chunk, RowStore, StoreOptions
 from .directory import StoreDirectory
 from .keys import KEY_BYTES, UInt8Array
 
-__all__ = ["RocksDbRowStore", "available"]
+__all__ = ["RocksDbRowStore", "available", "num_read_handles"]
 
 _native: Any
 try:
@@ -33,6 +33,11 @@ except ImportError as error:
 def available() -> bool:
     """Whether the extension was built and can be loaded."""
     return _native is not None
+
+
+def num_read_handles() -> int:
+    """Files that all stores of the process have open for reads. They give way to others."""
+    return 0 if _native is None else int(_native.num_read_handles())
 
 
 class RocksDbRowStore(RowStore):

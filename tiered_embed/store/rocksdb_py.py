@@ -25,6 +25,7 @@ import numpy.typing as npt
 from ..errors import ClosedError, ConfigError, CorruptionError, StoreError
 from .base import Chunk, RowStore, StoreOptions
 from .directory import StoreDirectory, sync_path
+from .handles import share_of_handles
 from .keys import KEY_BYTES, UInt8Array
 
 __all__ = ["RocksDbPyRowStore", "available"]
@@ -68,7 +69,7 @@ def _options(options: StoreOptions, create: bool) -> Any:
     rocks.set_write_buffer_size(options.write_buffer_bytes)
     rocks.set_max_write_buffer_number(2)
     rocks.set_max_background_jobs(2)
-    rocks.set_max_open_files(-1)
+    rocks.set_max_open_files(share_of_handles())
     rocks.set_bytes_per_sync(1 << 20)
     return rocks
 

@@ -29,7 +29,8 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from ..errors import ConfigError, StoreError
 from ..spec import table_hash
 from .base import RowStore
 from .description import WHOLE, Description, StoreLayout, merged
-from .directory import StoreDirectory, os_errors, read_description
+from .directory import StoreDirectory, description_path, os_errors, read_description
 from .keys import decode_rows, encode_keys, table_range
 from .marks import read_marks, write_marks
 from .opening import Backend, open_store
@@ -133,14 +134,14 @@ def check_grouping(root: Path, layouts: Sequence[StoreLayout]) -> None:
         stores = _stores(root)
     pools: dict[Path, StoreLayout] = {}
     for layout in layouts:
-        folder = _found(stores, layout)
+        folder = _found(root, stores, layout)
         if folder is None:
             continue
         other = pools.setdefault(folder, layout)
         if other is layout:
             continue
         # What cannot be opened for another reason as well is told that first.
-        stored = stores[folder]
+        stored = stores[folder.name]
         for each in (other, layout):
             record = each.record_bytes, each.record, each.tables
             stored.check(str(folder), stored.backend, *record)
@@ -172,11 +173,11 @@ def drop_table(directory: str | os.PathLike[str], name: str) -> int:
     with locked(root):
         finish_interrupted(root)
         stores = _stores(root)
-        homes = [folder for folder, stored in stores.items() if name in stored.tables]
+        homes = [store for store, stored in stores.items() if name in stored.tables]
         if not homes:
             known = sorted({table for stored in stores.values() for table in stored.tables})
             raise ConfigError(f"'{root}' holds no table {name!r}; it holds {known}")
-        return sum(_drop(folder, stores[folder], name) for folder in homes)
+        return sum(_drop(root / store, stores[store], name) for store in homes)
 
 
 def _drop(folder: Path, stored: Description, name: str) -> int:
@@ -211,17 +212,18 @@ def _drop(folder: Path, stored: Description, name: str) -> int:
 
 def _home(root: Path, layout: StoreLayout) -> Path:
     """The folder where the tables lie; a free one where none of them is stored yet."""
-    return _found(_stores(root), layout) or _free_folder(root, layout)
+    stores = _stores(root)
+    return _found(root, stores, layout) or _free_folder(root, layout, stores)
 
 
-def _found(stores: Mapping[Path, Description], layout: StoreLayout) -> Path | None:
+def _found(root: Path, stores: Mapping[str, Description], layout: StoreLayout) -> Path | None:
     """The folder where the tables lie; None where none of them is stored yet."""
     homes: dict[Path, list[str]] = {}
-    for folder, stored in stores.items():
+    for store, stored in stores.items():
         for name, facts in layout.tables.items():
             shard = facts.get("shard", WHOLE)
             if name in stored.tables and stored.tables[name].get("shard", WHOLE) == shard:
-                homes.setdefault(folder, []).append(name)
+                homes.setdefault(root / store, []).append(name)
     if len(homes) > 1:
         (first, some), (second, others) = list(homes.items())[:2]
         raise ConfigError(
@@ -233,33 +235,59 @@ def _found(stores: Mapping[Path, Description], layout: StoreLayout) -> Path | No
     return next(iter(homes), None)
 
 
-def _free_folder(root: Path, layout: StoreLayout) -> Path:
+def _free_folder(root: Path, layout: StoreLayout, taken: Container[str]) -> Path:
     record = json.dumps([dict(layout.record), layout.record_bytes], sort_keys=True)
     digest = hashlib.sha256(record.encode()).hexdigest()[:16]
     for number in itertools.count():
-        folder = root / f"{POOL}{digest}-{number}"
-        if not StoreDirectory.exists(folder):
-            return folder
+        name = f"{POOL}{digest}-{number}"
+        if name not in taken:
+            return root / name
     raise AssertionError("unreachable")
 
 
-def _stores(root: Path) -> dict[Path, Description]:
-    """Every store in a working directory.
+def _stores(root: Path) -> dict[str, Description]:
+    """Every store in a working directory, by the name of its folder.
 
     Raises:
         StoreError: a folder has files of a store but lacks its description.
     """
     found = {}
-    for folder in sorted(root.glob(f"{POOL}*")):
-        description = read_description(folder)
+    with os_errors(f"cannot read '{root}'"):
+        names = sorted(name for name in os.listdir(root) if name.startswith(POOL))
+    base = str(root)
+    for name in names:
+        description = _described(f"{base}{os.sep}{name}")
         if description is not None:
-            found[folder] = description
-        elif _has_rows(folder):
+            found[name] = description
+        elif _has_rows(root / name):
+            folder = root / name
             raise StoreError(
                 f"'{folder / 'db'}' has files but '{folder / 'layout.json'}' is missing; "
                 "restore the file, or choose another directory"
             )
     return found
+
+
+# A model of many modules opens as many stores, and looks for each among all others.
+_read: dict[str, tuple[tuple[int, ...], Description]] = {}  # by folder; what was read when
+_NEW_NS = 100_000_000  # a younger file may change and look the same: clocks of files are coarse
+
+
+def _described(folder: str) -> Description | None:
+    """As :func:`read_description`; read again only if the file has changed since."""
+    now_ns = time.time_ns()
+    try:
+        facts = os.stat(description_path(folder))
+    except OSError:
+        return read_description(folder)
+    stamp = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    known = _read.get(folder)
+    if known is not None and known[0] == stamp:
+        return known[1]
+    description = read_description(folder)
+    if description is not None and now_ns - max(facts.st_mtime_ns, facts.st_ctime_ns) > _NEW_NS:
+        _read[folder] = (stamp, description)
+    return description
 
 
 def _has_rows(folder: Path) -> bool:
