@@ -20,6 +20,7 @@ from ..engine import CheckedBatch, Feature, Presented
 from ..errors import ConfigError, NotCopyableError
 from ..spec import EngineOptions, Lookup, Stats, TableConfig
 from .lifetime import close_unattended, open_engine
+from .ranks import refuse_unshared_ranks
 from .row_state import RowState, from_torch, take_steps, touched
 from .saved_state import Probes, describe, restore
 
@@ -119,6 +120,8 @@ class TieredModule(nn.Module):
         return self.engine.check(self.features(presented))
 
     def _forward(self, presented: Presented) -> tuple[torch.Tensor, CheckedBatch]:
+        if self.training and torch.is_grad_enabled():
+            refuse_unshared_ranks(self.engine)
         out, batch = self.engine.forward(
             presented, lambda: self.check(presented), training=self.training
         )
@@ -348,6 +351,12 @@ class TieredModule(nn.Module):
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise NotCopyableError(_NOT_COPYABLE.format(type(self).__name__))
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise NotCopyableError(
+            f"nn.DataParallel would copy this {type(self).__name__}, whose rows live in one place; "
+            "use it for the other parts of the model alone"
+        )
 
     def stats(self) -> Stats:
         """Running counts per tier and table."""
