@@ -23,6 +23,7 @@ from .lifetime import close_unattended, open_engine
 from .ranks import refuse_unshared_ranks
 from .row_state import RowState, from_torch, take_steps, touched
 from .saved_state import Probes, describe, restore
+from .weight_copy import weight_copy
 
 __all__ = ["TieredModule"]
 
@@ -267,6 +268,8 @@ class TieredModule(nn.Module):
     def weight(self) -> torch.Tensor:
         """All rows of the only table, (num_embeddings, D): a copy, for small tables.
 
+        The copy refuses to be written, and to be differentiated where the rows train.
+
         Raises:
             ConfigError: the table has no fixed size, or takes more than 256 MiB.
         """
@@ -279,7 +282,9 @@ class TieredModule(nn.Module):
                 f"{size} bytes each, but .weight copies at most {WEIGHT_LIMIT_BYTES} bytes; use "
                 "rows(ids) for a part of them"
             )
-        return self.rows(range(table.num_embeddings))
+        return weight_copy(
+            self.rows(range(table.num_embeddings)), trains=engine.updates is not None
+        )
 
     # --- nn.Module's protocols --------------------------------------------------------------------
 
