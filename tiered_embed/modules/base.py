@@ -23,6 +23,7 @@ from .lifetime import close_unattended, open_engine
 from .ranks import refuse_unshared_ranks
 from .row_state import RowState, from_torch, take_steps, touched
 from .saved_state import Probes, describe, restore
+from .tracing import refuse_tracing, traced_error
 from .weight_copy import weight_copy
 
 __all__ = ["TieredModule"]
@@ -121,6 +122,7 @@ class TieredModule(nn.Module):
         return self.engine.check(self.features(presented))
 
     def _forward(self, presented: Presented) -> tuple[torch.Tensor, CheckedBatch]:
+        refuse_tracing(presented.tensors)
         if self.training and torch.is_grad_enabled():
             refuse_unshared_ranks(self.engine)
         out, batch = self.engine.forward(
@@ -356,6 +358,9 @@ class TieredModule(nn.Module):
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise NotCopyableError(_NOT_COPYABLE.format(type(self).__name__))
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise traced_error("torch.jit.script")
 
     def _replicate_for_data_parallel(self) -> NoReturn:
         raise NotCopyableError(
