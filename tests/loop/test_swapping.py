@@ -445,6 +445,8 @@ def test_the_report_reads_well():
         "odd     Scaled           10    4     160  left: its class Scaled may have a different "
         "forward",
         "1 of 3 tables swapped, 32,000 of 32,320 bytes",
+        "a forward that reads .weight of a swapped module (logits, a penalty) is refused when it "
+        "trains; leave such modules out with include=",
     ]
     assert str(swap(nn.Linear(2, 2))).splitlines()[1:] == ["0 of 0 tables swapped, 0 of 0 bytes"]
 

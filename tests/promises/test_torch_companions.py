@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiered_embed as te
-from two_ranks import STEPS, Model, ids_of, loss_of, make, run_rank, train
+from two_ranks import STEPS, Model, ids_of, loss_of, make, run_rank, run_refused, train
 
 # --- torch.compile --------------------------------------------------------------------------------
 
@@ -79,3 +79,39 @@ def test_ranks_share_the_dense_part_and_keep_their_rows(tmp_path):
         assert [module.digest() for module in pair] == found[rank]["digests"]
         for module in pair:
             module.close()
+
+
+def test_ranks_that_would_train_other_rows_are_refused(tmp_path):
+    torch.multiprocessing.spawn(run_refused, (tmp_path,), nprocs=2)
+    for rank in range(2):
+        told = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert told.pop("rank_local") == ""
+        assert set(told) == {
+            "bag",
+            "embedding",
+            "collection",
+            "DistributedDataParallel",
+            "prefetch",
+        }
+        for text in told.values():
+            assert "torch.distributed has 2 ranks" in text
+            assert "or pass rank_local=True" in text
+
+
+def test_a_group_of_one_rank_trains(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
+    )
+    try:
+        with make(tmp_path / "rows", rank_local=False) as bag:
+            bag(ids_of(0)).sum().backward()
+            assert bag.stats().steps == 1
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_data_parallel_is_refused(tmp_path):
+    """On devices it copies modules by this call, and every copy would own the same rows."""
+    with make(tmp_path / "rows") as bag, pytest.raises(te.NotCopyableError, match="DataParallel"):
+        bag._replicate_for_data_parallel()

@@ -20,7 +20,7 @@ ROWS, DIM, STEPS = 40, 6, 3
 
 def make(ssd: Path, kind: Any = te.TieredEmbeddingBag, **options: Any) -> Any:
     tiers = te.Tiers(ddr=8 * 4 * 3 * DIM, ssd=ssd, store="memory")
-    options = {"optimizer": Adam(lr=0.1), "num_threads": 1, **options}
+    options = {"optimizer": Adam(lr=0.1), "num_threads": 1, "rank_local": True, **options}
     return kind(ROWS, DIM, tiers=tiers, **options)
 
 
@@ -77,5 +77,47 @@ def run_rank(rank: int, folder: Path) -> None:
                 "digests": [bag.digest(), embedding.digest()],
             }
         (folder / f"{rank}.json").write_text(json.dumps(found))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def run_refused(rank: int, folder: Path) -> None:
+    """Writes what each kind of module says to a training forward, wrapped or not."""
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    ids = ids_of(0, rank)
+    told: dict[str, str] = {}
+
+    def call(name: str, module: Any, *args: Any) -> None:
+        try:
+            out = module(*args)
+            (next(iter(out.values())) if isinstance(out, dict) else out).sum().backward()
+            told[name] = ""
+        except te.ConfigError as error:
+            told[name] = str(error)
+
+    try:
+        plain = {"tiers": te.Tiers(ddr="1MiB"), "optimizer": Adam(lr=0.1)}
+        bag = te.TieredEmbeddingBag(ROWS, DIM, **plain)
+        embedding = te.TieredEmbedding(ROWS, DIM, **plain)
+        table = te.TableConfig("user", ROWS, DIM)
+        collection = te.TieredEmbeddingBagCollection([table], **plain)
+        model = Model(bag, embedding)
+        call("bag", bag, ids)
+        call("embedding", embedding, ids)
+        call("collection", collection, {"user": ids})
+        call("DistributedDataParallel", nn.parallel.DistributedDataParallel(model), ids)
+        batches = te.prefetch([ids], bag, ids=lambda batch: {bag: batch})
+        call("prefetch", lambda: bag(next(iter(batches))))
+        with torch.no_grad():
+            assert bag(ids).shape == (5, DIM)
+        assert embedding.eval()(ids).shape == (5, 3, DIM)
+        frozen = te.TieredEmbeddingBag(ROWS, DIM, **{**plain, "optimizer": None})
+        assert frozen(ids).shape == (5, DIM)
+        call("rank_local", te.TieredEmbedding(ROWS, DIM, rank_local=True, **plain), ids)
+        (folder / f"{rank}.json").write_text(json.dumps(told))
     finally:
         torch.distributed.destroy_process_group()

@@ -29,6 +29,7 @@ from ..engine import (
 from ..errors import ConfigError
 from ..modules import TieredCollection, TieredModule, is_keyed_jagged
 from .contents import Contents
+from .loader_state import LoaderState
 
 __all__ = ["Prefetch", "prefetch"]
 
@@ -97,15 +98,17 @@ class Prefetch(Generic[B]):
         self._given = 0  # batches of this loop that the caller has got, skipped ones included
         self._skip = 0  # batches that the next loop skips
         self._current: list[Place] | None = None  # of the batch that the caller has now
+        self._state = LoaderState(loader, lambda: self._waits)
 
     def __len__(self) -> int:
         return len(self._loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[B]:
-        pending: deque[tuple[B, list[Place], Contents | None]] = deque()
+        pending: deque[tuple[B, list[Place], Contents | None, Any]] = deque()
         self._given, self._skip = self._skip, 0
         streams = Streams()
         source = islice(iter(self._loader), self._given, None)
+        self._state.begin()
         failure: Exception | None = None
         ended = False
         try:
@@ -116,7 +119,7 @@ class Prefetch(Generic[B]):
                         places = self._push(batch, streams)
                         # After ids=, which may change the batch. None: it is given at once.
                         contents = Contents(batch) if self._ahead else None
-                        pending.append((batch, places, contents))
+                        pending.append((batch, places, contents, self._state.pulled()))
                     except StopIteration:
                         ended = True
                     except Exception as error:
@@ -126,13 +129,14 @@ class Prefetch(Generic[B]):
                         streams.end()
                 if not pending:
                     break
-                batch, places, contents = pending.popleft()
+                batch, places, contents, state = pending.popleft()
                 if contents is not None:
                     self._refuse_changed(contents, batch)
                 for place in places:
                     place.give()
                 self._given += 1
                 self._current = places
+                self._state.given(state)
                 yield batch
                 self._current = None
                 for place in places:
@@ -141,7 +145,9 @@ class Prefetch(Generic[B]):
                 raise failure
             self._epochs += 1
             self._given = 0
+            self._state.end()
         finally:
+            self._state.leave()
             self._given = self._trained
             self._current = None
             streams.close()
@@ -158,8 +164,12 @@ class Prefetch(Generic[B]):
     @property
     def _trained(self) -> int:
         """Batches that the caller has got, without the current one if no forward has used it."""
-        waits = bool(self._current) and not any(p.ticket.answered for p in self._current or ())
-        return self._given - waits
+        return self._given - self._waits
+
+    @property
+    def _waits(self) -> bool:
+        """The caller has a batch that no forward has used."""
+        return bool(self._current) and not any(p.ticket.answered for p in self._current or ())
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Makes the next loop skip the ``batches`` that were trained.
@@ -238,7 +248,9 @@ def prefetch(loader: Iterable[B], model: nn.Module, ids: IdsOf[B] | None = None)
     """Yields the loader's batches, and stages their rows ahead of the loop.
 
     Args:
-        loader: any iterable of batches; it is pulled ``lookahead + depth`` batches ahead.
+        loader: any iterable of batches; it is pulled ``lookahead + depth`` batches ahead. If it has
+            a ``state_dict``, that gives the state after the last batch that was trained, during
+            the loop and after one that was left early.
         model: contains the tiered modules.
         ids: maps a batch to {module: what its forward will get}, which is a tensor,
             ``(indices, offsets)``, or a collection's mapping. May be omitted when a batch is (or

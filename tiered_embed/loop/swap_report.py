@@ -71,4 +71,9 @@ class SwapReport:
             f"{len(self.swapped)} of {len(self.entries)} tables swapped, "
             f"{some:,} of {every:,} bytes"
         )
+        if self.swapped:
+            text.append(
+                "a forward that reads .weight of a swapped module (logits, a penalty) is refused "
+                "when it trains; leave such modules out with include="
+            )
         return "\n".join(text)

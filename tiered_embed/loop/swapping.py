@@ -77,6 +77,10 @@ def swap(
     or children; and other dtypes and devices. Only parameters and buffers of ``model`` are
     searched for shared weights.
 
+    Whether a forward reads the ``weight`` of a module, as for logits or a penalty, cannot be known
+    beforehand. Such a model computes the same, but its first training forward raises a ConfigError;
+    leave such modules out with ``include``.
+
     A fused optimizer runs once per forward that is differentiated. A module that is called twice in
     a step is therefore updated twice, unless the step is inside ``te.accumulate``.
 

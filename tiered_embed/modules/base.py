@@ -7,7 +7,6 @@ Threading: a module belongs to one thread at a time; the garbage collector may c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
@@ -21,6 +20,11 @@ from ..errors import ConfigError, NotCopyableError
 from ..spec import EngineOptions, Lookup, Stats, TableConfig
 from .lifetime import close_unattended, open_engine
 from .parameters import RowParameters
+from .ranks import refuse_unshared_ranks
+from .row_state import RowState, from_torch, take_steps, touched
+from .saved_state import Probes, describe, restore
+from .tracing import refuse_tracing, traced_error
+from .weight_copy import weight_copy
 
 __all__ = ["TieredModule"]
 
@@ -93,6 +97,7 @@ class TieredModule(RowParameters):
         self.engine = open_engine(tables, features, options, pooled=pooled)
         self._own_parameters()
         self._finalizer = close_unattended(self)
+        self._probes = Probes()
 
     @property
     def device(self) -> torch.device:
@@ -124,7 +129,15 @@ class TieredModule(RowParameters):
         return self.engine.check(self.features(presented))
 
     def _forward(self, presented: Presented) -> tuple[torch.Tensor, CheckedBatch]:
-        return self.engine.forward(presented, lambda: self.check(presented), training=self.training)
+        refuse_tracing(presented.tensors)
+        if self.training and torch.is_grad_enabled():
+            refuse_unshared_ranks(self.engine)
+        out, batch = self.engine.forward(
+            presented, lambda: self.check(presented), training=self.training
+        )
+        if out.requires_grad:
+            self._probes.note(self.engine, batch)
+        return out, batch
 
     def trace_tables(self) -> list[tuple[str, int | None]]:
         """Name and number of rows of every table, for ``traces.record``."""
@@ -154,12 +167,13 @@ class TieredModule(RowParameters):
         flat = torch.from_numpy(weights.reshape(-1)).view(rows.dtype(index))
         return flat.view(len(weights), self.engine.tables[index].embedding_dim)
 
-    def optimizer_state(self, ids: object, table: str | None = None) -> dict[str, torch.Tensor]:
+    def optimizer_state(self, ids: object, table: str | None = None) -> RowState:
         """Copies of the state arrays of ``ids`` (n,), each (n, width) float32. Raises as
-        :meth:`rows`."""
+        :meth:`rows`. Its attribute ``steps`` is the number of updates so far."""
         rows = self.engine.rows
         state = rows.state(rows.table_index(table), _ids(ids))
-        return {name: torch.from_numpy(array) for name, array in state.items()}
+        arrays = {name: torch.from_numpy(array) for name, array in state.items()}
+        return RowState(arrays, self.engine)
 
     def load_rows(
         self,
@@ -167,11 +181,15 @@ class TieredModule(RowParameters):
         weights: torch.Tensor,
         state: Mapping[str, torch.Tensor] | None = None,
         table: str | None = None,
+        *,
+        steps: int | None = None,
     ) -> None:
         """Writes rows: ``ids`` (n,) without repeats, ``weights`` (n, D) of the rows' dtype.
 
         float32 weights are rounded to that dtype. ``state`` maps each state array to (n, width)
-        float32; zeros when omitted.
+        float32; zeros when omitted. ``steps`` is the number of updates that made it, by which Adam
+        and its like correct their moments; it becomes that of the module. None: that of the module
+        which ``state`` comes from, if this one has had no update yet.
 
         Raises:
             IdRangeError, ConfigError: bad arguments; nothing is written.
@@ -183,7 +201,36 @@ class TieredModule(RowParameters):
                 raise ConfigError(f"state is a {type(state).__name__}; pass a mapping of tensors")
             arrays = {name: _floats(f"state {name!r}", value) for name, value in state.items()}
         index = rows.table_index(table)
+        counted = take_steps(self.engine, index, state, steps)
         rows.load(index, _ids(ids), self._weights(index, weights), arrays)
+        self._set_steps(counted)
+
+    def load_optimizer_state(self, state: Mapping[str, Any], table: str | None = None) -> None:
+        """Takes over the state that an optimizer of torch has of the weight that a table replaces.
+
+        Rows keep their weights. The step count comes along.
+
+        Args:
+            state: ``optimizer.state[weight]`` of Adam, AdamW, SparseAdam, Adagrad, or SGD with
+                momentum; each array (num_embeddings, D).
+            table: may be omitted where there is one.
+
+        Raises:
+            ConfigError: the table's optimizer keeps other arrays; nothing is written.
+        """
+        rows = self.engine.rows
+        index = rows.table_index(table)
+        arrays, steps = from_torch(self.engine, index, state)
+        ids = touched(arrays)
+        for start in range(0, len(ids), LOAD_ROWS):
+            some = ids[start : start + LOAD_ROWS]
+            part = {name: _floats(name, value[some].float()) for name, value in arrays.items()}
+            rows.load(index, some, self._weights(index, self.rows(some, table)), part)
+        self._set_steps(self.engine.steps if steps is None else steps)
+
+    def _set_steps(self, steps: int) -> None:
+        if steps != self.engine.steps:
+            self.engine.set_steps(steps)
 
     def _weights(self, table: int, weights: object) -> npt.NDArray[np.float32]:
         allowed = {torch.float32, self.engine.rows.dtype(table)}
@@ -195,11 +242,14 @@ class TieredModule(RowParameters):
             tuple[object, torch.Tensor] | tuple[object, torch.Tensor, Mapping[str, torch.Tensor]]
         ],
         table: str | None = None,
+        *,
+        steps: int | None = None,
     ) -> int:
         """Bulk import into an empty SSD tier; returns the number of rows.
 
         Args:
             chunks: (ids (n,), weights (n, D)[, state]) with ids ascending over all chunks.
+            steps: as in :meth:`load_rows`.
 
         Raises:
             ConfigError: ids out of order, a store that holds rows already, or no SSD tier. Nothing
@@ -207,19 +257,27 @@ class TieredModule(RowParameters):
         """
         rows = self.engine.rows
         index = rows.table_index(table)
+        counted = take_steps(self.engine, index, None, steps)
 
         def arrays() -> Iterable[Any]:
+            nonlocal counted
             for ids, weights, *rest in chunks:
+                if rest and counted == self.engine.steps:
+                    counted = take_steps(self.engine, index, rest[0], steps)
                 state = (
                     {k: _floats(f"state {k!r}", v) for k, v in rest[0].items()} if rest else None
                 )
                 yield _ids(ids), self._weights(index, weights), state
 
-        return rows.import_sorted(index, arrays())
+        imported = rows.import_sorted(index, arrays())
+        self._set_steps(counted)
+        return imported
 
     @property
     def weight(self) -> torch.Tensor:
         """All rows of the only table, (num_embeddings, D): a copy, for small tables.
+
+        The copy refuses to be written, and to be differentiated where the rows train.
 
         Raises:
             ConfigError: the table has no fixed size, or takes more than 256 MiB.
@@ -233,7 +291,9 @@ class TieredModule(RowParameters):
                 f"{size} bytes each, but .weight copies at most {WEIGHT_LIMIT_BYTES} bytes; use "
                 "rows(ids) for a part of them"
             )
-        return self.rows(range(table.num_embeddings))
+        return weight_copy(
+            self.rows(range(table.num_embeddings)), trains=engine.updates is not None
+        )
 
     # --- nn.Module's protocols --------------------------------------------------------------------
 
@@ -251,34 +311,18 @@ class TieredModule(RowParameters):
         return super()._apply(fn, recurse)
 
     def get_extra_state(self) -> torch.Tensor:
-        """Says where the rows are, as JSON in a uint8 tensor: a state_dict does not hold them."""
-        engine = self.engine
-        tiers = engine.options.tiers
-        text = json.dumps(
-            {
-                "rows": "in memory" if tiers.ssd is None else str(tiers.ssd),
-                "steps": engine.steps,
-                "tables": {t.name: [t.num_embeddings, t.embedding_dim] for t in engine.tables},
-            }
-        )
-        return torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")
+        """Says where the rows are and which they are, as JSON in a uint8 tensor: a state_dict does
+        not hold them."""
+        return describe(self.engine, self._probes)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
-        """Checks that the state was saved from these tables; their rows come from the tiers.
+        """Takes the step count over if the rows that were saved are here, and warns if they are
+        not: a state_dict does not hold them.
 
         Raises:
             ConfigError: it was saved from other tables, or not by a tiered module.
         """
-        try:
-            given = json.loads(bytes(state.tolist()))["tables"]
-        except (AttributeError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ConfigError(f"this state was not saved by a tiered module: {error!r}") from error
-        mine = {t.name: [t.num_embeddings, t.embedding_dim] for t in self.engine.tables}
-        if given != mine:
-            raise ConfigError(
-                f"this state was saved from tables {given}, but this module has {mine}; load it "
-                "into a module with the same tables"
-            )
+        restore(self.engine, state)
 
     def _load_from_state_dict(
         self,
@@ -321,6 +365,15 @@ class TieredModule(RowParameters):
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise NotCopyableError(_NOT_COPYABLE.format(type(self).__name__))
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise traced_error("torch.jit.script")
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise NotCopyableError(
+            f"nn.DataParallel would copy this {type(self).__name__}, whose rows live in one place; "
+            "use it for the other parts of the model alone"
+        )
 
     def stats(self) -> Stats:
         """Running counts per tier and table."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
+
+from .tracing import traced_error
 
 __all__ = ["eager"]
 
@@ -27,7 +30,15 @@ def eager(fn: F) -> F:
         if not disabled:
             if "torch._dynamo" not in sys.modules:
                 return fn(*args, **kwargs)
-            disabled.append(torch.compiler.disable(fn))  # type: ignore[no-untyped-call]
+            disabled.append(_disable(fn))
         return disabled[0](*args, **kwargs)
 
     return cast(F, run)
+
+
+def _disable(fn: F) -> F:
+    disable: Any = torch.compiler.disable
+    if "reason" not in inspect.signature(disable).parameters:  # torch before 2.8
+        return cast(F, disable(fn))
+    # torch.export shows it when it refuses the module.
+    return cast(F, disable(fn, reason=str(traced_error("a graph without breaks"))))

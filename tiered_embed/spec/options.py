@@ -87,6 +87,9 @@ class EngineOptions:
             ``"triton"`` in an HBM tier. ``"auto"``: native without an HBM tier, else FBGEMM's, and
             Triton's for what FBGEMM lacks on CUDA. FBGEMM's kernels round in their own way: trained
             bytes are equal under one kernel, whatever the tiers.
+        rank_local: over several ranks of ``torch.distributed``, every rank trains rows of its own,
+            which no other rank sees. False: training there is refused, because
+            ``DistributedDataParallel`` does not reach the rows.
 
     Raises:
         ConfigError: options that cannot work, alone or together.
@@ -111,6 +114,7 @@ class EngineOptions:
     on_nonfinite: str = "raise"
     device: torch.device | str | None = None
     kernel: str = "auto"
+    rank_local: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.tiers, Tiers):
@@ -162,10 +166,9 @@ class EngineOptions:
             raise ConfigError(f"max_norm is {self.max_norm!r}; it must be a number of at least 0")
         if not (_is_number(self.norm_type) and self.norm_type > 0):
             raise ConfigError(f"norm_type is {self.norm_type!r}; it must be a number above 0")
-        if not isinstance(self.scale_grad_by_freq, bool):
-            raise ConfigError(
-                f"scale_grad_by_freq is {self.scale_grad_by_freq!r}; pass True or False"
-            )
+        for name in ("scale_grad_by_freq", "rank_local"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; pass True or False")
 
     def _check_device(self) -> None:
         kind = self.compute_device.type
@@ -256,6 +259,7 @@ class EngineKeywords(_RequiredKeywords, total=False):
     on_nonfinite: str
     device: torch.device | str | None
     kernel: str
+    rank_local: bool
 
 
 def options_from_keywords(owner: str, keywords: EngineKeywords) -> EngineOptions:
