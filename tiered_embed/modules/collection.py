@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from ..spec import EngineKeywords, EngineOptions, TableConfig
 from .eager import eager
 from .inverse import check_inverse_indices, inverse_indices
-from .keyed import Keyed, TieredCollection
+from .keyed import Keyed, TieredCollection, without_tensordict
 
 __all__ = ["TieredEmbeddingBagCollection"]
 
@@ -106,7 +106,7 @@ class TieredEmbeddingBagCollection(TieredCollection):
 
         Args:
             features: a KeyedJaggedTensor, or {feature: (ids (N,), offsets (B,)[, weights (N,)])} or
-                {feature: ids (B, n)}.
+                {feature: ids (B, n)}. A TensorDict serves as either.
 
         Returns:
             A KeyedTensor for a KeyedJaggedTensor, else {name: (B, D)}; in the tables' order, with
@@ -115,6 +115,7 @@ class TieredEmbeddingBagCollection(TieredCollection):
         Raises:
             ConfigError, IdRangeError: bad arguments; nothing has changed.
         """
+        features = without_tensordict(features)
         presented = self.present(features)
         out, _ = self._forward(presented)
         if isinstance(presented.form, Keyed):
