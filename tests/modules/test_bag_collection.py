@@ -409,3 +409,48 @@ def test_collections_without_pooling_leave_inverse_indices_alone(torchrec):
 def test_an_unknown_choice_is_refused():
     with pytest.raises(te.ConfigError, match="missing_features is 'zeros'; choose one of raise"):
         make(TWO, missing_features="zeros")
+
+
+# --- TensorDict -----------------------------------------------------------------------------------
+
+
+def test_a_tensordict_of_jagged_tensors_is_torchrecs(torchrec, imported):
+    tensordict = imported("tensordict")
+
+    def jagged(values: list[int], offsets: list[int]) -> torch.Tensor:
+        return torch.nested.nested_tensor_from_jagged(torch.tensor(values), torch.tensor(offsets))
+
+    batches = [
+        tensordict.TensorDict(
+            {"a": jagged([i, 1, 2], [0, 2, 3]), "b": jagged([3, 4], [0, 0, 2])}, batch_size=[2]
+        )
+        for i in range(4)
+    ]
+    module, theirs = pair(torchrec, [("t1", 3, ["a"], "sum"), ("t2", 4, ["b", "a"], "mean")])
+    with module:
+        train(module, theirs, batches, prefetch=False)
+        for batch in te.prefetch(batches, module, ids=lambda batch: {module: batch}):
+            same(module(batch), theirs(batch))
+            module(batch).values().sum().backward()
+            break
+    config = torchrec.EmbeddingConfig(
+        name="t", embedding_dim=3, num_embeddings=ROWS, feature_names=["a", "b"]
+    )
+    theirs = torchrec.EmbeddingCollection([config])
+    with te.TieredEmbeddingCollection(
+        [te.TableConfig("t", ROWS, 3, ["a", "b"])], tiers=TIERS, optimizer=te.optim.SGD(lr=LR)
+    ) as module:
+        module.load_rows(EVERY, theirs.embeddings["t"].weight.detach())
+        ours, wanted = module(batches[1]), theirs(batches[1])
+        for name, part in wanted.items():
+            assert torch.equal(ours[name].values(), part.values())
+            assert torch.equal(ours[name].lengths(), part.lengths())
+
+
+def test_a_tensordict_of_dense_tensors_is_a_mapping(imported):
+    tensordict = imported("tensordict")
+    ids = {"a": torch.tensor([[1, 2], [3, 4]]), "b": torch.tensor([[5], [6]])}
+    with make([("t1", 3, ["a"], "sum"), ("t2", 4, ["b"], "mean")]) as module:
+        ours = module(tensordict.TensorDict(ids, batch_size=[2]))
+        for name, wanted in module(ids).items():
+            assert torch.equal(ours[name], wanted)

@@ -595,7 +595,17 @@ def test_stats_add_up(tmp_path):
         assert 0 < ddr.slot_bytes <= 900
         assert ddr.resident == ddr.staged - ddr.evicted
         plain = stats.as_dict()
-        keys = ["steps", "tiers", "tables", "skipped", "phases", "depth", "unmatched", "evaluation"]
+        keys = [
+            "steps",
+            "tiers",
+            "tables",
+            "skipped",
+            "phases",
+            "depth",
+            "unmatched",
+            "evaluation",
+            "bounds",
+        ]
         assert list(plain) == keys
         assert plain["unmatched"] == 0
         assert plain["tables"]["item"]["misses"] == stats.tables["item"].misses

@@ -8,7 +8,7 @@ import torch
 
 import tiered_embed as te
 from covering import covering
-from id_traces import OPTIMIZER, SOURCES, make_collection, ten_tables, train
+from id_traces import OPTIMIZER, SOURCES, from_batches, make_collection, ten_tables, train
 from tiered_embed.errors import CapacityError, ConfigError, IdRangeError
 from tiered_embed.residency.planner import POLICIES
 from tiered_embed.simulate.planner_replay import Difference, replay
@@ -203,3 +203,63 @@ def test_optimizer_and_dtype_decide_what_a_row_takes():
         )
         assert module.engine.pools[0].layout.record_bytes == size
         module.close()
+
+
+# --- tables with options of their own -------------------------------------------------------------
+
+OWN: list[dict] = [
+    {},
+    {"optimizer": te.optim.Adam(lr=0.1)},
+    {"dtype": torch.float16, "lr_factor": 0.5},
+    {"trainable": False},
+    {"trainable": False, "dtype": torch.int8, "init": te.init.Constant(0.5)},
+    {"init": te.init.Uniform(0, 1)},
+    {"init": te.init.Uniform(-0.01, 0.01)},  # as the module's: the same pool
+    {"lr_factor": 0.5},
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("shares", [(None, 0.1), (0.05, 0.2), (0.1, None), (None, 3.0)], ids=str)
+@pytest.mark.parametrize("kind", [te.TieredEmbeddingBagCollection, te.TieredEmbeddingCollection])
+def test_tables_with_their_own_options_count_as_in_the_run(kind, shares, policy, tmp_path):
+    pooled = kind is te.TieredEmbeddingBagCollection
+    tables = [
+        te.TableConfig(f"t{i}", None if i == 1 else 300, 5 if pooled and i == 3 else 4, **own)
+        for i, own in enumerate(OWN)
+    ]
+    rng = np.random.default_rng(3)
+    batches = [[rng.zipf(1.2, 40) % 300 for _ in tables] for _ in range(60)]
+    trace = from_batches({t.name: None for t in tables}, batches)  # its rows are the module's
+    hbm, ddr = (s if s is None else int(s * 300 * 24 * len(tables)) for s in shares)
+    backed = ddr is None or shares[1] < 1
+    tiers = te.Tiers(hbm=hbm, ddr=ddr, ssd=tmp_path if backed else None, store="memory")
+    options = {"device": "cpu", "kernel": "native"} if hbm else {}
+    with kind(
+        tables,
+        tiers=tiers,
+        optimizer=OPTIMIZER,
+        policy=policy,
+        lookahead=4,
+        depth=1,
+        num_threads=1,
+        **options,
+    ) as module:
+        records = Records.of(module.engine.tables, module.engine.options)
+        pools = records.pools(trace.tables)
+        sizes = [(p.tables, p.record_bytes, p.trains) for p in pools]
+        assert sizes == [
+            (p.layout.tables, p.layout.record_bytes, p.layout.trains) for p in module.engine.pools
+        ]
+        wanted = replay(trace, tiers, policy, 4, 1, records=records)
+        train(trace, module)
+        for pool in module.engine.pools:
+            pool.scheduler.quiesce()
+        assert wanted.differences(module.stats()) == []
+        module.flush()
+        assert wanted.differences(module.stats(), flushed=True) == []
+        assert wanted.tables["t3"].written_back == 0
+        if backed:
+            assert wanted.tables["t3"].evicted > 0 < wanted.tables["t0"].written_back
+    with pytest.raises(ConfigError, match=r"make [78] pools, which cannot share slots"):
+        replay(trace, 100, records=records)

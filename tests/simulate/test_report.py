@@ -111,7 +111,7 @@ def test_studies_that_cannot_be_are_refused():
     trace = Trace.from_columns({"a": np.arange(9), "b": np.arange(9)})
     with pytest.raises(ConfigError, match="choose one of lru"):
         study(trace, StudyOptions(policies=("best",)))
-    with pytest.raises(ConfigError, match="of one dim at a time"):
+    with pytest.raises(ConfigError, match="of one dim and with equal options at a time"):
         study(trace, StudyOptions(records=Records({"a": 1, "b": 2})))
     with pytest.raises(ConfigError, match="no access"):
         study(Trace.from_ids(np.empty(0, np.int64)))

@@ -276,6 +276,10 @@ class DenseTrainer:
 
     def digest(self) -> str:
         """SHA-256 over key ‖ weights ‖ state of every materialised row, in key order."""
+        return digest_of([self])
+
+    def lines(self) -> list[tuple[bytes, bytes]]:
+        """(key, weights ‖ state) of every materialised row."""
         assert self.dtype == np.float32
         lines = []
         for table in self.tables:
@@ -283,14 +287,19 @@ class DenseTrainer:
             for row, record in self._records[table.name].items():
                 key = prefix + (row % 2**64).to_bytes(8, "big")
                 lines.append((key, self._bytes(table, record)))
-        sha = hashlib.sha256()
-        for key, record in sorted(lines):
-            sha.update(key + record)
-        return sha.hexdigest()
+        return lines
 
     def _bytes(self, table: Table, record: np.ndarray) -> bytes:
         weights, state = record[: table.dim], record[table.dim :]
         return encode(weights[None], self.storage)[0].tobytes() + state.astype("<f4").tobytes()
+
+
+def digest_of(trainers: Sequence[DenseTrainer]) -> str:
+    """Of trainers whose tables are together in one module."""
+    sha = hashlib.sha256()
+    for key, record in sorted(line for trainer in trainers for line in trainer.lines()):
+        sha.update(key + record)
+    return sha.hexdigest()
 
 
 def _grouped(ids: np.ndarray, gradients: np.ndarray) -> RowGradients:

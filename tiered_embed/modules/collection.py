@@ -17,7 +17,14 @@ from ..errors import ConfigError
 from ..spec import EngineKeywords, EngineOptions, TableConfig
 from .eager import eager
 from .inverse import check_inverse_indices, inverse_indices
-from .keyed import Even, Keyed, TieredCollection, is_even, is_keyed_jagged
+from .keyed import (
+    Even,
+    Keyed,
+    TieredCollection,
+    is_even,
+    is_keyed_jagged,
+    without_tensordict,
+)
 
 __all__ = ["TieredEmbeddingBagCollection"]
 
@@ -161,7 +168,7 @@ class TieredEmbeddingBagCollection(TieredCollection):
 
         Args:
             features: a KeyedJaggedTensor, or {feature: (ids (N,), offsets (B,)[, weights (N,)])} or
-                {feature: ids (B, n)}.
+                {feature: ids (B, n)}. A TensorDict serves as either.
 
         Returns:
             A KeyedTensor for a KeyedJaggedTensor, else {name: (B, D)}; in the tables' order, with
@@ -170,6 +177,7 @@ class TieredEmbeddingBagCollection(TieredCollection):
         Raises:
             ConfigError, IdRangeError: bad arguments; nothing has changed.
         """
+        features = without_tensordict(features)
         presented = self.present(features)
         out, _ = self._forward(presented)
         if isinstance(presented.form, Keyed):

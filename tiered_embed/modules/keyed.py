@@ -8,6 +8,7 @@ Legend: ``N`` ids of a feature, ``B`` bags, ``K`` keys of a KeyedJaggedTensor.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,14 @@ from .arguments import BAG_ARGUMENTS, arguments
 from .base import TieredModule
 from .inverse import inverse_indices
 
-__all__ = ["Even", "Keyed", "TieredCollection", "is_even", "is_keyed_jagged"]
+__all__ = [
+    "Even",
+    "Keyed",
+    "TieredCollection",
+    "is_even",
+    "is_keyed_jagged",
+    "without_tensordict",
+]
 
 
 def is_keyed_jagged(value: object) -> bool:
@@ -41,6 +49,20 @@ def is_even(value: Any) -> bool:
     several samples."""
     uneven = getattr(value, "variable_stride_per_key", lambda: False)()
     return not uneven and inverse_indices(value) is None
+
+
+def without_tensordict(value: Any) -> Any:
+    """A TensorDict of jagged tensors as the KeyedJaggedTensor that TorchRec makes of it, one of
+    dense tensors as a mapping; anything else as it is."""
+    module = sys.modules.get("tensordict")
+    if module is None or not isinstance(value, module.TensorDict):
+        return value
+    parts = dict(value.items())
+    if not parts or not all(getattr(part, "is_nested", False) for part in parts.values()):
+        return parts
+    from torchrec.sparse.tensor_dict import maybe_td_to_kjt  # as TorchRec's own modules
+
+    return maybe_td_to_kjt(value)
 
 
 @dataclass(frozen=True)
@@ -181,6 +203,7 @@ class TieredCollection(TieredModule):
         raise NotImplementedError
 
     def present(self, value: Any) -> Presented:
+        value = without_tensordict(value)
         if isinstance(value, Mapping):
             self._check_features(value, others=False)
             tensors: list[Any] = []

@@ -16,7 +16,7 @@ from ..engine import Feature, row_per_id
 from ..errors import ConfigError
 from ..spec import EngineKeywords, EngineOptions, TableConfig
 from .eager import eager
-from .keyed import Keyed, TieredCollection
+from .keyed import Keyed, TieredCollection, without_tensordict
 from .unpooled import UnpooledRows
 
 __all__ = ["TieredEmbeddingCollection"]
@@ -106,7 +106,8 @@ class TieredEmbeddingCollection(TieredCollection):
 
         Args:
             features: a KeyedJaggedTensor, whose weights are not used, or {feature: ids (...)}. In a
-                mapping, (ids, offsets[, weights]) serves too, of which only the ids are used.
+                mapping, (ids, offsets[, weights]) serves too, of which only the ids are used. A
+                TensorDict serves as either.
 
         Returns:
             {name: JaggedTensor} for a KeyedJaggedTensor, with values (N, D) and the feature's
@@ -116,6 +117,7 @@ class TieredEmbeddingCollection(TieredCollection):
         Raises:
             ConfigError, IdRangeError: bad arguments; nothing has changed.
         """
+        features = without_tensordict(features)
         presented = self.present(features)
         out, batch = self._forward(presented)
         rows = self._unpooled(out, batch)

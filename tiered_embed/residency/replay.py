@@ -20,13 +20,21 @@ class Replay:
     """Feeds a planner a whole stream as a training run does, natively; no row moves.
 
     Batch t is planned when ``lookahead`` batches after it are known or the stream has ended, and
-    is released, its rows changed, before the next plan. REQUIRES: nobody else feeds the planner.
+    is released before the next plan. REQUIRES: nobody else feeds the planner.
+
+    ``updated``: every batch changes its rows.
     """
 
     COLUMNS = ("lookups", "unique", "misses", "evicted", "written_back", "overflow", "cold")
 
     def __init__(
-        self, planner: Planner, *, lookahead: int, depth: int, per_step: bool = False
+        self,
+        planner: Planner,
+        *,
+        lookahead: int,
+        depth: int,
+        per_step: bool = False,
+        updated: bool = True,
     ) -> None:
         self._planner = planner
         self._native = _native.Replay(
@@ -34,7 +42,7 @@ class Replay:
             num_tables=planner.num_tables,
             lookahead=lookahead,
             depth=depth,
-            updated=True,
+            updated=updated,
             per_step=per_step,
         )
 

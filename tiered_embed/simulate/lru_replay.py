@@ -110,8 +110,8 @@ def lru(
     pools = (records or Records()).pools(trace.tables)
     if len(pools) != 1:
         raise ConfigError(
-            f"the tables have {len(pools)} record layouts, which cannot share slots; simulate "
-            "tables of one dim at a time"
+            f"the tables make {len(pools)} pools, which cannot share slots; simulate tables of "
+            "one dim and with equal options at a time"
         )
     numbering = Numbering(len(trace.tables))
     run = LruReplay(slots, len(trace.tables), depth)
@@ -127,9 +127,9 @@ def lru(
             hits=unique - misses,
             staged=misses,
             evicted=evicted,
-            written_back=evicted,
+            written_back=evicted if pools[0].trains else 0,
             bytes_in=misses * pools[0].record_bytes,
-            bytes_out=evicted * pools[0].record_bytes,
+            bytes_out=evicted * pools[0].record_bytes if pools[0].trains else 0,
             cold=cold,
         )
     return out

@@ -155,7 +155,7 @@ def replay(
         policy, lookahead, depth: as a module takes them.
         batch: samples in a batch, instead of the trace's own batches; see ``Trace.rebatch``.
         records: how large a row is, and so which tables share slots; by default 64 float32 columns
-            with row-wise Adagrad.
+            with row-wise Adagrad. ``Records.of`` gives those of a module.
         per_step: whether to keep the counts of every step: 56 bytes per step and table.
         progress: called after every chunk with the number of steps so far.
         num_threads: for large pools, which are planned in parallel; no count depends on it.
@@ -184,7 +184,8 @@ def replay(
         for pool, slots, lower in zip(pools, shape.slots, shape.lower_slots, strict=True)
     ]
     replays = [
-        Replay(planner, lookahead=lookahead, depth=depth, per_step=per_step) for planner in planners
+        Replay(planner, lookahead=lookahead, depth=depth, per_step=per_step, updated=pool.trains)
+        for pool, planner in zip(pools, planners, strict=True)
     ]
     steps: list[list[I64]] = [[] for _ in pools]
     for chunk in trace.chunks():
@@ -253,8 +254,8 @@ class _Shape:
                 )
             if len(pools) != 1:
                 raise ConfigError(
-                    f"the tables have {len(pools)} record layouts, which cannot share slots; pass "
-                    "te.Tiers with a number of bytes, or one dim for all tables"
+                    f"the tables make {len(pools)} pools, which cannot share slots; pass te.Tiers "
+                    "with a number of bytes, or tables of one dim and with equal options"
                 )
             first = (-1,) * len(pools[0].members)
             return cls("DDR", [PoolSlots(first, 0, tiers, OVERFLOW_SLOTS)], [0], False, True)
@@ -274,12 +275,14 @@ class _Tables:
     upper: dict[str, SimulatedCounts]
     lower: dict[str, SimulatedCounts]
     record_bytes: dict[str, int]
+    trained: set[str]
 
     @classmethod
     def of(cls, pools: list[RecordPool], planners: list[Planner], replays: list[Replay]) -> _Tables:
         upper: dict[str, SimulatedCounts] = {}
         lower: dict[str, SimulatedCounts] = {}
         sizes: dict[str, int] = {}
+        trained: set[str] = set()
         for pool, planner, one in zip(pools, planners, replays, strict=True):
             names = [name for name, _ in pool.tables]
             for counts, found in (
@@ -289,7 +292,9 @@ class _Tables:
                 for name, c, cold in zip(names, counts, one.cold, strict=False):
                     found[name] = SimulatedCounts(**vars(c), cold=cold)
             sizes.update(dict.fromkeys(names, pool.record_bytes))
-        return cls(upper, lower, sizes)
+            if pool.trains:
+                trained.update(names)
+        return cls(upper, lower, sizes, trained)
 
     def tiers(self, shape: _Shape, unflushed: _Tables) -> dict[str, SimulatedCounts]:
         out = {shape.upper_name: _sum(self.upper.values())}
@@ -301,18 +306,19 @@ class _Tables:
 
     def _stored(self, name: str, unflushed: _Tables) -> SimulatedCounts:
         """What the store sees of a table. It is asked for every row that the memory tiers miss. It
-        has the rows that left them before, since training has changed each of those."""
+        has the rows that left them before, since training has changed each of those, and none of a
+        table that does not train."""
         above = self.lower.get(name, self.upper[name])
         written = above.written_back
         if name in self.lower:  # only a flush writes past it
             written += self.upper[name].written_back - unflushed.upper[name].written_back
-        hits = above.misses - above.cold
+        hits = above.misses - above.cold if name in self.trained else 0
         size = self.record_bytes[name]
         return SimulatedCounts(
             lookups=above.misses,
             unique=above.misses,
             hits=hits,
-            misses=above.cold,
+            misses=above.misses - hits,
             staged=written,
             bytes_in=written * size,
             bytes_out=hits * size,

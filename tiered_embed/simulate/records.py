@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..errors import ConfigError
 from ..optim import Optimizer, RowWiseAdagrad
-from ..spec import ITEM_BYTES, Uniform
+from ..spec import ITEM_BYTES, EngineOptions, RowOptions, TableConfig, Uniform
 from ..tiers import PoolLayout
 from ..traces import TraceTable
 
@@ -16,16 +16,20 @@ __all__ = ["RecordPool", "Records"]
 
 @dataclass(frozen=True)
 class RecordPool:
-    """Tables of one record layout. members: their positions in the trace."""
+    """Tables that share slots. members: their positions in the trace. trains: a batch changes the
+    rows that it names."""
 
     members: tuple[int, ...]
     tables: tuple[tuple[str, int | None], ...]
     record_bytes: int
+    trains: bool = True
 
 
 @dataclass(frozen=True)
 class Records:
     """What a module would store for each row of a trace's tables.
+
+    :meth:`of` takes it from the module's tables and options, which may differ from table to table.
 
     Args:
         dim: columns, one number for all tables or by table name.
@@ -39,6 +43,18 @@ class Records:
     dim: int | Mapping[str, int] = 64
     optimizer: Optimizer = field(default_factory=lambda: RowWiseAdagrad(lr=0.02))
     dtype: str = "float32"
+    own: Mapping[str, tuple[TableConfig, RowOptions]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, tables: Sequence[TableConfig], options: EngineOptions) -> Records:
+        """The records of a module with these tables and options, of which each table may have its
+        own: ``Records.of(module.engine.tables, module.engine.options)``.
+
+        Raises:
+            ConfigError: options that cannot work together.
+        """
+        own = {table.name: (table, table.row_options(options)) for table in tables}
+        return cls({table.name: table.embedding_dim for table in tables}, own=own)
 
     def __post_init__(self) -> None:
         if not isinstance(self.optimizer, Optimizer):
@@ -63,12 +79,20 @@ class Records:
 
     def pools(self, tables: Sequence[TraceTable]) -> list[RecordPool]:
         """The pools that a module would make of these tables, in the same order."""
-        groups: dict[int, list[int]] = {}
+        common = RowOptions(self.optimizer, Uniform(0.0, 0.0), self.dtype, 1.0)
+        groups: dict[tuple[int, RowOptions], list[int]] = {}
         for t, table in enumerate(tables):
-            groups.setdefault(self.dim_of(table.name), []).append(t)
+            dim = self.dim_of(table.name)
+            _, rows = self.own.get(table.name, (None, common))
+            groups.setdefault((dim, rows), []).append(t)
         pools = []
-        for dim, members in groups.items():
-            shapes = tuple((tables[t].name, tables[t].num_rows) for t in members)
-            layout = PoolLayout(shapes, dim, self.optimizer, Uniform(0.0, 0.0), 0, self.dtype)
-            pools.append(RecordPool(tuple(members), shapes, layout.record_bytes))
+        for (dim, rows), members in groups.items():
+            shapes = tuple((tables[t].name, self._num_rows(tables[t])) for t in members)
+            layout = PoolLayout(shapes, dim, rows.optimizer, rows.init, 0, rows.dtype)
+            pools.append(RecordPool(tuple(members), shapes, layout.record_bytes, layout.trains))
         return pools
+
+    def _num_rows(self, table: TraceTable) -> int | None:
+        """As the module has it: recorded ids may come from a file that does not say."""
+        found = self.own.get(table.name)
+        return table.num_rows if found is None else found[0].num_embeddings

@@ -141,8 +141,8 @@ def study(
     pools = options.records.pools(trace.tables)
     if len(pools) != 1:
         raise ConfigError(
-            f"the tables have {len(pools)} record layouts, which cannot share slots; study tables "
-            "of one dim at a time"
+            f"the tables make {len(pools)} pools, which cannot share slots; study tables of one "
+            "dim and with equal options at a time"
         )
     methods = ["shards"] if options.estimates else []
     if options.estimates and options.within == "access":
