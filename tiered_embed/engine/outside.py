@@ -121,9 +121,9 @@ class RowsWatch:
         if len(mine) > 1 and not self._adds:
             self._adds = True
             _log.warning(
-                "%d backward passes come before one step of the optimizer, and each of them has "
-                "updated the rows of table %s. Put them inside te.accumulate(model), or make the "
-                "module with update='step'",
+                "the optimizer steps with the sum of %d backward passes, and each of them has "
+                "updated the rows of table %s by itself. Put them inside te.accumulate(model), or "
+                "make the module with update='step'; where no sum was meant, call zero_grad",
                 len(mine),
                 self._names,
             )
@@ -184,7 +184,6 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> No
         return
     for rows in list(_watches):
         rows.compare(known.passes, known.changed)
-    known.passes.clear()
 
 
 def _refuse_parameters_of_rows(optimizer: torch.optim.Optimizer) -> None:
