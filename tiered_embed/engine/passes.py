@@ -174,7 +174,7 @@ class Passes:
             for g in given:
                 self._finish(g.step, updated=updated and not joined)
         if updated and self._watch is not None:
-            self._watch.note(current_pass())
+            self._watch.note(current_pass(), self._updates.steps)
         self._note_time()
 
     def apply_accumulated(self, pools: Sequence[Pool]) -> None:
@@ -186,6 +186,8 @@ class Passes:
         for g in given:
             with self._phases.time("update"):
                 self._updates.accumulate_parts(g.parts, (current_pass(), g.step.number))
+            if self._watch is not None:
+                self._watch.note(current_pass(), self._updates.steps + 1)
             if not g.kept:
                 self._finish(g.step, updated=False)
 
