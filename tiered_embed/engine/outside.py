@@ -124,7 +124,8 @@ class RowsWatch:
             _log.warning(
                 "the optimizer steps with the sum of several backward passes, and they have "
                 "updated the rows of table %s one by one, %d times. Put them inside "
-                "te.accumulate(model), or make the module with update='step'; where no sum was meant, call zero_grad",
+                "te.accumulate(model), or make the module with update='step'; where no sum is meant, call "
+                "zero_grad",
                 self._names,
                 len(mine),
             )
@@ -172,6 +173,8 @@ def _identity(parameter: torch.Tensor) -> tuple[int, int] | None:
 
 
 def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    if getattr(optimizer, "of_rows", False):
+        return
     _refuse_parameters_of_rows(optimizer)
     if not _watches:
         return
@@ -188,8 +191,6 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> No
 
 
 def _refuse_parameters_of_rows(optimizer: torch.optim.Optimizer) -> None:
-    if getattr(optimizer, "applies_rows", False):
-        return
     size = sum(len(group["params"]) for group in optimizer.param_groups)
     known = _of_rows.get(optimizer)
     if known is None or known[0] != size:
