@@ -124,8 +124,8 @@ class RowsWatch:
             _log.warning(
                 "the optimizer steps with the sum of several backward passes, and they have "
                 "updated the rows of table %s one by one, %d times. Put them inside "
-                "te.accumulate(model), or make the module with update='step'; where no sum is meant, call "
-                "zero_grad",
+                "te.accumulate(model), or make the module with update='step'; where no sum is "
+                "meant, call zero_grad",
                 self._names,
                 len(mine),
             )
