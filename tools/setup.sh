@@ -57,7 +57,7 @@ install_package() {
 setup_demo() { install_package demo; }
 
 setup_dev() {
-  install_package cpu,demo,dev,models,sim
+  install_package cpu,demo,dev,models,sim,trainers
   # Without its dependencies: they name fbgemm-gpu, which would overwrite fbgemm-gpu-cpu. The ones
   # that it imports are in the extra `models`.
   "${pip[@]}" install -q --no-deps torchrec==1.9.2

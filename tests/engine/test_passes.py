@@ -350,6 +350,11 @@ def accumulated(model: nn.Module, backward: Any) -> None:
         twice(model, backward)
 
 
+def accumulated_and_clipped(model: nn.Module, backward: Any) -> None:
+    accumulated(model, backward)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+
+
 @pytest.mark.parametrize(
     ("act", "options", "said"),
     [
@@ -357,6 +362,7 @@ def accumulated(model: nn.Module, backward: Any) -> None:
         (accumulated, {}, None),
         (clipped, {}, "clip_global_norm="),
         (clipped, {"optimizer": SGD(lr=0.1, clip_global_norm=1.0)}, None),
+        (accumulated_and_clipped, {}, "clip_global_norm="),
         (twice, {}, "te.accumulate"),
         (clipped, {"update": "step"}, None),
         (twice, {"update": "step"}, None),

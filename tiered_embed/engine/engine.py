@@ -21,7 +21,6 @@ from ..kernels import Bags
 from ..optim import Optimizer
 from ..spec import EngineOptions, Lookup, Stats, TableConfig
 from .autograd import look_up_and_train
-from .autograd_pass import current_pass
 from .bounds import Bounds
 from .checking import CheckedBatch, Presented, check
 from .evaluation import Evaluation
@@ -30,7 +29,7 @@ from .group import PoolGroup
 from .lease import Lease
 from .looking_up import look_up, weight_gradient
 from .outputs import empty_output, pool_parts
-from .outside import scaler_of_pass, watch
+from .outside import watch
 from .passes import Passes
 from .phases import Phases
 from .pool import Pool
@@ -115,11 +114,6 @@ class Engine:
     def _tables_of_pool(self, p: int) -> list[str]:
         places = self.wiring.places
         return [table.name for table, (q, _) in zip(self.tables, places, strict=True) if p == q]
-
-    @property
-    def frozen(self) -> bool:
-        """Whether no row may train now: ``requires_grad`` of every parameter is off."""
-        return not any(touched is not None and touched.trains for touched in self.touched)
 
     @property
     def pools(self) -> list[Pool]:
@@ -299,23 +293,10 @@ class Engine:
                 "again"
             )
         self._group.check()
-        self._check_scaler(step)
+        if self.passes is not None:
+            self.passes.check_scaler(step)
         if grad.layout is not torch.strided:
             raise ConfigError(f"the output's gradient has layout {grad.layout}; pass a dense one")
-
-    def _check_scaler(self, step: Step) -> None:
-        updates = self.updates
-        if updates is None or self.options.update == "step" or not any(step.trains):
-            return
-        scaler = scaler_of_pass(current_pass()) or scaler_of_pass(step.within)
-        if scaler is not None and scaler is not updates.grad_scaler:
-            raise ConfigError(
-                f"this loss was scaled by {scaler.get_scale():g}, and the rows of table "
-                f"{self._names} do not know the GradScaler that did it: they would move that many "
-                "times too far. Pass it to te.lr_optimizer(model, grad_scaler=scaler) and call "
-                "scaler.step() with that optimizer, too; or make the module with update='step' "
-                "and te.row_optimizer(model)"
-            )
 
     # --- the stream: te.prefetch's calls ----------------------------------------------------------
 

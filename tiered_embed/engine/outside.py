@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
-from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -96,19 +95,21 @@ class RowsWatch:
 
     def __init__(self, names: str, optimizers: Sequence[Optimizer]) -> None:
         self._names = names
-        self._passes: deque[int] = deque(maxlen=KEPT_PASSES)  # that updated rows
+        self._updates: dict[int, int] = {}  # by pass, the update that it had a part in
         limits = ("clip_value", "clip_row_norm", "clip_global_norm")
         self._clips = any(getattr(o, name) is not None for o in optimizers for name in limits)
         self._adds = False  # it was said
         _watches.add(self)
 
-    def note(self, number: int) -> None:
-        """A backward pass has updated rows."""
-        self._passes.append(number)
+    def note(self, number: int, update: int) -> None:
+        """A backward pass has a part in an update of rows."""
+        self._updates[number] = update
+        while len(self._updates) > KEPT_PASSES:
+            del self._updates[next(iter(self._updates))]
 
     def compare(self, passes: Iterable[int], changed: bool) -> None:
         """An optimizer steps with the gradients of ``passes``; ``changed``: since they ended."""
-        mine = [number for number in passes if number in self._passes]
+        mine = {self._updates[number] for number in passes if number in self._updates}
         if mine and changed and not self._clips:
             self._clips = True
             _log.warning(
@@ -121,11 +122,12 @@ class RowsWatch:
         if len(mine) > 1 and not self._adds:
             self._adds = True
             _log.warning(
-                "%d backward passes come before one step of the optimizer, and each of them has "
-                "updated the rows of table %s. Put them inside te.accumulate(model), or make the "
-                "module with update='step'",
-                len(mine),
+                "the optimizer steps with the sum of several backward passes, and they have "
+                "updated the rows of table %s one by one, %d times. Put them inside "
+                "te.accumulate(model), or make the module with update='step'; where no sum is "
+                "meant, call zero_grad",
                 self._names,
+                len(mine),
             )
         if self._clips and self._adds:
             _watches.discard(self)
@@ -171,6 +173,8 @@ def _identity(parameter: torch.Tensor) -> tuple[int, int] | None:
 
 
 def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    if getattr(optimizer, "of_rows", False):
+        return
     _refuse_parameters_of_rows(optimizer)
     if not _watches:
         return
@@ -184,12 +188,9 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> No
         return
     for rows in list(_watches):
         rows.compare(known.passes, known.changed)
-    known.passes.clear()
 
 
 def _refuse_parameters_of_rows(optimizer: torch.optim.Optimizer) -> None:
-    if getattr(optimizer, "applies_rows", False):
-        return
     size = sum(len(group["params"]) for group in optimizer.param_groups)
     known = _of_rows.get(optimizer)
     if known is None or known[0] != size:

@@ -26,7 +26,7 @@ import torch
 from ..errors import CapacityError, ConfigError, NonFiniteError
 from .autograd_pass import NO_PASS, at_end_of_pass, current_pass, keeps_graph
 from .lease import Lease
-from .outside import RowsWatch
+from .outside import RowsWatch, scaler_of_pass
 from .phases import Phases
 from .pool import Pool
 from .step import Step
@@ -105,6 +105,24 @@ class Passes:
         such ones, and repeats them inside the backward pass."""
         self._may_repeat = True
 
+    def check_scaler(self, step: Step) -> None:
+        """Raises unless the rows know of the scaler that scaled the running pass's loss, if any.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        if not self._at_once or not any(step.trains):
+            return
+        scaler = scaler_of_pass(current_pass()) or scaler_of_pass(step.within)
+        if scaler is not None and scaler is not self._updates.grad_scaler:
+            raise ConfigError(
+                f"this loss was scaled by {scaler.get_scale():g}, and the rows of table "
+                f"{self._names} do not know the GradScaler that did it: they would move that many "
+                "times too far. Pass it to te.lr_optimizer(model, grad_scaler=scaler) and call "
+                "scaler.step() with that optimizer, too; or make the module with update='step' "
+                "and te.row_optimizer(model)"
+            )
+
     # --- backwards --------------------------------------------------------------------------------
 
     def take(self, step: Step, parts: list[PoolGradient]) -> None:
@@ -174,7 +192,7 @@ class Passes:
             for g in given:
                 self._finish(g.step, updated=updated and not joined)
         if updated and self._watch is not None:
-            self._watch.note(current_pass())
+            self._watch.note(current_pass(), self._updates.steps)
         self._note_time()
 
     def apply_accumulated(self, pools: Sequence[Pool]) -> None:
@@ -186,6 +204,8 @@ class Passes:
         for g in given:
             with self._phases.time("update"):
                 self._updates.accumulate_parts(g.parts, (current_pass(), g.step.number))
+            if self._watch is not None:
+                self._watch.note(current_pass(), self._updates.steps + 1)
             if not g.kept:
                 self._finish(g.step, updated=False)
 

@@ -36,6 +36,8 @@ class LearningRates(torch.optim.Optimizer):
     by the backward itself: ``step`` does nothing to them.
     """
 
+    of_rows = True  # others are watched for what misses the rows
+
     def __init__(self, model: nn.Module, grad_scaler: torch.amp.GradScaler | None = None) -> None:
         modules = [m for m in model.modules() if isinstance(m, TieredModule)]
         trained = [

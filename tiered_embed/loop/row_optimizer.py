@@ -31,8 +31,7 @@ class RowOptimizer(torch.optim.Optimizer):
     module's own optimizer. Its state is in the rows, not in ``state``.
     """
 
-    # The optimizer of the dense part is one that must not step rows; this one may.
-    applies_rows = True
+    of_rows = True  # others must not step the parameters of touched rows
 
     def __init__(self, model: nn.Module, dense: torch.optim.Optimizer | None = None) -> None:
         self._dense: torch.optim.Optimizer | None = None
