@@ -23,6 +23,7 @@ from .modules import (
     TieredEmbeddingBagCollection,
     TieredEmbeddingCollection,
     close_all,
+    joined,
 )
 from .spec import EngineOptions, Stats, TableConfig, Tiers, init
 from .store import drop_table
@@ -55,6 +56,7 @@ __all__ = [
     "drop_table",
     "errors",
     "init",
+    "joined",
     "lr_optimizer",
     "optim",
     "prefetch",

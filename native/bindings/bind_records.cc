@@ -1,6 +1,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <numeric>
@@ -382,6 +383,18 @@ void bind_records(nb::module_& m) {
       },
       nb::arg("records"), nb::arg("plan"), nb::arg("max_norm"), nb::arg("norm_type"),
       nb::arg("num_threads"));
+
+  m.def(
+      "advise_huge_pages",
+      [](Array1<float> memory) {
+        const auto first = reinterpret_cast<uintptr_t>(memory.data());
+        const uintptr_t page = 4096;
+        const uintptr_t begin = (first + page - 1) / page * page;
+        const uintptr_t end = (first + memory.size() * sizeof(float)) / page * page;
+        // Advice: where the system does not take it, pages are small.
+        if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+      },
+      nb::arg("memory").noconvert());
 
   m.def("largest_magnitude", [](Array2<const float> x, int num_threads) {
     nb::gil_scoped_release nogil;

@@ -12,10 +12,15 @@ from __future__ import annotations
 
 import torch
 
+from .. import _native
 from .checking import CheckedBatch
 from .wiring import Wiring
 
 __all__ = ["empty_output", "feature_rows", "pool_parts"]
+
+# An output of this size is fresh memory at every step: each small page of it costs a fault, and a
+# feature touches as many pages as it has bags.
+HUGE_BYTES = 8 << 20
 
 
 def empty_output(wiring: Wiring, batch: CheckedBatch, device: torch.device) -> torch.Tensor:
@@ -23,7 +28,10 @@ def empty_output(wiring: Wiring, batch: CheckedBatch, device: torch.device) -> t
     shape: tuple[int, ...] = (batch.num_bags, wiring.num_columns)
     if not wiring.pooled:
         shape = (sum(_pool_sizes(wiring, batch)),)
-    return torch.empty(shape, dtype=torch.float32, device=device)
+    out = torch.empty(shape, dtype=torch.float32, device=device)
+    if out.is_cpu and out.nbytes >= HUGE_BYTES:
+        _native.advise_huge_pages(out.view(-1).numpy())
+    return out
 
 
 def pool_parts(wiring: Wiring, batch: CheckedBatch, out: torch.Tensor) -> list[torch.Tensor]:

@@ -7,6 +7,7 @@ from .bag import TieredEmbeddingBag
 from .base import TieredModule
 from .collection import TieredEmbeddingBagCollection
 from .embedding import TieredEmbedding
+from .joined import joined
 from .keyed import TieredCollection, is_keyed_jagged
 from .lifetime import close_all
 from .unpooled_collection import TieredEmbeddingCollection
@@ -20,4 +21,5 @@ __all__ = [
     "TieredModule",
     "close_all",
     "is_keyed_jagged",
+    "joined",
 ]

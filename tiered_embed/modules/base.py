@@ -18,6 +18,7 @@ import torch
 from ..engine import CheckedBatch, Feature, Presented
 from ..errors import ConfigError, NotCopyableError
 from ..spec import EngineOptions, Lookup, Stats, TableConfig
+from .arguments import float_values, row_ids
 from .lifetime import close_unattended, open_engine
 from .parameters import RowParameters
 from .ranks import refuse_unshared_ranks
@@ -36,40 +37,6 @@ _NOT_COPYABLE = (
     "a {} owns files, threads and rows that may not fit in memory, so it cannot be copied or "
     "pickled; make a second module with its own directory, or save the rows with te.checkpoint"
 )
-
-
-def _ids(ids: object) -> npt.NDArray[np.int64]:
-    if isinstance(ids, torch.Tensor):
-        if ids.is_meta:
-            raise ConfigError(
-                "ids are on the meta device, which holds no values; pass a tensor on the CPU"
-            )
-        if ids.layout is not torch.strided or ids.dtype.is_floating_point or ids.dtype.is_complex:
-            raise ConfigError(f"ids are {ids.dtype} with layout {ids.layout}; pass 1-D integers")
-        ids = ids.detach().cpu().numpy()
-    array = np.asarray(ids)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ConfigError(f"ids are {array.dtype} with shape {array.shape}; pass 1-D integers")
-    if array.dtype == np.uint64 and array.size and array.max() > np.uint64(2**63 - 1):
-        raise ConfigError(
-            f"ids go up to {array.max()}, which is beyond int64; view them as int64 first"
-        )
-    return np.ascontiguousarray(array.astype(np.int64))
-
-
-def _floats(
-    what: str, values: object, allowed: tuple[torch.dtype, ...] = (torch.float32,)
-) -> npt.NDArray[np.float32]:
-    if not isinstance(values, torch.Tensor) or values.dtype not in allowed:
-        kind = values.dtype if isinstance(values, torch.Tensor) else type(values).__name__
-        raise ConfigError(f"{what} are {kind}; pass a {' or '.join(map(str, allowed))} tensor")
-    if values.layout is not torch.strided:
-        raise ConfigError(f"{what} have layout {values.layout}; pass a dense tensor")
-    if values.is_meta:
-        raise ConfigError(
-            f"{what} are on the meta device, which holds no values; pass a tensor on the CPU"
-        )
-    return values.detach().cpu().to(torch.float32).contiguous().numpy()
 
 
 class TieredModule(RowParameters):
@@ -163,7 +130,7 @@ class TieredModule(RowParameters):
         """
         rows = self.engine.rows
         index = rows.table_index(table)
-        weights = rows.weights(index, _ids(ids))
+        weights = rows.weights(index, row_ids(ids))
         flat = torch.from_numpy(weights.reshape(-1)).view(rows.dtype(index))
         return flat.view(len(weights), self.engine.tables[index].embedding_dim)
 
@@ -171,7 +138,7 @@ class TieredModule(RowParameters):
         """Copies of the state arrays of ``ids`` (n,), each (n, width) float32. Raises as
         :meth:`rows`. Its attribute ``steps`` is the number of updates so far."""
         rows = self.engine.rows
-        state = rows.state(rows.table_index(table), _ids(ids))
+        state = rows.state(rows.table_index(table), row_ids(ids))
         arrays = {name: torch.from_numpy(array) for name, array in state.items()}
         return RowState(arrays, self.engine)
 
@@ -199,10 +166,10 @@ class TieredModule(RowParameters):
         if state is not None:
             if not isinstance(state, Mapping):
                 raise ConfigError(f"state is a {type(state).__name__}; pass a mapping of tensors")
-            arrays = {name: _floats(f"state {name!r}", value) for name, value in state.items()}
+            arrays = {name: float_values(f"state {name!r}", value) for name, value in state.items()}
         index = rows.table_index(table)
         counted = take_steps(self.engine, index, state, steps)
-        rows.load(index, _ids(ids), self._weights(index, weights), arrays)
+        rows.load(index, row_ids(ids), self._weights(index, weights), arrays)
         self._set_steps(counted)
 
     def load_optimizer_state(self, state: Mapping[str, Any], table: str | None = None) -> None:
@@ -224,7 +191,7 @@ class TieredModule(RowParameters):
         ids = touched(arrays)
         for start in range(0, len(ids), LOAD_ROWS):
             some = ids[start : start + LOAD_ROWS]
-            part = {name: _floats(name, value[some].float()) for name, value in arrays.items()}
+            part = {name: float_values(name, value[some].float()) for name, value in arrays.items()}
             rows.load(index, some, self._weights(index, self.rows(some, table)), part)
         self._set_steps(self.engine.steps if steps is None else steps)
 
@@ -234,7 +201,7 @@ class TieredModule(RowParameters):
 
     def _weights(self, table: int, weights: object) -> npt.NDArray[np.float32]:
         allowed = {torch.float32, self.engine.rows.dtype(table)}
-        return _floats("weights", weights, tuple(allowed))
+        return float_values("weights", weights, tuple(allowed))
 
     def import_rows(
         self,
@@ -265,9 +232,11 @@ class TieredModule(RowParameters):
                 if rest and counted == self.engine.steps:
                     counted = take_steps(self.engine, index, rest[0], steps)
                 state = (
-                    {k: _floats(f"state {k!r}", v) for k, v in rest[0].items()} if rest else None
+                    {k: float_values(f"state {k!r}", v) for k, v in rest[0].items()}
+                    if rest
+                    else None
                 )
-                yield _ids(ids), self._weights(index, weights), state
+                yield row_ids(ids), self._weights(index, weights), state
 
         imported = rows.import_sorted(index, arrays())
         self._set_steps(counted)
