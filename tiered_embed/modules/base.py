@@ -270,7 +270,8 @@ class TieredModule(nn.Module):
     def weight(self) -> torch.Tensor:
         """All rows of the only table, (num_embeddings, D): a copy, for small tables.
 
-        The copy refuses to be written, and to be differentiated where the rows train.
+        The copy refuses to be written, and to be differentiated where the rows train;
+        ``weight.detach().clone()`` is a plain tensor.
 
         Raises:
             ConfigError: the table has no fixed size, or takes more than 256 MiB.
