@@ -7,7 +7,7 @@ Threading: a module belongs to one thread at a time; the garbage collector may c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
@@ -21,7 +21,7 @@ from ..errors import ConfigError, NotCopyableError
 from ..spec import EngineOptions, Lookup, Stats, TableConfig
 from .lifetime import close_unattended, open_engine
 from .ranks import refuse_unshared_ranks
-from .row_state import RowState, from_torch, take_steps, touched
+from .row_state import RowState, load_from_torch, take_steps
 from .saved_state import Probes, describe, restore
 from .tracing import refuse_tracing, traced_error
 from .weight_copy import weight_copy
@@ -212,14 +212,15 @@ class TieredModule(nn.Module):
             ConfigError: the table's optimizer keeps other arrays; nothing is written.
         """
         rows = self.engine.rows
-        index = rows.table_index(table)
-        arrays, steps = from_torch(self.engine, index, state)
-        ids = touched(arrays)
-        for start in range(0, len(ids), LOAD_ROWS):
-            some = ids[start : start + LOAD_ROWS]
-            part = {name: _floats(name, value[some].float()) for name, value in arrays.items()}
-            rows.load(index, some, self._weights(index, self.rows(some, table)), part)
+        steps = load_from_torch(self.engine, rows.table_index(table), state, LOAD_ROWS)
         self._set_steps(self.engine.steps if steps is None else steps)
+
+    def materialised(self, table: str | None = None) -> Iterator[torch.Tensor]:
+        """The ids of the rows that were trained or loaded, int64 (n,) at a time; flushes first."""
+        self.flush()
+        p, i = self.engine.wiring.places[self.engine.rows.table_index(table)]
+        for ids, _ in self.engine.pools[p].materialised(i):
+            yield torch.from_numpy(ids)
 
     def _set_steps(self, steps: int) -> None:
         if steps != self.engine.steps:
