@@ -106,7 +106,7 @@ def test_rows_without_bags(ids: tuple[int, ...], optimizer: Optimizer) -> None:
 
 def test_weights_get_torchs_gradient() -> None:
     with small() as emb:
-        theirs = torch.nn.EmbeddingBag(ROWS, DIM, mode="sum", _weight=emb.weight.clone())
+        theirs = torch.nn.EmbeddingBag(ROWS, DIM, mode="sum", _weight=emb.weight.detach().clone())
         weights = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
         ours, wanted = (weights.clone().requires_grad_() for _ in range(2))
         emb(random_ids(4), None, ours).sin().sum().backward()
@@ -122,7 +122,7 @@ def test_weights_get_their_gradient_at_the_rows_that_the_forward_read() -> None:
     ids = [random_ids(0), random_ids(0).flip(0)]
     with small() as emb:
         emb.load_rows(EVERY, torch.ones(ROWS, DIM) * torch.arange(ROWS)[:, None])
-        theirs = torch.nn.EmbeddingBag(ROWS, DIM, mode="sum", _weight=emb.weight.clone())
+        theirs = torch.nn.EmbeddingBag(ROWS, DIM, mode="sum", _weight=emb.weight.detach().clone())
         ours, wanted = ([torch.ones(6, 3, requires_grad=True) for _ in ids] for _ in range(2))
         sum(emb(i, None, w).sum() for i, w in zip(ids, ours, strict=True)).backward()
         sum(theirs(i, None, w).sum() for i, w in zip(ids, wanted, strict=True)).backward()

@@ -52,7 +52,7 @@ def make(kind=te.TieredEmbeddingBag, *args, **options):
 
 def torchs_rows(weights: torch.Tensor, form: Any) -> torch.Tensor:
     """The rows that nn.EmbeddingBag trains on the same batches."""
-    bag = nn.EmbeddingBag(ROWS, DIM, mode="sum", _weight=weights.clone())
+    bag = nn.EmbeddingBag(ROWS, DIM, mode="sum", _weight=weights.detach().clone())
     sgd = torch.optim.SGD(bag.parameters(), lr=0.5)
     for ids, offsets, scale in Batches(plain):
         sgd.zero_grad()

@@ -136,7 +136,7 @@ def test_a_buffer_that_is_changed_later_is_refused_at_its_batch():
 
 
 def torchs_rows(before: torch.Tensor, batches: list[torch.Tensor]) -> torch.Tensor:
-    embedding = nn.Embedding(ROWS, DIM, _weight=before.clone())
+    embedding = nn.Embedding(ROWS, DIM, _weight=before.detach().clone())
     sgd = torch.optim.SGD(embedding.parameters(), lr=0.1)
     for batch in batches:
         sgd.zero_grad()

@@ -199,8 +199,10 @@ def test_it_reads_as_a_tensor(emb):
 def test_torchs_optimizers_and_parameters_refuse_it(emb):
     with pytest.raises(ValueError, match="can't optimize a non-leaf Tensor"):
         torch.optim.SGD([emb.weight], lr=0.1)
-    with pytest.raises(te.ConfigError, match="weight is a copy"):
-        nn.Parameter(emb.weight)
+    for weight in (emb.weight, emb.weight.clone(), emb.weight * 2):
+        with pytest.raises(te.ConfigError, match=r"weight is a copy.*weight.detach\(\).clone\(\)"):
+            nn.Parameter(weight)
+    assert type(nn.Parameter(emb.weight.detach().clone())) is nn.Parameter
     linear = nn.Linear(DIM, ROWS)
     with pytest.raises(TypeError, match="cannot assign"):
         linear.weight = emb.weight

@@ -18,6 +18,7 @@ from .extra import restore_rng, rng_state
 from .load import load
 from .save import Saved, save, save_delta
 from .steps import list, prune
+from .weights import load_weights
 
 __all__ = [
     "PoolDifference",
@@ -29,6 +30,7 @@ __all__ = [
     "export",
     "list",
     "load",
+    "load_weights",
     "open_chain",
     "prune",
     "restore_rng",

@@ -103,7 +103,8 @@ def _paired(model: nn.Module, chain: Chain) -> list[tuple[Pool, int]]:
         raise ConfigError(
             f"'{chain.folder}' holds {[e.layout.model_dump() for e in chain.manifest.pools]}, but "
             f"the model has {[e.layout.model_dump() for e, _ in wanted]}; build the model as it "
-            "was saved"
+            "was saved. With another optimizer, or none, te.checkpoint.load_weights(model, path) "
+            "takes the weights alone"
         )
     for i, (entry, _) in enumerate(wanted):
         _check_alike(entry, chain.manifest.pools[chosen[i]], chain.folder)

@@ -20,6 +20,7 @@ class SwapEntry:
     weight_bytes: the bytes of the weights alone.
     reason: why the module was left as it was; empty when it was swapped.
     other_paths: other places of the same module in the model.
+    held_by: what else in the process still holds the old weight. It no longer reaches the rows.
     """
 
     path: str
@@ -29,6 +30,7 @@ class SwapEntry:
     weight_bytes: int
     reason: str = ""
     other_paths: tuple[str, ...] = ()
+    held_by: tuple[str, ...] = ()
 
     @property
     def swapped(self) -> bool:
@@ -55,6 +57,8 @@ class SwapReport:
             path = ", ".join((entry.path, *entry.other_paths))
             numbers = (entry.num_embeddings, entry.embedding_dim, entry.weight_bytes)
             outcome = "swapped" if entry.swapped else f"left: {entry.reason}"
+            if entry.held_by:
+                outcome += f"; its old weight is held by {', '.join(entry.held_by)}"
             lines.append((path, entry.class_name, *(f"{n:,}" for n in numbers), outcome))
         widths = [max(len(line[i]) for line in lines) for i in range(5)]
         text = [

@@ -10,6 +10,7 @@ Threading: the caller's thread.
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -44,6 +45,7 @@ from ..spec import (
 from ..store import table_range
 from ..tiers import PoolLayout
 from .candidates import CARRIED_HOOKS, OWN_OPTIONS, Candidate, find, is_embedding
+from .holders import holders
 from .swap_report import SwapEntry, SwapReport
 
 __all__ = ["swap"]
@@ -76,6 +78,9 @@ def swap(
     another module or parameter; modules with backward or state_dict hooks, a patched ``forward``,
     or children; and other dtypes and devices. Only parameters and buffers of ``model`` are
     searched for shared weights.
+
+    What else holds a weight that is replaced (an optimizer, a list of a regulariser) is reported
+    with a warning, as far as Python's garbage collector knows of it.
 
     Whether a forward reads the ``weight`` of a module, as for logits or a penalty, cannot be known
     beforehand. Such a model computes the same, but its first training forward raises a ConfigError;
@@ -128,12 +133,31 @@ def swap(
     except BaseException:
         _discard(made, old)
         raise
-    report = SwapReport(tuple(entry for candidate in found for entry in _entries(candidate)))
+    entries = [entry for candidate in found for entry in _entries(candidate)]
     for candidate, module in zip(chosen, made, strict=True):
         for path in candidate.paths:
             parent, _, child = path.rpartition(".")
             modules[parent]._modules[child] = module
-    return report
+    held = _held(chosen)
+    if any(held.values()):
+        warnings.warn(
+            "te.swap replaced weights that are still held elsewhere: "
+            + "; ".join(f"{name!r} by {', '.join(who)}" for name, who in held.items() if who)
+            + ". What these do with the old weights no longer reaches the rows, and keeps their "
+            "memory. Call te.swap before you make them, or leave the modules out with include=",
+            UserWarning,
+            stacklevel=2,
+        )
+    return SwapReport(tuple(replace(e, held_by=tuple(held.get(e.path, ()))) for e in entries))
+
+
+def _held(chosen: Sequence[Candidate]) -> dict[str, list[str]]:
+    """Per table, what else holds its old weight."""
+    tables = {name: table for found in chosen for name, table in found.tables.items()}
+    weights = [table._parameters["weight"] for table in tables.values()]
+    known = {id(part) for table in tables.values() for part in (table, table._parameters)}
+    plain = [weight for weight in weights if weight is not None]
+    return dict(zip(tables, holders(plain, {*known, id(weights)}), strict=True))
 
 
 def _checked(model: object, min_bytes: int | str, include: object) -> int:

@@ -7,7 +7,7 @@ Threading: a module belongs to one thread at a time; the garbage collector may c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
@@ -22,7 +22,7 @@ from .arguments import float_values, row_ids
 from .lifetime import close_unattended, open_engine
 from .parameters import RowParameters
 from .ranks import refuse_unshared_ranks
-from .row_state import RowState, from_torch, take_steps, touched
+from .row_state import RowState, load_from_torch, take_steps
 from .saved_state import Probes, describe, restore
 from .tracing import refuse_tracing, traced_error
 from .weight_copy import weight_copy
@@ -186,14 +186,15 @@ class TieredModule(RowParameters):
             ConfigError: the table's optimizer keeps other arrays; nothing is written.
         """
         rows = self.engine.rows
-        index = rows.table_index(table)
-        arrays, steps = from_torch(self.engine, index, state)
-        ids = touched(arrays)
-        for start in range(0, len(ids), LOAD_ROWS):
-            some = ids[start : start + LOAD_ROWS]
-            part = {name: float_values(name, value[some].float()) for name, value in arrays.items()}
-            rows.load(index, some, self._weights(index, self.rows(some, table)), part)
+        steps = load_from_torch(self.engine, rows.table_index(table), state, LOAD_ROWS)
         self._set_steps(self.engine.steps if steps is None else steps)
+
+    def materialised(self, table: str | None = None) -> Iterator[torch.Tensor]:
+        """The ids of the rows that were trained or loaded, int64 (n,) at a time; flushes first."""
+        self.flush()
+        p, i = self.engine.wiring.places[self.engine.rows.table_index(table)]
+        for ids, _ in self.engine.pools[p].materialised(i):
+            yield torch.from_numpy(ids)
 
     def _set_steps(self, steps: int) -> None:
         if steps != self.engine.steps:
@@ -246,7 +247,8 @@ class TieredModule(RowParameters):
     def weight(self) -> torch.Tensor:
         """All rows of the only table, (num_embeddings, D): a copy, for small tables.
 
-        The copy refuses to be written, and to be differentiated where the rows train.
+        The copy refuses to be written, and to be differentiated where the rows train;
+        ``weight.detach().clone()`` is a plain tensor.
 
         Raises:
             ConfigError: the table has no fixed size, or takes more than 256 MiB.

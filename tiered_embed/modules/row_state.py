@@ -17,7 +17,7 @@ from ..engine import Engine
 from ..errors import ConfigError
 from ..optim import Optimizer
 
-__all__ = ["RowState", "from_torch", "take_steps", "touched"]
+__all__ = ["RowState", "load_from_torch", "take_steps"]
 
 # Arrays of torch's optimizers that are the same thing as ours. Whatever else they keep decides how
 # they go on, and has no place here.
@@ -88,7 +88,7 @@ def _any(state: Mapping[str, Any]) -> bool:
     return any(isinstance(part, torch.Tensor) and bool(part.any()) for part in state.values())
 
 
-def from_torch(
+def _from_torch(
     engine: Engine, table: int, given: Mapping[str, Any]
 ) -> tuple[dict[str, torch.Tensor], int | None]:
     """The state arrays (num_embeddings, width) of ``table``, and the step count, if there is one.
@@ -124,7 +124,25 @@ def from_torch(
     return out, None if step is None else int(step)
 
 
-def touched(state: Mapping[str, torch.Tensor]) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _touched(state: Mapping[str, torch.Tensor]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The ids of rows that have any state."""
     found = [part.ne(0).any(dim=1).cpu() for part in state.values()]
     return torch.stack(found).any(dim=0).nonzero().reshape(-1).numpy()
+
+
+def load_from_torch(engine: Engine, table: int, given: Any, block: int) -> int | None:
+    """Writes the state of one of torch's optimizers, ``block`` rows at a time; returns its step
+    count, if there is one.
+
+    Raises:
+        ConfigError: as :func:`_from_torch`; nothing is written.
+    """
+    rows = engine.rows
+    arrays, steps = _from_torch(engine, table, given)
+    ids = _touched(arrays)
+    for start in range(0, len(ids), block):
+        some = ids[start : start + block]
+        part = {name: value[some].float().cpu().numpy() for name, value in arrays.items()}
+        stored = torch.from_numpy(rows.weights(table, some).reshape(-1)).view(rows.dtype(table))
+        rows.load(table, some, stored.view(len(some), -1).float().numpy(), part)
+    return steps

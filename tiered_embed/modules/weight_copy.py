@@ -46,7 +46,8 @@ class WeightCopy(torch.Tensor):
         trains = any(copy._trains for copy in copies)
         name = getattr(func, "__name__", "")
         for target in _written(name, args, kwargs):
-            if isinstance(target, WeightCopy) and target._is_memory:
+            # A parameter made of it would train, and the rows would not.
+            if isinstance(target, WeightCopy) and (target._is_memory or name == "requires_grad_"):
                 raise _written_error(name)
         if trains and name == "backward":
             raise _differentiated_error()
@@ -57,7 +58,9 @@ class WeightCopy(torch.Tensor):
         if trains and torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(out)):
             raise _differentiated_error()
         memory = {_memory(copy) for copy in copies if copy._is_memory}
-        return _marked(out, memory, trains and func not in _DETACH)
+        if func in _DETACH:
+            return _marked(out, memory, False, keep=True)  # nn.Parameter asks for its own type
+        return _marked(out, memory, trains)
 
     def __deepcopy__(self, memo: object) -> torch.Tensor:
         return self._plain().clone()
@@ -75,8 +78,11 @@ def weight_copy(rows: torch.Tensor, *, trains: bool) -> torch.Tensor:
     return _marked(rows, {_memory(rows)}, trains)  # type: ignore[no-any-return]
 
 
-def _marked(out: Any, memory: set[int], trains: bool) -> Any:
-    """``out`` with its tensors marked by what they are of the copy."""
+def _marked(out: Any, memory: set[int], trains: bool, *, keep: bool = False) -> Any:
+    """``out`` with its tensors marked by what they are of the copy.
+
+    ``keep``: they stay marked even if nothing is refused to them.
+    """
     if isinstance(out, (tuple, list)) and any(isinstance(part, torch.Tensor) for part in out):
         parts = [_marked(part, memory, trains) for part in out]
         return parts if isinstance(out, list) else tuple(parts)
@@ -84,7 +90,7 @@ def _marked(out: Any, memory: set[int], trains: bool) -> Any:
         return out
     is_memory = _memory(out) in memory
     with torch._C.DisableTorchFunctionSubclass():
-        if not is_memory and not trains:
+        if not (is_memory or trains or keep):
             return out.as_subclass(torch.Tensor)
         marked = out.as_subclass(WeightCopy)
     marked._is_memory, marked._trains = is_memory, trains
@@ -123,7 +129,7 @@ def _written_error(name: str) -> ConfigError:
     return ConfigError(
         f"weight is a copy of the rows, and writing it ({name}) would not change them; write rows "
         "with load_rows(ids, weights), choose initial values with init=, train them with "
-        "optimizer= or not at all with optimizer=None, or write into weight.clone()"
+        "optimizer= or not at all with optimizer=None, or write into weight.detach().clone()"
     )
 
 
