@@ -265,6 +265,23 @@ def test_rows_are_looked_up_while_others_are_read(rig):
     assert not r.reading.jobs
 
 
+def test_a_plan_that_fails_while_rows_are_looked_up_is_told(rig):
+    r = rig(2, lookahead=0, depth=0)
+    r.push(1, 2)
+    r.push(3, 4)
+    r.train(1.0)
+    assert r.staging.jobs, "the second plan must not have run"
+
+    def fail(slots):
+        raise MemoryError("no room for copies")
+
+    r.ddr.gather = fail
+    with pytest.raises(te.TieredEmbedError, match="no room for copies"):
+        r.scheduler.finish_plans()
+    with pytest.raises(te.TieredEmbedError, match="were lost"):
+        r.scheduler.close()
+
+
 def test_a_row_that_goes_down_twice_is_written_once_and_newest(rig):
     r = rig(2, lookahead=0, depth=0)
     for batch in ([1, 2], [3, 4], [1, 2], [3, 4]):

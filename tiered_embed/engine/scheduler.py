@@ -216,6 +216,7 @@ class Scheduler:
         self._release_dropped()
         with self._mover.hurry():
             self._jobs.wait()
+        self.check()
 
     def await_rows(self, slots: npt.NDArray[np.int32]) -> None:
         """Returns when the rows of ``slots`` (n,) are there. REQUIRES: every plan is made."""
