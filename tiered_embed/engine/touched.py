@@ -69,6 +69,7 @@ class TouchedRows:
         self._keys: I64 = np.empty(0, np.int64)
         self._lease: Lease | None = None  # of exactly these rows, in their order
         self._changed = False  # rows of that lease were changed by its forward
+        self._scratch = self._empty()  # fresh memory would cost more than what is done in it
         self._versions = 0, 0  # of the parameter and of its gradient, as they were left here
         self.parameter = nn.Parameter(self._empty())
         setattr(self.parameter, _ATTRIBUTE, self._names)
@@ -171,7 +172,10 @@ class TouchedRows:
         assert parameter.grad is not None
         grad = parameter.grad.detach().to(torch.float32)
         if self._lease is not None:
-            return self._lease, kernel.values(grad.clone())
+            if len(self._scratch) < len(grad):
+                self._scratch = torch.empty_like(grad)
+            taken = self._scratch[: len(grad)]
+            return self._lease, kernel.values(taken.copy_(grad))
         order = np.argsort(self._tables, kind="stable")
         tables, keys = self._tables[order], np.ascontiguousarray(self._keys[order])
         starts = [0, *(np.flatnonzero(np.diff(tables)) + 1).tolist(), len(tables)]
@@ -200,7 +204,7 @@ class TouchedRows:
         """The gradients of :meth:`rows_to_apply` were applied, or not. They stay until they are
         dropped, as in torch."""
         if updated:
-            self.parameter.data = self._read(lease.plan.slots)
+            self._read(lease.plan.slots, self.parameter.detach())
             self._note_versions()
         if lease is not self._lease:
             lease.release(updated=updated, used=False)  # what staged them again was no lookup
@@ -242,13 +246,15 @@ class TouchedRows:
         grad = self.parameter.grad
         self._versions = self.parameter._version, 0 if grad is None else grad._version
 
-    def _read(self, slots: I32) -> torch.Tensor:
-        """The rows in ``slots`` (U,) of the topmost tier, (U, D) float32."""
+    def _read(self, slots: I32, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The rows in ``slots`` (U,) of the topmost tier, (U, D) float32; into ``out`` if given."""
         pool = self.pool
+        if out is None:
+            shape = len(slots), pool.layout.dim
+            out = torch.empty(shape, dtype=torch.float32, device=self._device)
         if not isinstance(pool.kernel, CpuKernel):
             values = pool.layout.values(pool.upper.gather(slots))
-            return torch.from_numpy(values).to(self._device)
-        out = torch.empty((len(slots), pool.layout.dim), dtype=torch.float32, device="cpu")
+            return out.copy_(torch.from_numpy(values))
         bags = Bags(pool.row_layout, None, None, len(slots))
         first_lower = pool.planner.first_lower_slot
         pool.kernel.lookup_in_place(slots, None, first_lower, None, bags, out.numpy())
