@@ -171,8 +171,8 @@ class TieredEmbeddingBagCollection(TieredCollection):
                 {feature: ids (B, n)}. A TensorDict serves as either.
 
         Returns:
-            A KeyedTensor for a KeyedJaggedTensor, else {name: (B, D)}; in the tables' order, with
-            the names of ``embedding_names``.
+            A KeyedTensor for a KeyedJaggedTensor, else {name: (B, D)}, views of one tensor that
+            ``te.joined`` returns; in the tables' order, with the names of ``embedding_names``.
 
         Raises:
             ConfigError, IdRangeError: bad arguments; nothing has changed.
