@@ -138,8 +138,9 @@ class _Watched:
 
     def __init__(self, parameter: torch.Tensor) -> None:
         self.passes: list[int] = []  # whose gradients it adds up
+        self.is_new = False  # added to since the optimizer's last step
         self._seen: tuple[int, int] | None = None  # (address, version) after the last pass
-        parameter.register_post_accumulate_grad_hook(self._added)  # type: ignore[no-untyped-call]
+        self.hook = parameter.register_post_accumulate_grad_hook(self._added)  # type: ignore[no-untyped-call]
         self._parameter = weakref.ref(parameter)
 
     def _added(self, parameter: torch.Tensor) -> None:
@@ -148,6 +149,7 @@ class _Watched:
         if known is None or now is None or now != (known[0], known[1] + 1):
             self.passes.clear()  # another gradient, or one that was zeroed
         self._seen = now
+        self.is_new = True
         self.passes.append(current_pass())
         # Averages of several ranks come at the end of the pass, in calls like this one, and in
         # calls that those make.
@@ -179,13 +181,17 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> No
     if not _watches:
         return
     known = _watched.get(optimizer)
-    if known is None:
+    if known is None or not known.is_new:
+        # The first step, or what was watched is frozen or unused by now.
         parameters = (p for group in optimizer.param_groups for p in group["params"])
         with_gradient = (p for p in parameters if p.grad is not None and p.requires_grad)
         first = next(with_gradient, None)
+        if known is not None and first is not None:
+            known.hook.remove()
         if first is not None:
             _watched[optimizer] = _Watched(first)
         return
+    known.is_new = False
     for rows in list(_watches):
         rows.compare(known.passes, known.changed)
 
