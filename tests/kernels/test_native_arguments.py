@@ -44,7 +44,7 @@ TABLES16, TABLES = np.zeros(2, np.uint16), np.zeros(2, np.uint32)
 IDS = np.array([1, 3], np.int64)
 F32, GRAD = np.float32, np.ones((2, DIM), np.float32)
 SPEC = CpuKernel(RECORDS, DIM, 1)._spec(SGD(lr=1.0), UpdateOptions(1))
-BUFFER = _native.WriteBuffer(4 * DIM)
+BUFFER = _native.WriteBuffer(4 * DIM, 1 << 20)
 
 # Per writable argument: its shape and dtype, and the call.
 CALLS: dict[str, tuple[tuple[int, ...], Any, Callable[[Any], Any]]] = {
@@ -98,6 +98,7 @@ CALLS: dict[str, tuple[tuple[int, ...], Any, Callable[[Any], Any]]] = {
         F32,
         lambda a: _native.sample_weight_gradient(RECORDS, PLAN, BAGS.native, GRAD, a, 1),
     ),
+    "advise_huge_pages": ((2 * DIM,), F32, _native.advise_huge_pages),
     "write buffer: out": (
         (2, 4 * DIM),
         np.uint8,
@@ -146,6 +147,7 @@ def test_every_native_function_that_writes_is_tried():
                 arrays = re.findall(r"(\w+): ndarray\[(.*?)\]", given)
                 writing |= {f"{name}.{arg}" for arg, what in arrays if "writable=False" not in what}
     assert writing == {
+        "advise_huge_pages.memory",
         "gather.records",
         "initial_weights.out",
         "encode_rows.rows",

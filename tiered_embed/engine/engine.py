@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -270,12 +271,16 @@ class Engine:
             return weight_grad
         gradients = pool_parts(self.wiring, step.batch, grad)
         parts = []
+        known: dict[tuple[type, int], Any] = {}  # pools may have columns of one gradient
         for p, touched in enumerate(self.touched):
             # As torch has it: frozen by now, or when the forward was made.
             step.trains[p] &= trains and touched is not None and touched.trains
             if step.trains[p]:
                 pool, bags = self.pools[p], step.bags[p]
-                values = pool.kernel.values(gradients[p])
+                key = type(pool.kernel), id(gradients[p])
+                values = known.get(key)
+                if values is None:
+                    values = known[key] = pool.kernel.values(gradients[p])
                 parts.append(PoolGradient(pool, step.leases[p], bags, values, step.looked_up[p]))
         self.passes.take(step, parts)
         return weight_grad

@@ -256,8 +256,12 @@ class Updates:
         """Whether the output's gradient alone shows that no row's sum can overflow."""
         if self._on_nonfinite == "allow" and self.grad_scaler is None:
             return True
+        largest: dict[int, float] = {}  # pools may have columns of one gradient
         for p in parts:
-            bound = p.pool.kernel.largest_magnitude(p.grad) * p.lease.plan.num_ids
+            known = largest.get(id(p.grad))
+            if known is None:
+                known = largest[id(p.grad)] = p.pool.kernel.largest_magnitude(p.grad)
+            bound = known * p.lease.plan.num_ids
             if p.bags.sample_weights is not None:
                 bound *= p.pool.kernel.largest_magnitude(p.bags.sample_weights[None, :])
             if not bound < FLOAT32_MAX:
