@@ -286,16 +286,16 @@ class Engine:
         return weight_grad
 
     def _check_backward(self, step: Step, grad: torch.Tensor) -> None:
+        if step.pools is not self.pools:
+            raise ClosedError(
+                "a checkpoint was restored after this forward and replaced its rows; call forward "
+                "again"
+            )
         if step.done:
             raise RuntimeError(
                 "the rows of this forward were updated already, or its graph was freed. Call "
                 "forward again; or sum several backwards of it inside te.accumulate(model), or "
                 "with update='step', and pass retain_graph=True to all but the last"
-            )
-        if step.pools is not self.pools:
-            raise ClosedError(
-                "a checkpoint was restored after this forward and replaced its rows; call forward "
-                "again"
             )
         self._group.check()
         if self.passes is not None:
