@@ -30,6 +30,7 @@ def test_public_names() -> None:
         "drop_table",
         "errors",
         "init",
+        "joined",
         "lr_optimizer",
         "optim",
         "prefetch",
