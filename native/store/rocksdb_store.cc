@@ -367,10 +367,11 @@ void RocksDbStore::require_never_written() {
   std::vector<rocksdb::LiveFileMetaData> files;
   db_->GetLiveFilesMetaData(&files);
   if (db_->GetLatestSequenceNumber() == 0 && files.empty()) return;
-  throw StoreException(ErrorKind::kConfig,
-                       "bulk import needs an empty store, but '" + path_ +
-                           "' has been written to; write the rows with load_rows, or choose another "
-                           "ssd directory");
+  throw StoreException(
+      ErrorKind::kConfig,
+      "bulk import needs an empty store, but '" + path_ +
+          "' has been written to; write the rows with load_rows, or choose another "
+          "ssd directory");
 }
 
 void RocksDbStore::ingest_files(const std::vector<std::string>& files) {
