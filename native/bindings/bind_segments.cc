@@ -128,6 +128,16 @@ std::vector<Segment> segments_of(nb::handle given) {
   return out;
 }
 
+namespace {
+
+// (table, its ids as a view that keeps `owner` alive).
+nb::tuple part_of(const Segment& segment, nb::handle owner) {
+  const View<const int64_t> ids(segment.ids, {static_cast<size_t>(segment.num_ids)}, owner);
+  return nb::make_tuple(segment.table, nb::cast(ids));
+}
+
+}  // namespace
+
 void bind_segments(nb::module_& m) {
   nb::class_<Segments>(m, "Segments")
       .def(
@@ -139,11 +149,16 @@ void bind_segments(nb::module_& m) {
           nb::arg("segments"))
       .def("copy", &Segments::copy)
       .def_prop_ro("num_ids", &Segments::num_ids)
+      .def("part",
+           [](nb::handle_t<Segments> self, size_t i) {
+             const std::vector<Segment>& parts = nb::cast<const Segments&>(self).parts();
+             if (i >= parts.size()) throw nb::index_error("no such part");
+             return part_of(parts[i], self);
+           })
       .def("parts", [](nb::handle_t<Segments> self) {
         nb::list out;
         for (const Segment& s : nb::cast<const Segments&>(self).parts()) {
-          const View<const int64_t> ids(s.ids, {static_cast<size_t>(s.num_ids)}, self);
-          out.append(nb::make_tuple(s.table, nb::cast(ids)));
+          out.append(part_of(s, self));
         }
         return out;
       });

@@ -96,7 +96,7 @@ def join(
     if parts is None:
         return None
     if parts[0].dim() == 2 and all(bounds is None for bounds in offsets):
-        bags = {len(t) for t in parts}
+        bags = {t.shape[0] for t in parts}
         if len(bags) != 1:
             return None
         lengths = np.repeat([t.shape[1] for t in parts], bags.pop())
@@ -105,12 +105,12 @@ def join(
     starts = _alike(offsets)
     if parts[0].dim() != 1 or starts is None or starts[0].dim() != 1:
         return None
-    if len({len(t) for t in starts}) != 1:
+    if len({t.numel() for t in starts}) != 1:
         return None
     all_starts = torch.stack(starts).numpy().astype(np.int64)
     if all_starts[:, :1].any():
         return None  # a first offset that is not 0
-    ends = np.cumsum([len(t) for t in parts])
+    ends = np.cumsum([t.numel() for t in parts])
     all_starts[1:] += ends[:-1, None]
     bounds = np.append(all_starts.reshape(-1), ends[-1])
     return torch.cat(parts), torch.from_numpy(bounds)

@@ -53,6 +53,12 @@ class Wiring:
         """The index of each feature's table in its pool."""
         return tuple(self.places[t][1] for _, t in self.features)
 
+    @cached_property
+    def feature_parts(self) -> tuple[tuple[int, int], ...]:
+        """(pool, place among the pool's features) of each feature."""
+        found = {f: (p, i) for p, mine in enumerate(self.pool_features) for i, f in enumerate(mine)}
+        return tuple(found[f] for f in range(len(found)))
+
     def pooling(self, feature: int) -> str:
         return self.feature_tables[feature].mode if self.pooled else "sum"
 

@@ -35,9 +35,12 @@ class Probes:
 
     def note(self, engine: Engine, batch: CheckedBatch) -> None:
         """A forward trains these rows."""
-        for (_, table), feature in zip(engine.wiring.features, batch.features[:PROBED_TABLES]):  # noqa: B905
-            if len(feature.ids):
-                self._ids[table] = feature.ids[:PROBED_ROWS].copy()
+        wiring = engine.wiring
+        for f, (_, table) in enumerate(wiring.features[:PROBED_TABLES]):
+            pool, index = wiring.feature_parts[f]
+            _, ids = batch.segments[pool].part(index)
+            if len(ids):
+                self._ids[table] = ids[:PROBED_ROWS].copy()
 
     def ids(self, engine: Engine) -> dict[int, I64]:
         """Per table, ids of rows that were trained or loaded."""
