@@ -245,3 +245,15 @@ def test_what_holds_no_values_that_can_be_read_passes():
         inferred = torch.ones(3)
     assert Contents(inferred).changed(inferred) is None
     assert Contents({"a": 1}).changed({}) == "batch['a'] is gone"
+
+
+def test_of_very_many_tensors_some_are_read():
+    """Enough to see a loader that fills all of them again."""
+    batch = {f"f{t}": (torch.arange(4) + t, torch.tensor([0, 2])) for t in range(300)}
+    held = Contents(batch)
+    assert held.changed(batch) is None
+    for ids, _ in batch.values():
+        ids += 1
+    assert "holds other values" in held.changed(batch)
+    again = {name: (ids - 1, offsets) for name, (ids, offsets) in batch.items()}
+    assert "is another Tensor" in held.changed(again)

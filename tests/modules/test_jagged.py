@@ -176,6 +176,9 @@ def test_outputs_are_joined_without_a_copy():
         whole = te.joined(out)
         assert whole.data_ptr() == out["t0"].data_ptr()
         assert torch.equal(whole, torch.cat(list(out.values()), dim=1))
+        with torch.no_grad():
+            assert not te.joined(out).requires_grad
+        assert not te.joined({k: v.detach() for k, v in out.items()}).requires_grad
         whole.sum().backward()
         assert module.stats().steps == 1
         out = module(batch)

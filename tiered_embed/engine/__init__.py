@@ -6,7 +6,7 @@ There is no ``nn.Module`` in it: a module, a shard, a server and a benchmark use
 from .checking import CheckedBatch, Presented
 from .engine import Engine
 from .evaluation import EvaluationStream, EvaluationTicket
-from .features import Feature, feature_of, row_per_id
+from .features import INTEGERS, Feature, feature_of, row_per_id
 from .jagged import JaggedLayout, join
 from .lanes import apart_from_own_threads
 from .outputs import feature_rows
@@ -15,6 +15,7 @@ from .stream import Stream, Ticket, TicketState
 from .touched import tables_of_parameter
 
 __all__ = [
+    "INTEGERS",
     "CheckedBatch",
     "Engine",
     "EvaluationStream",

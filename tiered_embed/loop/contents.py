@@ -5,8 +5,9 @@ again and again, or puts new tensors into the same container, has then changed t
 waiting. :class:`Contents` notes what a batch holds, and tells later what has changed.
 
 It reads tensors and arrays in host memory: whole up to 4 KiB, and some 512 elements beyond, since a
-loader that fills a buffer changes most of them. Of tensors on a device, which cannot be read
-without waiting for it, it compares torch's version count.
+loader that fills a buffer changes most of them. Of a batch with very many, it reads some, drawn by
+lot: a loader that fills one buffer again fills the others, too. Of tensors on a device, which
+cannot be read without waiting for it, it compares torch's version count.
 
 Threading: the thread that trains.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from itertools import islice
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ __all__ = ["Contents"]
 
 WHOLE_BYTES = 4096
 SAMPLES = 512
+MOST_READ = 64  # tensors and arrays of a batch
 MOST_LEAVES = 4096
 DEEPEST = 6
 # Dtypes that NumPy lacks, of one and two bytes.
@@ -39,7 +42,15 @@ class Contents:
     """What ``batch`` holds now."""
 
     def __init__(self, batch: object) -> None:
-        self._held = {path: (leaf, _mark(leaf)) for path, leaf in _found(batch)}
+        found = list(_found(batch))
+        arrays = [path for path, leaf in found if isinstance(leaf, (torch.Tensor, np.ndarray))]
+        self._unread: set[str] = set()
+        if len(arrays) > MOST_READ:
+            self._unread = set(arrays) - set(Random(0).sample(arrays, MOST_READ))
+        self._held = {path: (leaf, self._marked(path, leaf)) for path, leaf in found}
+
+    def _marked(self, path: str, leaf: Any) -> Hashable:
+        return None if path in self._unread else _mark(leaf)
 
     def changed(self, batch: object) -> str | None:
         """Where the same batch differs from what it held: None, or the place and how."""
@@ -49,7 +60,7 @@ class Contents:
                 return f"{path} is gone"
             if isinstance(leaf, (torch.Tensor, np.ndarray)) and now[path] is not leaf:
                 return f"{path} is another {type(now[path]).__name__}"
-            if _mark(now[path]) != mark:
+            if self._marked(path, now[path]) != mark:
                 return f"{path} holds other values"
         return None
 

@@ -14,12 +14,10 @@ from typing import Any
 
 import torch
 
+from ..engine import INTEGERS
 from ..errors import ConfigError, IdRangeError
 
 __all__ = ["check_inverse_indices", "inverse_indices"]
-
-
-INTEGERS = (torch.int64, torch.int32)
 
 
 def inverse_indices(value: Any) -> tuple[Sequence[str], torch.Tensor] | None:

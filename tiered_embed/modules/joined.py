@@ -36,4 +36,4 @@ def joined(outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         column += part.shape[1]
     if column != whole.storage_offset() + whole.shape[1]:
         return torch.cat(parts, dim=1)
-    return whole
+    return whole if torch.is_grad_enabled() else whole.detach()
