@@ -84,6 +84,8 @@ format: $(DEV)
 bench: $(DEV)
 	$(BIN)/python benchmarks/training all --json benchmarks/results/training.json
 	$(BIN)/python benchmarks/kernels --json benchmarks/results/kernels.json
+	$(BIN)/python benchmarks/evaluation memory --json benchmarks/results/evaluation.json
+	$(BIN)/python benchmarks/evaluation below --json benchmarks/results/evaluation_below.json
 	$(BIN)/python benchmarks/many_tables --json benchmarks/results/many_tables.json
 	$(BIN)/python benchmarks/prefetch all --json benchmarks/results/prefetch.json
 	$(BIN)/python benchmarks/planning --json benchmarks/results/planning.json

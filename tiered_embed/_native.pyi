@@ -176,7 +176,7 @@ class StepSpec:
     ) -> None: ...
 
 def name_missing(segments: Segments | list[Segment], slots: I32) -> tuple[I16, I64]: ...
-def first_bad_id(ids: I64, num_rows: int) -> int: ...
+def first_bad_id(ids: I64, num_rows: int, num_threads: int = 1) -> int: ...
 def bag_bounds(offsets: I64, num_ids: int, complete: bool) -> I64 | None: ...
 def initial_weights(
     tables: U32, rows: I64, seed: int, lo: float, scale: float, out: F32
@@ -199,6 +199,24 @@ def lookup_in_place(
     out: Any,
     num_threads: int,
 ) -> None: ...
+def lookup_whole(
+    records: RecordArray,
+    first_slots: I64,
+    segments: Segments,
+    bags: BatchBags,
+    out: Any,
+    num_threads: int,
+) -> None: ...
+def lookup_plain(
+    records: RecordArray,
+    num_rows: int,
+    ids: I64,
+    offsets: I64 | None,
+    complete: bool,
+    layout: BagLayout,
+    out: Any,
+    num_threads: int,
+) -> bool: ...
 def update(
     records: RecordArray,
     plan: StepPlan,

@@ -38,6 +38,7 @@ void bind_segments(nb::module_& m);
 void bind_residency(nb::module_& m);
 void bind_replay(nb::module_& m);
 void bind_records(nb::module_& m);
+void bind_kernels(nb::module_& m);
 void bind_write_buffer(nb::module_& m);
 
 }  // namespace te

@@ -222,10 +222,13 @@ void bind_residency(nb::module_& m) {
       },
       nb::arg("segments"), nb::arg("slots").noconvert());
 
-  m.def("first_bad_id", [](Ids ids, int64_t num_rows) {
-    nb::gil_scoped_release released;
-    return first_bad_id(ids.data(), static_cast<int64_t>(ids.size()), num_rows);
-  });
+  m.def(
+      "first_bad_id",
+      [](Ids ids, int64_t num_rows, int num_threads) {
+        nb::gil_scoped_release released;
+        return first_bad_id(ids.data(), static_cast<int64_t>(ids.size()), num_rows, num_threads);
+      },
+      nb::arg("ids"), nb::arg("num_rows"), nb::arg("num_threads") = 1);
 
   m.def("bag_bounds", [](Ids offsets, int64_t num_ids, bool complete) -> nb::object {
     std::vector<int64_t> bounds;

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "core/check.h"
+#include "core/plain_vector.h"
 #include "core/thread_pool.h"
 #include "kernels/isa.h"
 
@@ -65,7 +66,14 @@ void check_groups(const Bags& bags, const Groups& groups) {
 
 // Few rows are looked up or updated sooner than a worker wakes.
 int useful_threads(const Records& records, int64_t num_rows, int num_threads) {
-  return num_rows * records.dim * weight_bytes(records.type) <= kFewBytes ? 1 : num_threads;
+  return num_rows * records.dim * weight_bytes(records.type) < kFewBytes ? 1 : num_threads;
+}
+
+// Bags that a thread looks up at a time.
+int64_t bags_per_block(const Bags& bags) {
+  const int64_t num_bags = bags.num_features * bags.bags_per_feature;
+  const int64_t ids_per_bag = bags.num_ids / std::max<int64_t>(num_bags, 1) + 1;
+  return std::max<int64_t>(1, 1024 / ids_per_bag);
 }
 
 // Gradient rows as the update reads them: where each occurrence's row starts, in floats from
@@ -201,42 +209,79 @@ void lookup(const Records& records, const Bags& bags, float* out, int num_thread
   check_bags(bags);
   const KernelTable& k = kernels();
   const int64_t num_bags = bags.num_features * bags.bags_per_feature;
-  const int64_t ids_per_bag = bags.num_ids / std::max<int64_t>(num_bags, 1) + 1;
-  const int64_t block = std::max<int64_t>(1, 1024 / ids_per_bag);
+  const int64_t block = bags_per_block(bags);
   const int threads = useful_threads(records, bags.num_ids, num_threads);
   parallel_for((num_bags + block - 1) / block, threads, [&](int64_t n) {
     k.lookup(records, bags, n * block, std::min(num_bags, (n + 1) * block), out);
   });
 }
 
-void lookup_in_place(const Places& places, const Bags& bags, float* out, int num_threads) {
+namespace {
+
+// A lookup of rows whose addresses are only known block by block: place(begin, end, rows) writes
+// those of the occurrences [begin, end).
+template <typename Place>
+void lookup_placed(const Records& records, const Bags& bags, float* out, int num_threads,
+                   const Place& place) {
   check_bags(bags);
   const KernelTable& k = kernels();
-  const Records& upper = *places.upper;
-  const int64_t row_bytes = upper.dim * weight_bytes(upper.type);
-  const std::unique_ptr<const uint8_t*[]> rows(
-      new const uint8_t*[static_cast<size_t>(std::max<int64_t>(bags.num_ids, 1))]);
-  Bags placed = bags;
-  placed.rows = rows.get();
   const int64_t num_bags = bags.num_features * bags.bags_per_feature;
-  const int64_t ids_per_bag = bags.num_ids / std::max<int64_t>(num_bags, 1) + 1;
-  const int64_t block = std::max<int64_t>(1, 1024 / ids_per_bag);
-  const int threads = useful_threads(upper, bags.num_ids, num_threads);
+  const int64_t block = bags_per_block(bags);
+  const int threads = useful_threads(records, bags.num_ids, num_threads);
   parallel_for((num_bags + block - 1) / block, threads, [&](int64_t n) {
     const int64_t begin = n * block, end = std::min(num_bags, begin + block);
+    const int64_t first = bags.offsets ? bags.offsets[begin] : begin;
     const int64_t last = bags.offsets ? bags.offsets[end] : end;
-    for (int64_t i = bags.offsets ? bags.offsets[begin] : begin; i < last; ++i) {
-      const int64_t slot = places.slots[i];
-      if (slot < 0) {
-        rows[i] = places.scratch + (-1 - slot) * places.record_bytes;
-      } else if (slot < places.first_lower_slot) {
-        rows[i] = upper.weights + slot * row_bytes;
-      } else {
-        rows[i] = places.lower->weights + (slot - places.first_lower_slot) * row_bytes;
-      }
-    }
-    k.lookup(upper, placed, begin, end, out);
+    PlainVector<const uint8_t*> rows(static_cast<size_t>(last - first) + 1);  // not empty
+    place(first, last, rows.data());
+    Bags placed = bags;
+    placed.rows = rows.data();
+    placed.first_row = first;
+    k.lookup(records, placed, begin, end, out);
   });
+}
+
+}  // namespace
+
+void lookup_in_place(const Places& places, const Bags& bags, float* out, int num_threads) {
+  const Records& upper = *places.upper;
+  const int64_t row_bytes = upper.dim * weight_bytes(upper.type);
+  lookup_placed(
+      upper, bags, out, num_threads, [&](int64_t begin, int64_t end, const uint8_t** rows) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t slot = places.slots[i];
+          if (slot < 0) {
+            *rows++ = places.scratch + (-1 - slot) * places.record_bytes;
+          } else if (slot < places.first_lower_slot) {
+            *rows++ = upper.weights + slot * row_bytes;
+          } else {
+            *rows++ = places.lower->weights + (slot - places.first_lower_slot) * row_bytes;
+          }
+        }
+      });
+}
+
+void lookup_whole(const Records& records, const std::vector<WholeRun>& runs, const Bags& bags,
+                  float* out, int num_threads) {
+  const int64_t row_bytes = records.dim * weight_bytes(records.type);
+  std::vector<int64_t> ends;  // of the runs, in occurrences
+  ends.reserve(runs.size());
+  for (const WholeRun& run : runs) ends.push_back((ends.empty() ? 0 : ends.back()) + run.num_ids);
+  TE_CHECK((ends.empty() ? 0 : ends.back()) == bags.num_ids, "the runs are the occurrences");
+  lookup_placed(
+      records, bags, out, num_threads, [&](int64_t begin, int64_t end, const uint8_t** rows) {
+        auto r =
+            static_cast<size_t>(std::upper_bound(ends.begin(), ends.end(), begin) - ends.begin());
+        for (int64_t i = begin; i < end; ++r) {
+          const WholeRun& run = runs[r];
+          const uint8_t* base = records.weights + run.first_slot * row_bytes;
+          const int64_t* ids = run.ids + (i - (ends[r] - run.num_ids));
+          const int64_t n = std::min(end, ends[r]) - i;
+          for (int64_t k = 0; k < n; ++k) rows[k] = base + ids[k] * row_bytes;
+          rows += n;
+          i += n;
+        }
+      });
 }
 
 void update(const Records& records, const Bags& bags, const Groups& groups, const float* grad,

@@ -35,8 +35,10 @@ struct Bags {
   int64_t row_stride;           // floats from one row of `out` / `grad` to the next
   int32_t* winners;             // (F * B, D) occurrence that gave a maximum, -1 in empty bags; or
                                 // nullptr where no feature takes one or no backward follows
-  const uint8_t* const* rows;   // (N) address of each occurrence's weights, for a lookup that no
-                                // update follows; or nullptr: `slots` and `inverse` say it
+  const uint8_t* const* rows;  // address of the weights of each occurrence from `first_row` on, for
+                               // a lookup that no update follows; or nullptr: `slots` and
+                               // `inverse` say it
+  int64_t first_row;
 };
 
 struct Records {
@@ -130,6 +132,17 @@ struct Places {
 
 // As `lookup`; `bags.slots` and `bags.inverse` are not used.
 void lookup_in_place(const Places& places, const Bags& bags, float* out, int num_threads);
+
+// A run of occurrences of a table whose row `id` is in slot `first_slot + id`.
+struct WholeRun {
+  const int64_t* ids;
+  int64_t num_ids;
+  int64_t first_slot;
+};
+
+// As `lookup_in_place`, where every occurrence is of such a table; `runs` are in lookup order.
+void lookup_whole(const Records& records, const std::vector<WholeRun>& runs, const Bags& bags,
+                  float* out, int num_threads);
 
 // One optimizer step per unique row with its full gradient; `grad` is shaped like `out`.
 // REQUIRES, here and in `row_gradients`: `winners` is given where a feature takes a maximum.

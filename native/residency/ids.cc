@@ -1,13 +1,24 @@
 #include "residency/ids.h"
 
 #include <algorithm>
+#include <atomic>
 
+#include "core/thread_pool.h"
 #include "residency/row_table.h"
 
 namespace te {
 
-int64_t first_bad_id(const int64_t* ids, int64_t n, int64_t num_rows) {
+int64_t first_bad_id(const int64_t* ids, int64_t n, int64_t num_rows, int num_threads) {
   if (num_rows < 0) return -1;
+  constexpr int64_t kPiece = 16384;  // a worker wakes sooner than one thread reads two of them
+  if (num_threads > 1 && n > 2 * kPiece) {
+    std::atomic<bool> bad = false;
+    parallel_for((n + kPiece - 1) / kPiece, num_threads, [&](int64_t p) {
+      const int64_t begin = p * kPiece;
+      if (first_bad_id(ids + begin, std::min(kPiece, n - begin), num_rows) >= 0) bad = true;
+    });
+    if (!bad) return -1;
+  }
   const auto excess = [&](int64_t i) {  // negative: ids[i] is outside
     return static_cast<int64_t>(static_cast<uint64_t>(num_rows - 1) -
                                 static_cast<uint64_t>(ids[i])) |

@@ -22,7 +22,7 @@ inline int64_t num_ids_of(const std::vector<Segment>& segments) {
 }
 
 // First index whose id lies outside [0, num_rows), or -1. num_rows < 0: every id is inside.
-int64_t first_bad_id(const int64_t* ids, int64_t n, int64_t num_rows);
+int64_t first_bad_id(const int64_t* ids, int64_t n, int64_t num_rows, int num_threads = 1);
 
 // Whether n bounds make bags of num_ids ids: from 0 to num_ids, none below the one before.
 bool are_bag_bounds(const int64_t* bounds, int64_t n, int64_t num_ids);

@@ -81,6 +81,20 @@ CALLS: dict[str, tuple[tuple[int, ...], Any, Callable[[Any], Any]]] = {
         F32,
         lambda a: _native.lookup_in_place(RECORDS, None, ROWS, SLOTS, None, BAGS.native, a, 1),
     ),
+    "lookup_whole": (
+        (2, DIM),
+        F32,
+        lambda a: _native.lookup_whole(
+            RECORDS, np.zeros(1, np.int64), _native.Segments([(0, IDS)]), BAGS.native, a, 1
+        ),
+    ),
+    "lookup_plain": (
+        (2, DIM),
+        F32,
+        lambda a: _native.lookup_plain(
+            RECORDS, ROWS, IDS, None, False, _native.BagLayout([0], [0], DIM), a, 1
+        ),
+    ),
     "name_missing": (
         (2,),
         np.int32,
@@ -162,6 +176,8 @@ def test_every_native_function_that_writes_is_tried():
         "condition_rows.rows",
         "apply_rows.rows",
         "sample_weight_gradient.out",
+        "lookup_whole.out",
+        "lookup_plain.out",
         "read.out",
         "read.found",
     }

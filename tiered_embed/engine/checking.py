@@ -176,9 +176,8 @@ def check(wiring: Wiring, options: EngineOptions, given: Sequence[Feature]) -> C
         if feature.num_bags != num_bags:
             sizes = {n: f.num_bags for (n, _), f in zip(wiring.features, given, strict=True)}
             raise ConfigError(f"every feature needs the same number of bags; they have {sizes}")
-    bounds_check = options.bounds_check
     checked = [
-        _checked(table, feature, bounds_check, wiring.pooled)
+        _checked(table, feature, options, wiring.pooled)
         for table, feature in zip(wiring.feature_tables, given, strict=True)
     ]
     places = wiring.feature_places
@@ -189,12 +188,18 @@ def check(wiring: Wiring, options: EngineOptions, given: Sequence[Feature]) -> C
     return CheckedBatch(checked, segments, num_bags, outside)
 
 
-def _checked(table: TableConfig, feature: Feature, bounds_check: str, pooled: bool) -> Feature:
+def _checked(table: TableConfig, feature: Feature, options: EngineOptions, pooled: bool) -> Feature:
     if feature.sample_weights is not None and pooled and table.mode != "sum":
         raise ConfigError(
             f"table {table.name!r}: per_sample_weights need mode='sum', not {table.mode!r}"
         )
-    ids, outside = check_ids(table.name, feature.ids, table.num_embeddings, bounds_check)
+    ids, outside = check_ids(
+        table.name,
+        feature.ids,
+        table.num_embeddings,
+        options.bounds_check,
+        num_threads=options.threads,
+    )
     if outside is not None:
         feature = feature._replace(ids=ids, outside=outside)
     if table.padding_idx is None and (outside is None or not outside.ignored):

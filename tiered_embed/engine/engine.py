@@ -33,6 +33,7 @@ from .outputs import empty_output, pool_parts
 from .outside import watch
 from .passes import Passes
 from .phases import Phases
+from .plain import plain_evaluation
 from .pool import Pool
 from .rows import Rows
 from .step import Step
@@ -81,6 +82,7 @@ class Engine:
         self.rows = Rows(self.wiring, self.pools)
         self._trained = 0  # training forwards
         self.evaluation = Evaluation(self.pools, options, self._version)
+        self._plain = plain_evaluation(self.wiring, options, self.evaluation)
         self.updates: Updates | None = None  # None: rows are only read
         self.passes: Passes | None = None  # likewise
         self.touched = [
@@ -191,6 +193,25 @@ class Engine:
         if batch.outside:
             self.bounds.note(batch)
         return (out if out.dtype == self.output_dtype else out.to(self.output_dtype)), batch
+
+    def evaluate_plainly(
+        self,
+        indices: torch.Tensor,
+        offsets: torch.Tensor | None,
+        *,
+        include_last_offset: bool,
+        training: bool,
+    ) -> torch.Tensor | None:
+        """What :meth:`forward` gives for ``nn.EmbeddingBag``'s arguments, sooner.
+
+        None: they train, or need :meth:`forward` for another reason.
+        """
+        if self._plain is None or self.stages(training=training):
+            return None
+        out = self._plain.look_up(indices, offsets, include_last_offset)
+        if out is not None and training and self.passes is not None:
+            self.passes.note_repeatable()
+        return out
 
     def _differentiable(self, batch: CheckedBatch, leases: list[Lease]) -> torch.Tensor:
         """Of rows in their slots. They are released at once where no backward can need them."""

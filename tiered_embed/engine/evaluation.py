@@ -161,22 +161,33 @@ class Evaluation:
         ahead = None if self.stream is None else self.stream.take()
         self.counts.forwards += 1
         for p, pool in enumerate(self.pools):
-            found = self._find(pool, batch.segments[p], None if ahead is None else ahead[p])
+            segments = batch.segments[p]
             values = pool.kernel.values(outputs[p])
-            # The scale and bias of int8 rows are not in the records that are read in place.
-            copied = self._options.max_norm is not None or pool.layout.dtype == "int8"
-            if isinstance(pool.kernel, CpuKernel) and not copied:
-                memory = pool.memory
-                pool.kernel.lookup_in_place(
-                    found.slots,
-                    None if memory.lower is None else memory.lower.records,
-                    pool.planner.first_lower_slot,
-                    None if found.below is None else found.below.records,
-                    bags[p],
-                    values,
-                )
-            else:
+            kernel = self._reads_in_place(pool)
+            if kernel is not None and pool.is_in_place():
+                self.counts.lookups += segments.num_ids
+                kernel.lookup_whole(pool.first_slots, segments, bags[p], values)
+                continue
+            found = self._find(pool, segments, None if ahead is None else ahead[p])
+            if kernel is None:
                 self._look_up_copies(pool, found, bags[p], values)
+                continue
+            memory = pool.memory
+            kernel.lookup_in_place(
+                found.slots,
+                None if memory.lower is None else memory.lower.records,
+                pool.planner.first_lower_slot,
+                None if found.below is None else found.below.records,
+                bags[p],
+                values,
+            )
+
+    def _reads_in_place(self, pool: Pool) -> CpuKernel | None:
+        """The pool's kernel, if it can read rows where they are."""
+        # The scale and bias of int8 rows are not in the records.
+        if self._options.max_norm is not None or pool.layout.dtype == "int8":
+            return None
+        return pool.kernel if isinstance(pool.kernel, CpuKernel) else None
 
     def _find(self, pool: Pool, segments: Segments, ahead: Below | None) -> Found:
         found = pool.find(segments)

@@ -87,6 +87,7 @@ def check_ids(
     num_rows: int | None,
     bounds_check: str,
     remedy: str = "pass bounds_check='clamp' or raise num_embeddings",
+    num_threads: int = 1,
 ) -> tuple[I64, Outside | None]:
     """The ids, inside ``[0, num_rows)``, and what was done to that end; any int64 is inside when
     ``num_rows`` is None.
@@ -96,7 +97,7 @@ def check_ids(
     Raises:
         IdRangeError: one is outside and ``bounds_check`` is ``"raise"``.
     """
-    bad = -1 if num_rows is None else _native.first_bad_id(ids, num_rows)
+    bad = -1 if num_rows is None else _native.first_bad_id(ids, num_rows, num_threads)
     if bad < 0:
         return ids, None
     assert num_rows is not None

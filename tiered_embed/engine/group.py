@@ -108,7 +108,7 @@ class PoolGroup:
     def check_process(self) -> None:
         """Raises ClosedError in a forked child."""
         for pool in self.pools:
-            pool.scheduler.check_process()
+            pool.scheduler.condition.check_process()
 
     # --- reports ----------------------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ class PoolGroup:
                 errors.append(error)
                 return None
 
-        if len(self.pools) > 1 and all(pool.scheduler.usable for pool in self.pools):
+        if len(self.pools) > 1 and all(pool.scheduler.condition.usable for pool in self.pools):
             for pool in self.pools:
                 attempt(pool.mark_training)
         finished = [attempt(pool.finish) for pool in self.pools]

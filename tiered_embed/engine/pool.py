@@ -82,6 +82,8 @@ class Pool:
         self._slots = slots
         self._num_threads = options.threads
         self._lower_slots = lower_slots
+        self.first_slots = np.array(slots.first_slot, np.int64)  # of each table; -1: it has none
+        self._in_place = False
         self.planner = Planner(
             layout.tables,
             slots,
@@ -143,8 +145,16 @@ class Pool:
         """
         self.scheduler.finish_plans()
         found = self._find(segments)
-        self.scheduler.await_rows(found.slots[found.slots >= 0])
+        self.scheduler.await_rows(found.slots)
         return found
+
+    def is_in_place(self) -> bool:
+        """Whether every row of every table is in its slot, ``first_slots`` + id, for good."""
+        self.scheduler.check()
+        if not self._in_place and self.planner.all_resident:
+            self.scheduler.finish_moves()  # the last of them may be on its way
+            self._in_place = True
+        return self._in_place
 
     def _find(self, segments: Segments | Sequence[Segment]) -> Found:
         if not isinstance(segments, Segments):

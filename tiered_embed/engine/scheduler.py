@@ -20,7 +20,6 @@ that the trainer's next call reads.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,9 +29,10 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CapacityError, ClosedError, StoreError, TieredEmbedError
+from ..errors import CapacityError, StoreError, TieredEmbedError
 from ..residency import Planner, Segment, Segments, StepPlan
 from ..tiers import MemoryTiers, SsdTier
+from .condition import Condition
 from .depth import DepthTuner
 from .entry import Ahead, Aside, NoStream, Started
 from .executors import Executors
@@ -87,9 +87,8 @@ class Scheduler:
         self._mover = Mover(memory, ssd, self._jobs.executors, self._phases, write_buffer_bytes)
         # Fills what a plan stages, where its rows can be nowhere else.
         self._initial = memory.initial if planner.all_whole and ssd is None else None
-        self._pid = os.getpid()
-        self._closed = False
-        self._refusal: TieredEmbedError | None = None
+        self.condition = Condition(self._mover)
+        self.check = self.condition.check
         self._overflow = OverflowNotice(memory)
 
         # The stream's tickets, by number: [_num_taken, _num_posted) have a plan, and those below
@@ -219,9 +218,10 @@ class Scheduler:
         self.check()
 
     def await_rows(self, slots: npt.NDArray[np.int32]) -> None:
-        """Returns when the rows of ``slots`` (n,) are there. REQUIRES: every plan is made."""
+        """Returns when the rows of ``slots`` (n,) are there; negative ones are none. REQUIRES:
+        every plan is made."""
         if self._mover.reading:
-            for read in self._mover.reads_into(slots):
+            for read in self._mover.reads_into(slots[slots >= 0]):
                 read.exception()
             self.check()
 
@@ -276,13 +276,13 @@ class Scheduler:
 
     def refuse(self, why: TieredEmbedError) -> None:
         """Every later call but :meth:`discard` and :meth:`close` raises ``why``."""
-        self._refusal = why
+        self.condition.refusal = why
 
     def discard(self) -> None:
         """Stops at once, with every row lost; idempotent."""
-        if self._closed or self._pid != os.getpid():
+        if self.condition.closed or not self.condition.in_own_process:
             return
-        self._closed = True
+        self.condition.closed = True
         with contextlib.suppress(Exception):
             self.cancel()
         self._jobs.executors.shutdown()
@@ -295,12 +295,12 @@ class Scheduler:
         Raises:
             StoreError: rows could not be written.
         """
-        if self._closed:
+        if self.condition.closed:
             return False
-        self._closed = True
-        if self._pid != os.getpid():
+        self.condition.closed = True
+        if not self.condition.in_own_process:
             return False
-        if self._refusal is not None:
+        if self.condition.refusal is not None:
             self._jobs.executors.shutdown()
             return False
         try:
@@ -317,36 +317,6 @@ class Scheduler:
         finally:
             self._jobs.executors.shutdown()
         return True
-
-    def check(self) -> None:
-        """Raises what a background job ran into, or ClosedError."""
-        if self._refusal is not None:
-            raise self._refusal
-        if self._closed:
-            raise ClosedError("this module was closed; make a new one to go on")
-        self.check_process()
-        failure = self._mover.failure
-        if failure is None:
-            return
-        if isinstance(failure, TieredEmbedError):
-            raise type(failure)(f"staging failed: {failure}") from failure
-        raise TieredEmbedError(f"staging failed: {failure!r}") from failure
-
-    def check_process(self) -> None:
-        """Raises ClosedError in a forked child."""
-        if self._pid != os.getpid():
-            raise ClosedError(
-                f"this module belongs to process {self._pid}, and a forked child has none of its "
-                "threads; start workers by spawn, and make a module there"
-            )
-
-    @property
-    def usable(self) -> bool:
-        """Whether :meth:`check` would raise nothing."""
-        with contextlib.suppress(Exception):
-            self.check()
-            return True
-        return False
 
     # --- jobs -----------------------------------------------------------------------------------
 
@@ -403,7 +373,7 @@ class Scheduler:
 
     def release(self, lease: Lease, updated: bool, used: bool) -> None:
         """As :meth:`Lease.release`, which calls it."""
-        if self._closed or self._pid != os.getpid():
+        if self.condition.closed or not self.condition.in_own_process:
             return
         number = lease.plan.number
         if not used:

@@ -101,6 +101,47 @@ class CpuKernel:
             self._num_threads,
         )
 
+    def lookup_whole(
+        self, first_slots: npt.NDArray[np.int64], segments: _native.Segments, bags: Bags, out: F32
+    ) -> None:
+        """Like :meth:`lookup_in_place`, of tables whose row ``id`` is in slot ``first + id``.
+
+        Args:
+            first_slots: (tables of the pool,).
+        """
+        _native.lookup_whole(
+            self._records, first_slots, segments, bags.native, out, self._num_threads
+        )
+
+    def lookup_plain(
+        self,
+        num_rows: int,
+        ids: npt.NDArray[np.int64],
+        offsets: npt.NDArray[np.int64] | None,
+        include_last_offset: bool,
+        layout: _native.BagLayout,
+        out: F32,
+    ) -> bool:
+        """Like :meth:`lookup_whole` of one feature, whose table of ``num_rows`` starts at slot 0.
+
+        Args:
+            ids: (N,), unchecked.
+            offsets: as of ``nn.EmbeddingBag``, unchecked; None: all bags have equally many ids.
+
+        Returns:
+            Whether ids and offsets are right; if not, ``out`` is as it was.
+        """
+        return _native.lookup_plain(
+            self._records,
+            num_rows,
+            ids,
+            offsets,
+            include_last_offset,
+            layout,
+            out,
+            self._num_threads,
+        )
+
     def update(
         self,
         plan: _native.StepPlan,

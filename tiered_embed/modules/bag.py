@@ -111,4 +111,8 @@ class TieredEmbeddingBag(TieredModule):
             ConfigError, IdRangeError: bad arguments; nothing has changed.
             CapacityError: the rows do not fit, and there is no SSD tier.
         """
+        if per_sample_weights is None:
+            out = self._evaluate_plainly(input, offsets, self.include_last_offset)
+            if out is not None:
+                return out
         return self._forward(Presented((input, offsets, per_sample_weights)))[0]

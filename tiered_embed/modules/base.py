@@ -106,6 +106,17 @@ class TieredModule(RowParameters):
             self._probes.note(self.engine, batch)
         return out, batch
 
+    def _evaluate_plainly(
+        self, indices: torch.Tensor, offsets: torch.Tensor | None, include_last_offset: bool
+    ) -> torch.Tensor | None:
+        """The output of a forward that only evaluates, where there is a short way to it."""
+        if self.training and torch.is_grad_enabled():
+            return None
+        refuse_tracing((indices, offsets))
+        return self.engine.evaluate_plainly(
+            indices, offsets, include_last_offset=include_last_offset, training=self.training
+        )
+
     def trace_tables(self) -> list[tuple[str, int | None]]:
         """Name and number of rows of every table, for ``traces.record``."""
         return [(table.name, table.num_embeddings) for table in self.engine.tables]

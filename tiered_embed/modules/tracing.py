@@ -44,5 +44,9 @@ def refuse_tracing(tensors: tuple[Any, ...]) -> None:
 
 def _records() -> bool:
     """Whether ``make_fx``, which ``torch.export`` uses too, is at work."""
+    # It is a dispatch mode; to ask whether there is any is cheaper.
+    modes = torch._C._len_torch_dispatch_stack()
+    if not modes and not torch._ops._len_torch_dispatch_stack_pre_dispatch():  # type: ignore[no-untyped-call]
+        return False
     tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")
     return tracer is not None and tracer.get_proxy_mode() is not None
