@@ -129,6 +129,7 @@ def below(
     ids: Annotated[int, typer.Option(help="Ids a bag.")] = 20,
     steps: Annotated[int, typer.Option(help="Batches a pass.")] = 60,
     rounds: Annotated[int, typer.Option(help="Passes of each contestant.")] = 3,
+    direct: Annotated[bool, typer.Option(help="Reads bypass the page cache.")] = True,
     json: Annotated[Path | None, typer.Option(help="Where the report goes.")] = None,
 ) -> None:
     """Rows/s of training, evaluation and prefetched evaluation over a store on disk."""
@@ -148,7 +149,7 @@ def below(
             rows,
             dim,
             mode="sum",
-            tiers=te.Tiers(ddr=int(cache * rows) * (4 * dim + 4), ssd=folder),
+            tiers=te.Tiers(ddr=int(cache * rows) * (4 * dim + 4), ssd=folder, direct_io=direct),
             optimizer=te.optim.RowWiseAdagrad(lr=0.01),
         )
         for start in range(0, rows, 200_000):
