@@ -12,7 +12,7 @@
 #include "bindings/segments.h"
 #include "core/record_array.h"
 #include "kernels/kernels.h"
-#include "residency/ids.h"
+#include "residency/planner.h"
 #include "residency/step_plan.h"
 
 namespace te {
@@ -244,10 +244,11 @@ void bind_kernels(nb::module_& m) {
       nb::arg("out").noconvert(), nb::arg("num_threads"));
 
   // The checks and lookup_whole of one feature whose table starts at slot 0. Returns false, with
-  // `out` as it was, where an id is outside the table or the offsets make no bags.
+  // `out` as it was, where an id is outside the table, a row is not in its slot, or the offsets
+  // make no bags.
   m.def(
       "lookup_plain",
-      [](RecordArray& a, int64_t num_rows, Array1<const int64_t> ids,
+      [](RecordArray& a, Planner& planner, int64_t num_rows, Array1<const int64_t> ids,
          std::optional<Array1<const int64_t>> offsets, bool complete, const BagLayout& layout,
          Array2<float> out, int num_threads) {
         check_weights(a);
@@ -256,6 +257,7 @@ void bind_kernels(nb::module_& m) {
         Bags bags = layout.bags(num_ids, num_bags);
         nb::gil_scoped_release nogil;
         if (first_bad_id(ids.data(), num_ids, num_rows, num_threads) >= 0) return false;
+        if (!planner.holds_for_good({{0, ids.data(), num_ids}}, num_threads)) return false;
         std::vector<int64_t> bounds;
         if (offsets) {
           bounds.assign(offsets->data(), offsets->data() + offsets->size());
@@ -270,8 +272,9 @@ void bind_kernels(nb::module_& m) {
         lookup_whole(records_of(a), {{ids.data(), num_ids, 0}}, bags, out.data(), num_threads);
         return true;
       },
-      nb::arg("records"), nb::arg("num_rows"), nb::arg("ids"), nb::arg("offsets").none(),
-      nb::arg("complete"), nb::arg("layout"), nb::arg("out").noconvert(), nb::arg("num_threads"));
+      nb::arg("records"), nb::arg("planner"), nb::arg("num_rows"), nb::arg("ids"),
+      nb::arg("offsets").none(), nb::arg("complete"), nb::arg("layout"), nb::arg("out").noconvert(),
+      nb::arg("num_threads"));
 
   m.def(
       "update",

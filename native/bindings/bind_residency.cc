@@ -203,6 +203,14 @@ void bind_residency(nb::module_& m) {
       .def_prop_ro("num_lower_resident", &Planner::num_lower_resident, nogil)
       .def_prop_ro("window_size", &Planner::window_size, nogil)
       .def_prop_ro("num_resident", &Planner::num_resident, nogil)
+      .def(
+          "holds_for_good",
+          [](Planner& planner, nb::handle given, int num_threads) {
+            const std::vector<Segment> segments = segments_of(given);
+            nb::gil_scoped_release released;
+            return planner.holds_for_good(segments, num_threads);
+          },
+          nb::arg("segments"), nb::arg("num_threads"))
       .def_prop_ro("all_resident", &Planner::all_resident, nogil)
       .def_prop_ro("overhead_bytes", &Planner::overhead_bytes, nogil);
 

@@ -34,6 +34,7 @@ class PartitionedPlanner final : public Planner {
   void release(int64_t number, bool updated, bool used = true) override;
   void cancel() override;
   void find(const std::vector<Segment>& segments, int32_t* slots, int num_threads) override;
+  bool holds_for_good(const std::vector<Segment>&, int) override { return false; }
   ResidentRows dirty_rows() override;
   void mark_clean() override;
 

@@ -92,6 +92,10 @@ class Planner {
   // follow this one's, from `first_lower_slot` on. REQUIRES: ids lie inside their tables.
   virtual void find(const std::vector<Segment>& segments, int32_t* slots, int num_threads) = 0;
 
+  // Whether the row of every occurrence has been used and is in a slot that is its own for good, as
+  // rows of whole tables are. REQUIRES: ids lie inside their tables.
+  virtual bool holds_for_good(const std::vector<Segment>& segments, int num_threads) = 0;
+
   // Rows that the store does not hold as they are here, updates of released plans included; slots
   // as in `find`.
   virtual ResidentRows dirty_rows() = 0;

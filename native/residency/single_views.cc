@@ -1,5 +1,6 @@
 // What can be asked of a single planner.
 #include <algorithm>
+#include <atomic>
 
 #include "core/thread_pool.h"
 #include "residency/single_planner.h"
@@ -9,32 +10,60 @@ namespace {
 
 constexpr int64_t kPieceIds = 8192;  // that a thread takes at a time
 
-}  // namespace
-
-// Reads only what the lock guards, so that several threads may do it for the one that holds it.
-void SinglePlanner::find(const std::vector<Segment>& segments, int32_t* slots, int num_threads) {
+// fn(ids, occurrences before them) for pieces of the batch, on several threads where it is large.
+template <typename Fn>
+void for_pieces(const std::vector<Segment>& segments, int num_threads, const Fn& fn) {
   struct Piece {
     Segment ids;
-    int32_t* slots;
+    int64_t begin;
   };
   std::vector<Piece> pieces;
+  int64_t before = 0;
   for (const Segment& s : segments) {
     for (int64_t i = 0; i < s.num_ids; i += kPieceIds) {
-      const int64_t n = std::min(kPieceIds, s.num_ids - i);
-      pieces.push_back({{s.table, s.ids + i, n}, slots + i});
+      pieces.push_back({{s.table, s.ids + i, std::min(kPieceIds, s.num_ids - i)}, before + i});
     }
-    slots += s.num_ids;
+    before += s.num_ids;
   }
+  parallel_for(static_cast<int64_t>(pieces.size()), before > kPieceIds ? num_threads : 1,
+               [&](int64_t p) {
+                 const Piece& piece = pieces[static_cast<size_t>(p)];
+                 fn(piece.ids, piece.begin);
+               });
+}
+
+}  // namespace
+
+// Both read only what the lock guards, so that several threads may do it for the one that holds it.
+
+void SinglePlanner::find(const std::vector<Segment>& segments, int32_t* slots, int num_threads) {
   std::lock_guard<std::mutex> lock(mutex_);
-  const int threads = num_ids_of(segments) > kPieceIds ? num_threads : 1;
-  parallel_for(static_cast<int64_t>(pieces.size()), threads, [&](int64_t p) {
-    const Piece& piece = pieces[static_cast<size_t>(p)];
-    if (options_.tables[static_cast<size_t>(piece.ids.table)].first_slot >= 0) {
-      find_whole(piece.ids, piece.slots);
+  for_pieces(segments, num_threads, [&](const Segment& ids, int64_t begin) {
+    if (options_.tables[static_cast<size_t>(ids.table)].first_slot >= 0) {
+      find_whole(ids, slots + begin);
     } else {
-      find_cached(piece.ids, piece.slots);
+      find_cached(ids, slots + begin);
     }
   });
+}
+
+bool SinglePlanner::holds_for_good(const std::vector<Segment>& segments, int num_threads) {
+  for (const Segment& s : segments) {
+    if (options_.tables[static_cast<size_t>(s.table)].first_slot < 0) return false;
+  }
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (whole_.all_resident()) return true;
+  std::atomic<bool> missing = false;
+  for_pieces(segments, num_threads, [&](const Segment& s, int64_t) {
+    if (missing.load(std::memory_order_relaxed)) return;
+    const int64_t first = options_.tables[static_cast<size_t>(s.table)].first_slot;
+    bool held = true;
+    for (int64_t i = 0; i < s.num_ids; ++i) {
+      held &= whole_.is_resident(static_cast<uint32_t>(first + s.ids[i]));
+    }
+    if (!held) missing = true;
+  });
+  return !missing;
 }
 
 void SinglePlanner::find_whole(const Segment& s, int32_t* slots) const {

@@ -20,7 +20,7 @@ from tiered_embed.optim import SGD
 DIM, ROWS = 4, 6
 
 
-def plan_and_bags() -> tuple[_native.StepPlan, Bags]:
+def plan_and_bags() -> tuple[_native.Planner, _native.StepPlan, Bags]:
     planner = _native.Planner(
         [(ROWS, 0)],
         whole_slots=ROWS,
@@ -34,11 +34,11 @@ def plan_and_bags() -> tuple[_native.StepPlan, Bags]:
     )
     plan = planner.plan_now([(0, np.array([1, 3], np.int64))])
     layout = _native.BagLayout([0], [0], DIM)
-    return plan, Bags(layout, None, None, 2)
+    return planner, plan, Bags(layout, None, None, 2)
 
 
 RECORDS = _native.RecordArray(ROWS, DIM, 0, 0)
-PLAN, BAGS = plan_and_bags()
+PLANNER, PLAN, BAGS = plan_and_bags()
 SLOTS = np.array([0, 1], np.int32)
 TABLES16, TABLES = np.zeros(2, np.uint16), np.zeros(2, np.uint32)
 IDS = np.array([1, 3], np.int64)
@@ -92,7 +92,7 @@ CALLS: dict[str, tuple[tuple[int, ...], Any, Callable[[Any], Any]]] = {
         (2, DIM),
         F32,
         lambda a: _native.lookup_plain(
-            RECORDS, ROWS, IDS, None, False, _native.BagLayout([0], [0], DIM), a, 1
+            RECORDS, PLANNER, ROWS, IDS, None, False, _native.BagLayout([0], [0], DIM), a, 1
         ),
     ),
     "name_missing": (

@@ -164,7 +164,7 @@ class Evaluation:
             segments = batch.segments[p]
             values = pool.kernel.values(outputs[p])
             kernel = self._reads_in_place(pool)
-            if kernel is not None and pool.is_in_place():
+            if kernel is not None and pool.holds_for_good(segments):
                 self.counts.lookups += segments.num_ids
                 kernel.lookup_whole(pool.first_slots, segments, bags[p], values)
                 continue

@@ -45,6 +45,7 @@ class PlainEvaluation:
         kernel = self._pool.kernel
         assert isinstance(kernel, CpuKernel)
         self._kernel = kernel
+        self._planner = self._pool.planner.native
         self._num_rows = wiring.tables[0].num_embeddings or 0
         self._dim = wiring.layouts[0].dim
         self._device = options.compute_device
@@ -66,10 +67,11 @@ class PlainEvaluation:
             num_bags = len(offsets) - include_last_offset
         else:
             return None
-        if num_bags < 1 or num_bags * self._dim * 4 >= HUGE_BYTES or not self._pool.is_in_place():
+        if num_bags < 1 or num_bags * self._dim * 4 >= HUGE_BYTES or not self._pool.is_at_rest():
             return None
         out = torch.empty((num_bags, self._dim), dtype=torch.float32, device=self._device)
         done = self._kernel.lookup_plain(
+            self._planner,
             self._num_rows,
             indices.numpy().reshape(-1),
             None if offsets is None else offsets.numpy(),

@@ -83,7 +83,6 @@ class Pool:
         self._num_threads = options.threads
         self._lower_slots = lower_slots
         self.first_slots = np.array(slots.first_slot, np.int64)  # of each table; -1: it has none
-        self._in_place = False
         self.planner = Planner(
             layout.tables,
             slots,
@@ -148,13 +147,13 @@ class Pool:
         self.scheduler.await_rows(found.slots)
         return found
 
-    def is_in_place(self) -> bool:
-        """Whether every row of every table is in its slot, ``first_slots`` + id, for good."""
-        self.scheduler.check()
-        if not self._in_place and self.planner.all_resident:
-            self.scheduler.finish_moves()  # the last of them may be on its way
-            self._in_place = True
-        return self._in_place
+    def is_at_rest(self) -> bool:
+        """Whether no row moves or is filled, or will be by what has been posted."""
+        return self.scheduler.is_at_rest()
+
+    def holds_for_good(self, segments: Segments) -> bool:
+        """Whether the rows of the occurrences are in slots ``first_slots`` + id, for good."""
+        return self.is_at_rest() and self.planner.holds_for_good(segments, self._num_threads)
 
     def _find(self, segments: Segments | Sequence[Segment]) -> Found:
         if not isinstance(segments, Segments):

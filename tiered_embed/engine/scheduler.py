@@ -217,6 +217,12 @@ class Scheduler:
             self._jobs.wait()
         self.check()
 
+    def is_at_rest(self) -> bool:
+        """Whether no job is posted that plans, and no rows are on their way into their slots."""
+        self.check()
+        self._release_dropped()
+        return self._jobs.idle and not self._mover.reading
+
     def await_rows(self, slots: npt.NDArray[np.int32]) -> None:
         """Returns when the rows of ``slots`` (n,) are there; negative ones are none. REQUIRES:
         every plan is made."""

@@ -115,6 +115,7 @@ class CpuKernel:
 
     def lookup_plain(
         self,
+        planner: _native.Planner,
         num_rows: int,
         ids: npt.NDArray[np.int64],
         offsets: npt.NDArray[np.int64] | None,
@@ -129,10 +130,12 @@ class CpuKernel:
             offsets: as of ``nn.EmbeddingBag``, unchecked; None: all bags have equally many ids.
 
         Returns:
-            Whether ids and offsets are right; if not, ``out`` is as it was.
+            Whether ids and offsets are right, and all rows in their slots; if not, ``out`` is as
+            it was.
         """
         return _native.lookup_plain(
             self._records,
+            planner,
             num_rows,
             ids,
             offsets,

@@ -154,6 +154,16 @@ class Planner:
         """The slot of every occurrence (N,), as :meth:`find`."""
         return self._native.find(_native_form(segments), num_threads)
 
+    def holds_for_good(self, segments: Segments | Sequence[Segment], num_threads: int = 1) -> bool:
+        """Whether every row of the occurrences has been used, and is in a slot of its own for good,
+        as rows of whole tables are."""
+        return self._native.holds_for_good(_native_form(segments), num_threads)
+
+    @property
+    def native(self) -> _native.Planner:
+        """For native calls over several parts."""
+        return self._native
+
     def dirty_rows(
         self,
     ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
