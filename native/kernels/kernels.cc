@@ -195,6 +195,14 @@ void for_groups(const Bags& bags, const Groups& groups, const GradientRows& rows
   }
 }
 
+void prefetch_record(const Records& records, int64_t slot) {
+  const int64_t row_bytes = records.dim * weight_bytes(records.type);
+  for (int64_t i = 0; i < row_bytes; i += 64) __builtin_prefetch(records.row(slot) + i, 0, 2);
+  for (int64_t i = 0; i < records.state_floats; i += 16) {
+    __builtin_prefetch(records.row_state(slot) + i, 0, 2);
+  }
+}
+
 // Calls fn(u) for every unique row, in blocks on all threads.
 template <typename Fn>
 void for_rows(int64_t num_unique, int num_threads, const Fn& fn) {
@@ -339,9 +347,11 @@ double condition_rows(const Groups& groups, int64_t dim, const Conditioning& con
 void apply_rows(const Records& records, const Bags& bags, const Groups& groups, float* rows,
                 const Step& step, int num_threads) {
   const KernelTable& k = kernels();
+  constexpr int64_t kAhead = 12;
   for_rows(groups.num_unique, num_threads, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(static_cast<size_t>(records.dim));
     for (int64_t u = begin; u < end; ++u) {
+      if (u + kAhead < end) prefetch_record(records, bags.slots[u + kAhead]);
       k.apply(records, u, bags.slots[u], groups.start[u + 1] - groups.start[u],
               rows + u * records.dim, step, scratch.data());
     }

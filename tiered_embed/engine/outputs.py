@@ -13,14 +13,11 @@ from __future__ import annotations
 import torch
 
 from .. import _native
+from ..kernels import HUGE_BYTES
 from .checking import CheckedBatch
 from .wiring import Wiring
 
-__all__ = ["empty_output", "feature_rows", "pool_parts"]
-
-# An output of this size is fresh memory at every step: each small page of it costs a fault, and a
-# feature touches as many pages as it has bags.
-HUGE_BYTES = 8 << 20
+__all__ = ["empty_output", "feature_rows", "in_huge_pages", "pool_parts"]
 
 
 def empty_output(wiring: Wiring, batch: CheckedBatch, device: torch.device) -> torch.Tensor:
@@ -28,10 +25,15 @@ def empty_output(wiring: Wiring, batch: CheckedBatch, device: torch.device) -> t
     shape: tuple[int, ...] = (batch.num_bags, wiring.num_columns)
     if not wiring.pooled:
         shape = (sum(_pool_sizes(wiring, batch)),)
-    out = torch.empty(shape, dtype=torch.float32, device=device)
-    if out.is_cpu and out.nbytes >= HUGE_BYTES:
-        _native.advise_huge_pages(out.view(-1).numpy())
-    return out
+    return in_huge_pages(torch.empty(shape, dtype=torch.float32, device=device))
+
+
+def in_huge_pages(fresh: torch.Tensor) -> torch.Tensor:
+    """``fresh`` itself: float32 and contiguous, and nothing has been written into it. Where it is
+    large, and on the CPU, its memory will come in huge pages."""
+    if fresh.is_cpu and fresh.nbytes >= HUGE_BYTES:
+        _native.advise_huge_pages(fresh.view(-1).numpy())
+    return fresh
 
 
 def pool_parts(wiring: Wiring, batch: CheckedBatch, out: torch.Tensor) -> list[torch.Tensor]:

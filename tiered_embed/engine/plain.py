@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import torch
 
-from ..kernels import CpuKernel
+from ..kernels import HUGE_BYTES, CpuKernel
 from ..spec import EngineOptions
 from .evaluation import Evaluation
-from .outputs import HUGE_BYTES
 from .wiring import Wiring
 
 __all__ = ["PlainEvaluation", "plain_evaluation"]

@@ -25,6 +25,7 @@ from torch import nn
 from ..errors import CapacityError, ConfigError
 from ..kernels import Bags, CpuKernel
 from .lease import Lease
+from .outputs import in_huge_pages
 from .pool import Pool
 
 __all__ = ["RowGradients", "TouchedRows", "tables_of_parameter"]
@@ -87,21 +88,20 @@ class TouchedRows:
 
     # --- gradients come -------------------------------------------------------------------------
 
-    def add(self, given: Sequence[RowGradients]) -> None:
+    def add(self, given: list[RowGradients]) -> None:
         """Adds the gradients of one backward pass, forward after forward, to ``.grad``.
 
-        torch's accumulation does it, so hooks of the parameter run.
+        torch's accumulation does it, so hooks of the parameter run. Empties ``given``.
         """
         self._forget_dropped()
         parameter = self.parameter
         if len(given) == 1 and parameter.grad is None:
-            (one,) = given
             self.drop()
-            self._tables, self._keys = one.tables, one.keys
-            self._lease, self._changed = one.lease, one.changed
-            grad, values = one.rows, self._read(one.slots)
+            self._tables, self._keys, grad, slots, self._lease, self._changed = given.pop()
+            values = self._read(slots)
         else:
             grad, values = self._merge(given)
+            given.clear()
         parameter.data = values
         box = [grad]
         del grad  # torch keeps this very tensor as .grad if nobody else has it
@@ -173,7 +173,7 @@ class TouchedRows:
         grad = parameter.grad.detach().to(torch.float32)
         if self._lease is not None:
             if len(self._scratch) < len(grad):
-                self._scratch = torch.empty_like(grad)
+                self._scratch = self._empty(len(grad))
             taken = self._scratch[: len(grad)]
             return self._lease, kernel.values(taken.copy_(grad))
         order = np.argsort(self._tables, kind="stable")
@@ -239,8 +239,9 @@ class TouchedRows:
 
     # --- values ---------------------------------------------------------------------------------
 
-    def _empty(self) -> torch.Tensor:
-        return torch.empty((0, self.pool.layout.dim), dtype=torch.float32, device=self._device)
+    def _empty(self, num_rows: int = 0) -> torch.Tensor:
+        shape = num_rows, self.pool.layout.dim
+        return in_huge_pages(torch.empty(shape, dtype=torch.float32, device=self._device))
 
     def _note_versions(self) -> None:
         grad = self.parameter.grad
@@ -250,8 +251,7 @@ class TouchedRows:
         """The rows in ``slots`` (U,) of the topmost tier, (U, D) float32; into ``out`` if given."""
         pool = self.pool
         if out is None:
-            shape = len(slots), pool.layout.dim
-            out = torch.empty(shape, dtype=torch.float32, device=self._device)
+            out = self._empty(len(slots))
         if not isinstance(pool.kernel, CpuKernel):
             values = pool.layout.values(pool.upper.gather(slots))
             return out.copy_(torch.from_numpy(values))

@@ -240,11 +240,13 @@ class Updates:
         """The update with the row gradients of every pool, which are overwritten."""
         squares: dict[Optimizer | None, float] = {}  # by spec: each has a norm of its own
         for p, part, optimizer in zip(parts, rows, optimizers, strict=True):
+            if not (optimizer.clips or options.scale != 1.0 or options.by_frequency):
+                continue  # a pass over all gradients that would change none
             spec = p.pool.layout.optimizer
             of_part = p.pool.kernel.condition(p.lease.plan, part, optimizer, options)
             squares[spec] = squares.get(spec, 0.0) + of_part
         for p, part, optimizer in zip(parts, rows, optimizers, strict=True):
-            factor = optimizer.global_factor(squares[p.pool.layout.optimizer])
+            factor = optimizer.global_factor(squares.get(p.pool.layout.optimizer, 0.0))
             p.pool.kernel.apply(p.lease.plan, part, optimizer, options.step, factor)
 
     def _optimizer_of(self, part: PoolGradient) -> Optimizer:

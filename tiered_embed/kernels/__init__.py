@@ -6,7 +6,7 @@ Kernels only compute; the planner decides which row lies in which slot.
 Threading: one call at a time.
 """
 
-from .base import POOLINGS, Bags, Kernel, LookedUp, UpdateOptions
+from .base import HUGE_BYTES, POOLINGS, Bags, Kernel, LookedUp, UpdateOptions
 from .choice import kernel_for
 from .cpu import CpuKernel
 from .device import DeviceKernel
@@ -14,6 +14,7 @@ from .fbgemm import FbgemmKernel
 from .triton import TritonKernel
 
 __all__ = [
+    "HUGE_BYTES",
     "POOLINGS",
     "Bags",
     "CpuKernel",

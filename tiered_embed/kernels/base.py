@@ -19,7 +19,10 @@ from .. import _native
 from .._native import StepPlan
 from ..optim import Optimizer
 
-__all__ = ["POOLINGS", "Bags", "Kernel", "LookedUp", "UpdateOptions"]
+__all__ = ["HUGE_BYTES", "POOLINGS", "Bags", "Kernel", "LookedUp", "UpdateOptions"]
+
+# An array of this size is fresh memory whenever it is made: each small page of it costs a fault.
+HUGE_BYTES = 8 << 20
 
 F32 = npt.NDArray[np.float32]
 Values = Any

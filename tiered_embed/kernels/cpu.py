@@ -17,7 +17,7 @@ import torch
 from .. import _native
 from ..optim import Optimizer
 from ..spec import rounding_key
-from .base import Bags, LookedUp, UpdateOptions
+from .base import HUGE_BYTES, Bags, LookedUp, UpdateOptions
 
 __all__ = ["CpuKernel"]
 
@@ -169,6 +169,8 @@ class CpuKernel:
     def row_gradients(self, plan: _native.StepPlan, bags: Bags, grad: F32) -> F32:
         """The summed gradient of each unique row, (U, D)."""
         rows = np.empty((len(plan.slots), self._dim), np.float32)
+        if rows.nbytes >= HUGE_BYTES:
+            _native.advise_huge_pages(rows.reshape(-1))
         _native.row_gradients(plan, bags.native, grad, rows, self._num_threads)
         return rows
 

@@ -153,6 +153,12 @@ class Optimizer(ABC):
         """The weight decay that the formula applies; 0 without it."""
         return self.weight_decay if self.weight_decay_mode == self.formula_decay else 0.0
 
+    @property
+    def clips(self) -> bool:
+        """Whether any kind of clipping is asked for."""
+        limits = self.clip_value, self.clip_row_norm, self.clip_global_norm
+        return any(limit is not None for limit in limits)
+
     def global_factor(self, squares: float) -> float:
         """The factor of ``clip_global_norm`` if the squares of all gradients sum to ``squares``."""
         if self.clip_global_norm is None:
