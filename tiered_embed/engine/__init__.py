@@ -7,7 +7,7 @@ from .checking import CheckedBatch, Presented
 from .engine import Engine
 from .evaluation import EvaluationStream, EvaluationTicket
 from .features import INTEGERS, Feature, feature_of, row_per_id
-from .jagged import JaggedLayout, join
+from .jagged import JaggedLayout, even_bounds, join
 from .lanes import apart_from_own_threads
 from .outputs import feature_rows
 from .pool import Pool
@@ -28,6 +28,7 @@ __all__ = [
     "Ticket",
     "TicketState",
     "apart_from_own_threads",
+    "even_bounds",
     "feature_of",
     "feature_rows",
     "join",

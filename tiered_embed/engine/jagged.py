@@ -11,6 +11,7 @@ Legend: ``N`` ids of all features, ``K`` keys, ``B`` bags of each.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from functools import partial
 
@@ -24,7 +25,7 @@ from .checking import CheckedBatch
 from .features import INTEGERS, Feature
 from .wiring import Wiring
 
-__all__ = ["JaggedLayout", "join"]
+__all__ = ["JaggedLayout", "even_bounds", "join"]
 
 I64 = npt.NDArray[np.int64]
 
@@ -85,6 +86,12 @@ def _features(
             starts = bounds[i * num_bags : (i + 1) * num_bags + 1]
             found[f] = Feature(ids, starts - starts[0], None)
     return [found[f] for f in range(len(found))]
+
+
+@functools.lru_cache(maxsize=16)
+def even_bounds(num_bags: int, num_ids: int) -> torch.Tensor:
+    """Where bags of ``num_ids`` ids each begin, and the end, (B + 1,); nobody may write into it."""
+    return torch.arange(num_bags + 1, dtype=torch.int64, device="cpu") * num_ids
 
 
 def join(

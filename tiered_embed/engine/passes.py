@@ -151,7 +151,7 @@ class Passes:
             return True
         if self._may_repeat or number in self._given:
             return False
-        return all(other is step for other in self._open)
+        return len(self._open) <= (step in self._open)
 
     def _collect(self, number: int) -> None:
         """Gathers what forwards get in the running pass, until it ends."""
@@ -215,6 +215,8 @@ class Passes:
 
     def _keep_rows(self, but: Sequence[Step] = ()) -> None:
         """Rows are about to change: forwards whose backward is to come keep what they read."""
+        if len(self._open) <= sum(step in self._open for step in but):
+            return
         for step in list(self._open):
             if step.needs_rows and all(step is not other for other in but):
                 step.keep()

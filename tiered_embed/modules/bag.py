@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from typing_extensions import Unpack
 
-from ..engine import Feature, Presented, feature_of
+from ..engine import CheckedBatch, Feature, JaggedLayout, Presented, even_bounds, feature_of
 from ..errors import ConfigError
 from ..spec import EngineKeywords, Mode, TableConfig, options_from_keywords
 from .arguments import BAG_ARGUMENTS, arguments
@@ -52,6 +52,7 @@ class TieredEmbeddingBag(TieredModule):
                 "or leave it out"
             )
         super().__init__([table], [(name, 0)], checked)
+        self._layout = JaggedLayout(self.engine.wiring, [0], 1)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.mode = mode
@@ -89,6 +90,20 @@ class TieredEmbeddingBag(TieredModule):
         last = self.include_last_offset
         return [feature_of(self._where, *presented.tensors, include_last_offset=last)]
 
+    def check(self, presented: Presented) -> CheckedBatch:
+        return self._checked_at_once(*presented.tensors) or super().check(presented)
+
+    def _checked_at_once(
+        self, ids: object, offsets: object, sample_weights: object
+    ) -> CheckedBatch | None:
+        """The batch, where it is one that a single native call can check."""
+        bounds = offsets if self.include_last_offset else None
+        if sample_weights is not None or not _is_dense(ids):
+            return None
+        if offsets is None and ids.dim() == 2:
+            ids, bounds = ids.reshape(-1), even_bounds(*ids.shape)
+        return self._layout.check(ids, bounds) if _is_dense(bounds) else None
+
     @property
     def _where(self) -> str:
         return f"table {self.engine.tables[0].name!r}"
@@ -116,3 +131,7 @@ class TieredEmbeddingBag(TieredModule):
             if out is not None:
                 return out
         return self._forward(Presented((input, offsets, per_sample_weights)))[0]
+
+
+def _is_dense(tensor: object) -> TypeGuard[torch.Tensor]:
+    return type(tensor) is torch.Tensor and tensor.is_cpu and tensor.layout is torch.strided

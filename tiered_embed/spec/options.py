@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypedDict
 
 import torch
@@ -216,7 +217,7 @@ class EngineOptions:
         """Batches that may be staged ahead."""
         return self.depth if isinstance(self.depth, int) else min(self.lookahead, MOST_DEPTH)
 
-    @property
+    @cached_property
     def compute_device(self) -> torch.device:
         """Where rows are looked up and updated, and where outputs lie."""
         try:
@@ -229,7 +230,7 @@ class EngineOptions:
             return torch.device("cuda", torch.cuda.current_device())
         return device
 
-    @property
+    @cached_property
     def threads(self) -> int:
         return self.num_threads or len(os.sched_getaffinity(0))
 
