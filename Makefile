@@ -9,7 +9,7 @@ DEV := $(VENV)/.ready-dev
 BROWSER := $(VENV)/.ready-browser
 NATIVE := $(shell find native -type f) CMakeLists.txt pyproject.toml
 
-.PHONY: help setup demo test test-checked test-long test-gpu soak torture check sanitize format bench clean
+.PHONY: help setup demo test test-checked test-long test-programs test-gpu soak torture check sanitize format bench clean
 
 help:
 	@echo "make setup      all that the targets below need; each of them also sets up what it needs"
@@ -17,6 +17,7 @@ help:
 	@echo "make test       the whole test suite (under 5 minutes on two cores)"
 	@echo "make test-checked  planner, engine and model tests with the native contracts checked"
 	@echo "make test-long  the full equality matrix and other long runs"
+	@echo "make test-programs  1,500 drawn training programs beside the same ones of torch"
 	@echo "make test-gpu   the HBM tier on a CUDA device"
 	@echo "make soak       two minutes of training, watched for growth and drift"
 	@echo "make torture    kills, power losses, full disks, flipped bits, hostile input (30 minutes)"
@@ -55,6 +56,9 @@ test-checked: $(DEV)
 
 test-long: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m long
+
+test-programs: $(DEV)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long tests/promises/test_programs.py
 
 test-gpu: $(DEV)
 	$(BIN)/python -m pytest -m gpu tests/gpu

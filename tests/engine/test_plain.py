@@ -165,6 +165,20 @@ def test_between_training_steps_it_gives_what_the_general_way_gives(trains, seed
     made.close()
 
 
+def test_a_checkpoint_that_was_restored_is_what_it_reads(tmp_path):
+    made = module(tiers=te.Tiers(ddr="1MiB", ssd=str(tmp_path / "rows")))
+    ids = torch.randint(0, ROWS, (6, 4))
+    te.checkpoint.save(made, tmp_path / "saved", step=1)
+    with torch.no_grad():
+        saved = made(ids)
+    made(ids).sum().backward()
+    te.checkpoint.load(made, tmp_path / "saved")
+    with torch.no_grad():
+        assert torch.equal(made(ids), saved)
+        assert torch.equal(made(ids), general(made, ids))
+    made.close()
+
+
 def test_a_loop_that_evaluates_ahead_is_answered():
     made = module().eval()
     batches = [torch.randint(0, ROWS, (6, 4)) for _ in range(5)]

@@ -1,16 +1,21 @@
 """Drawn training programs: what ``te.swap`` makes of a model trains as the model did, or the
-difference is said. ``support/programs.py`` says what is drawn."""
+difference is said. ``support/programs.py`` says what is drawn.
 
+TIERED_EMBED_PROGRAMS: how many the long run draws; 1,500 without it.
+"""
+
+import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 
 from programs import Program, Said, Tiered, Torch, programs
 
-drawn = settings(deadline=None, derandomize=True, print_blob=True)
+MANY = int(os.environ.get("TIERED_EMBED_PROGRAMS", "1500"))
 
 
 def run(program: Program) -> None:
@@ -50,14 +55,26 @@ def run(program: Program) -> None:
         assert not told
 
 
-@settings(drawn, max_examples=150)
+@settings(deadline=None, derandomize=True, max_examples=150, print_blob=True)
 @given(programs())
 def test_a_program_trains_as_on_torchs_module(program: Program) -> None:
     run(program)
 
 
-@pytest.mark.long
-@settings(drawn, max_examples=1500)
-@given(programs())
-def test_many_programs_train_as_on_torchs_module(program: Program) -> None:
-    run(program)
+def many(part: int) -> Callable[[], None]:
+    """A quarter of a long run, with programs of its own."""
+
+    @pytest.mark.long
+    @seed(part)
+    @settings(deadline=None, max_examples=MANY // 4, print_blob=True)
+    @given(programs())
+    def test(program: Program) -> None:
+        run(program)
+
+    return test
+
+
+test_many_programs_0 = many(0)
+test_many_programs_1 = many(1)
+test_many_programs_2 = many(2)
+test_many_programs_3 = many(3)

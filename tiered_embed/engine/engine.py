@@ -424,6 +424,7 @@ class Engine:
         self.rows = Rows(self.wiring, self.pools)
         self.rows.version = version + 1
         self.evaluation.pools = self.pools
+        self._plain = plain_evaluation(self.wiring, self.options, self.evaluation)
         self.set_steps(self._group.stored_step)
 
     def set_steps(self, steps: int) -> None:
