@@ -340,6 +340,10 @@ class Torch(Run):
     def optimizers(self) -> list[torch.optim.Optimizer]:
         return [PEERS[self.program.kind](self.model.parameters())]
 
+    def restore(self, how: str) -> None:
+        """The rows go on as they are; a gradient that nobody dropped is in no checkpoint."""
+        self.model.emb.weight.grad = None
+
 
 class Tiered(Run):
     def __init__(self, program: Program, folder: Path) -> None:
