@@ -1,6 +1,7 @@
 """nn.Module's protocols and nn.Embedding's conveniences on the tiered modules."""
 
 import copy
+import json
 import pickle
 from typing import Any
 
@@ -176,7 +177,24 @@ def test_a_state_dict_of_other_tables_is_refused():
         two.load_state_dict(state)
 
 
-@pytest.mark.parametrize("state", [None, torch.zeros(3), torch.tensor([1], dtype=torch.uint8)])
+def as_state(content):
+    return torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        torch.zeros(3),
+        torch.tensor([1], dtype=torch.uint8),
+        torch.tensor([[1]], dtype=torch.uint8),
+        torch.tensor(1 << 40),
+        torch.tensor((1 << 63) - 1).numpy(),
+        as_state({"tables": {"emb": [ROWS, DIM]}, "steps": -1}),
+        as_state({"tables": {"emb": [ROWS, DIM]}, "steps": 10**30}),
+        as_state([1]),
+    ],
+)
 def test_a_state_of_another_kind_is_refused(state):
     with (
         make(te.TieredEmbedding) as module,

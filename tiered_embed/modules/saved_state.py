@@ -99,9 +99,11 @@ def restore(engine: Engine, state: Any) -> None:
         ConfigError: it was saved from other tables, or not by a tiered module.
     """
     try:
-        content = json.loads(bytes(state.tolist()))
+        content = json.loads(_text(state))
         given = content["tables"]
         steps = int(content.get("steps", 0))
+        if not 0 <= steps < 1 << 53:
+            raise ValueError(f"{steps} updates")
         probes = {str(name): (list(ids), str(sha)) for name, (ids, sha) in _probes(content).items()}
     except (AttributeError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(f"this state was not saved by a tiered module: {error!r}") from error
@@ -126,6 +128,13 @@ def restore(engine: Engine, state: Any) -> None:
         return
     if engine.steps != steps:
         engine.set_steps(steps)
+
+
+def _text(state: Any) -> bytes:
+    numbers = state.tolist()
+    if not isinstance(numbers, list):  # bytes(n) would be n zeros
+        raise ValueError("a single number")
+    return bytes(numbers)
 
 
 def _probes(content: Any) -> dict[str, Sequence[Any]]:
