@@ -206,7 +206,9 @@ class Engine:
 
         None: they train, or need :meth:`forward` for another reason.
         """
-        if self._plain is None or self.stages(training=training):
+        if self._plain is None or self.output_dtype is not torch.float32:
+            return None
+        if self.stages(training=training):
             return None
         out = self._plain.look_up(indices, offsets, include_last_offset)
         if out is not None and training and self.passes is not None:
