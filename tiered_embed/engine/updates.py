@@ -7,7 +7,7 @@ The arithmetic is the kernels'. Threading: as the engine.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import ConfigError, NonFiniteError
+from ..errors import ConfigError, NonFiniteError, StoreError
 from ..kernels import Bags, LookedUp, UpdateOptions
 from ..optim import Optimizer
 from ..tiers import PoolLayout
@@ -104,7 +104,7 @@ class Updates:
         Returns whether rows were changed.
 
         Raises:
-            NonFiniteError: and no row has changed.
+            NonFiniteError, StoreError: and no row has changed.
         """
         return self._update(parts, by_frequency=self.by_frequency)
 
@@ -133,6 +133,7 @@ class Updates:
         if not self._finite(gradients, [rows for _, _, rows in parts]) and not self._goes_on():
             self.skipped += 1
             return False
+        self._mark_training(pool for pool, _, _ in parts)
         self.steps += 1
         options = UpdateOptions(self.steps)
         self._apply(gradients, [rows for _, _, rows in parts], optimizers, options)
@@ -186,7 +187,7 @@ class Updates:
                 parts.append(PoolGradient(pool, leases[-1], bags, values))
             changed = True  # whatever interrupts the next line, rows may have changed
             changed = self._update(parts, by_frequency=False)
-        except (ConfigError, NonFiniteError):
+        except (ConfigError, NonFiniteError, StoreError):
             changed = False
             raise
         finally:
@@ -220,6 +221,7 @@ class Updates:
                 return False
         elif scaler is not None:
             self._tell_scaler(True, scale)
+        self._mark_training(p.pool for p in parts)
         self.steps += 1
         options = UpdateOptions(self.steps, 1.0 / scale, by_frequency)
         if rows is None:
@@ -246,6 +248,11 @@ class Updates:
         for p, part, optimizer in zip(parts, rows, optimizers, strict=True):
             factor = optimizer.global_factor(squares[p.pool.layout.optimizer])
             p.pool.kernel.apply(p.lease.plan, part, optimizer, options.step, factor)
+
+    def _mark_training(self, pools: Iterable[Pool]) -> None:
+        """Rows are about to change."""
+        for pool in pools:
+            pool.mark_training()
 
     def _optimizer_of(self, part: PoolGradient) -> Optimizer:
         optimizer = self.optimizer_of(part.pool.layout)

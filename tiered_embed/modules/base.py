@@ -241,6 +241,7 @@ class TieredModule(RowParameters):
 
         imported = rows.import_sorted(index, arrays())
         self._set_steps(counted)
+        self.flush()
         return imported
 
     @property

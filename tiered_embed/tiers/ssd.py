@@ -6,7 +6,7 @@ Threading: any thread may call anything; write-backs run one after another.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +83,7 @@ class SsdTier:
         self._names = [name for name, _ in layout.tables]
         self._buffer = _native.WriteBuffer(layout.record_bytes, PORTION_BYTES)
         self._writing = threading.Lock()  # held while records move from the buffer to the store
-        # Guarded by _writing.
+        # Guarded by _writing. Set to False by the trainer's thread alone, which may read it without.
         self._training = False  # this object has marked the tables as training
         self._changed: ChangedKeys | None = None  # None: nobody tracks
         self._lock = threading.Lock()
@@ -178,7 +178,13 @@ class SsdTier:
             self._training = False
 
     def mark_training(self) -> None:
-        """Notes that from here on the store's rows may come from different training steps."""
+        """Notes that from here on the store's rows may come from different training steps.
+
+        To be called before a row changes, also where it changes in memory alone: after a crash the
+        store has the rows of an earlier step then, and who opens it has to know.
+        """
+        if self._training:  # without the lock, which a write may hold for long
+            return
         with self._writing:
             self._mark_training()
 
@@ -192,7 +198,12 @@ class SsdTier:
         """As :meth:`RowStore.import_sorted`, bypassing the buffer. Ends the tracking of keys."""
         with self._writing:
             self._changed = None
-            return self.store.import_sorted(chunks)
+            return self.store.import_sorted(self._marked(chunks))
+
+    def _marked(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """REQUIRES: ``_writing`` is held while they are drawn."""
+        self._mark_training()
+        yield from chunks
 
     def track(self) -> ChangedKeys:
         """The keys that are written from here on. The object that was given before gets no more."""
