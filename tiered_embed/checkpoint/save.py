@@ -48,6 +48,7 @@ from .snapshot import take_snapshot
 __all__ = [
     "Saved",
     "note_restored",
+    "note_started",
     "save",
     "save_delta",
     "wait_for_newest",
@@ -181,6 +182,11 @@ def _no_basis(path: Path) -> ConfigError:
 def note_restored(model: nn.Module, path: Path, manifest: Manifest) -> None:
     """Notes that the model's rows are now those of a committed step."""
     _bases[model] = _Basis(path, manifest.step, manifest.id, _track(model))
+
+
+def note_started(model: nn.Module) -> None:
+    """Notes that the model's rows are initial ones, on which no delta can stand."""
+    _bases.pop(model, None)
 
 
 def wait_for_newest(model: nn.Module, what: str) -> None:

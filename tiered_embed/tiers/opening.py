@@ -37,9 +37,9 @@ def open_ssd(layout: PoolLayout, tiers: Tiers) -> SsdTier:
         if unfinished:
             error = StoreError(
                 f"a process trained {unfinished} in '{store.path}' and ended without close() or "
-                "flush(), so these rows come from different training steps. Restore them with "
-                "te.checkpoint.load(model, path), or start anew: remove them with "
-                "te.drop_table(directory, name)"
+                "flush(), so the rows there are older than its last step, or come from different "
+                "training steps. te.checkpoint.load(model, path, missing='start') restores the latest "
+                "checkpoint or, where there is none, starts anew"
             )
         step = max(mark.step for mark in mine.values())
         return SsdTier(layout, store, stored_step=step, unfinished=error)

@@ -83,8 +83,9 @@ class SsdTier:
         self._names = [name for name, _ in layout.tables]
         self._buffer = _native.WriteBuffer(layout.record_bytes, PORTION_BYTES)
         self._writing = threading.Lock()  # held while records move from the buffer to the store
-        # Guarded by _writing. Set to False by the trainer's thread alone, which may read it without.
-        self._training = False  # this object has marked the tables as training
+        # Guarded by _writing. This object has marked the tables as training; the trainer's thread,
+        # which alone sets it to False, may read it without the lock.
+        self._training = False
         self._changed: ChangedKeys | None = None  # None: nobody tracks
         self._lock = threading.Lock()
         self._stats = TierStats()  # guarded by _lock
