@@ -70,8 +70,8 @@ def start_anew(model: nn.Module, path: Path) -> None:
     if not any(module.engine.steps for module in modules) and all(map(_is_new, pools)):
         return
     _log.warning(
-        "nothing is committed in '%s', so the model starts anew, and what was trained of the tables "
-        "%s so far is discarded",
+        "nothing is committed in '%s', so the model starts anew, and what was trained so far of "
+        "the tables %s is discarded",
         path,
         sorted(table.name for module in modules for table in module.engine.tables)[:8],
     )

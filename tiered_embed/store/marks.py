@@ -1,9 +1,10 @@
 """Up to which step the rows of each table in a store are complete: the marks in ``meta.json``.
 
-While a process trains, rows reach the store one after another, and those that are there come from
-different training steps. So a table is marked as *training* before its first row is written, and as
-*finished* at a step once every row is there, durably. A process that finds a table marked as
-training knows that the one before it was killed.
+While a process trains, rows reach the store one after another, and those that are there are older
+than the process's last step, or come from different steps. So a table is marked as *training*
+before its first row changes, be it in memory, and as *finished* at a step once every row is in the
+store, durably. A process that finds a table marked as training knows that the one before it was
+killed.
 
 ::
 

@@ -38,8 +38,8 @@ def open_ssd(layout: PoolLayout, tiers: Tiers) -> SsdTier:
             error = StoreError(
                 f"a process trained {unfinished} in '{store.path}' and ended without close() or "
                 "flush(), so the rows there are older than its last step, or come from different "
-                "training steps. te.checkpoint.load(model, path, missing='start') restores the latest "
-                "checkpoint or, where there is none, starts anew"
+                "training steps. te.checkpoint.load(model, path, missing='start') restores the "
+                "latest checkpoint or, where there is none, starts anew"
             )
         step = max(mark.step for mark in mine.values())
         return SsdTier(layout, store, stored_step=step, unfinished=error)
