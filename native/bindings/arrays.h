@@ -39,5 +39,6 @@ void bind_residency(nb::module_& m);
 void bind_replay(nb::module_& m);
 void bind_records(nb::module_& m);
 void bind_write_buffer(nb::module_& m);
+void bind_process(nb::module_& m);
 
 }  // namespace te

@@ -128,7 +128,7 @@ if __name__ == "__main__":
     import warnings
 
     warnings.simplefilter("ignore")
-    import torch._dynamo  # noqa: F401 (every optimizer of torch imports it, in seconds)
+    import torch  # noqa: F401
 
     import tiered_embed.cli  # noqa: F401
 

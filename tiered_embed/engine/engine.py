@@ -354,7 +354,12 @@ class Engine:
         return self._group.digest()
 
     def stats(self) -> Stats:
-        """Running counts per tier and table."""
+        """Running counts per tier and table.
+
+        Raises:
+            ClosedError: in a forked child.
+        """
+        self._group.check_process()
         return Stats(
             self.steps,
             self._group.tier_stats(self.options),

@@ -113,6 +113,7 @@ class Scheduler:
 
         An interrupted :meth:`cancel` is repeated first.
         """
+        self.check_process()
         self.cancel()
         self._ahead = ahead
 
@@ -121,6 +122,8 @@ class Scheduler:
 
         Idempotent, and to be repeated when it was interrupted.
         """
+        if self._pid != os.getpid():
+            return
         self._release_dropped()
         self._jobs.wait()
         self._mover.wait_for_reads()
@@ -352,6 +355,7 @@ class Scheduler:
 
     def advance(self) -> None:
         """Posts the plans that may run now."""
+        self.check_process()
         ahead = self._ahead
         while self._num_posted < ahead.num_pushed:
             number = self._num_posted

@@ -287,12 +287,15 @@ class RowStore(abc.ABC):
 
     # Checks
 
-    def _check_usable(self) -> None:
+    def _check_process(self) -> None:
         if os.getpid() != self._owner_pid:
             raise ClosedError(
                 f"store '{self.path}' was opened by process {self._owner_pid} and cannot be used "
                 "after a fork; open it in one process only"
             )
+
+    def _check_usable(self) -> None:
+        self._check_process()
         if self._closed:
             raise ClosedError(f"store '{self.path}' is closed")
         if self._failure is not None:

@@ -16,6 +16,7 @@ from . import memory, rocksdb, rocksdb_py
 from .base import RowStore, StoreOptions, close_at_exit
 from .description import Tables
 from .directory import Mode, StoreDirectory, read_description
+from .forked import note_use, refuse_in_child
 from .handles import check_handles
 
 __all__ = ["Backend", "default_backend", "open_store"]
@@ -55,24 +56,6 @@ def default_backend() -> str:
 def _choose_backend(path: str | os.PathLike[str]) -> str:
     description = read_description(path)
     return default_backend() if description is None else description.backend
-
-
-_first_user: dict[str, int] = {}  # backend -> the process that opened its first store
-
-
-def _refuse_in_child(backend: str, path: str | os.PathLike[str]) -> None:
-    """REQUIRES: the store would be written to.
-
-    RocksDB keeps its background threads as long as the process lives. A forked child has none of
-    them, and RocksDB does not know: the first flush would wait for ever.
-    """
-    first = _first_user.get(backend, os.getpid())
-    if backend != "memory" and first != os.getpid():
-        raise StoreError(
-            f"cannot open the store in '{path}': process {os.getpid()} was forked from process "
-            f"{first}, which has used RocksDB, and lacks the threads that RocksDB started there. "
-            "Start workers by spawn, or open no store before the fork; mode='read_only' works"
-        )
 
 
 def _parse_options(options: Mapping[str, Any]) -> StoreOptions:
@@ -127,11 +110,11 @@ def open_store(
     if mode == "auto":
         mode = "read_write" if StoreDirectory.exists(path) else "create"
 
-    if mode != "read_only":
-        _refuse_in_child(name, path)
     if name != "memory":
+        if mode != "read_only":
+            refuse_in_child(name, path)
         check_handles(path)
-    _first_user.setdefault(name, os.getpid())
+        note_use(name)
 
     directory = StoreDirectory(path, mode)
     try:

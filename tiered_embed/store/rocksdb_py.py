@@ -109,6 +109,7 @@ class RocksDbPyRowStore(RowStore):
 
     @contextlib.contextmanager
     def _using(self, what: str) -> Iterator[Any]:
+        self._check_process()  # before the lock: a thread of the parent may have held it
         with self._lock:
             if self._db is None:
                 raise ClosedError(f"store '{self.path}' is closed")
@@ -189,7 +190,8 @@ class RocksDbPyRowStore(RowStore):
                 self._put(keys, records)
             self._flush()
         except BaseException:
-            self._empty()
+            if os.getpid() == self._owner_pid:  # no child that was forked by `chunks`
+                self._empty()
             raise
 
     def _empty(self) -> None:
