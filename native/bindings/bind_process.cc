@@ -27,8 +27,6 @@ bool end_without_destructors() {
 
 }  // namespace
 
-void bind_process(nb::module_& m) {
-  m.def("end_without_destructors", &end_without_destructors);
-}
+void bind_process(nb::module_& m) { m.def("end_without_destructors", &end_without_destructors); }
 
 }  // namespace te

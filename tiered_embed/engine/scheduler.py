@@ -38,7 +38,7 @@ from .entry import Ahead, Aside, NoStream, Started
 from .executors import Executors
 from .jobs import Jobs
 from .lease import Lease
-from .mover import Mover
+from .mover import EARLIER_FAILURE, Mover
 from .notices import OverflowNotice
 from .phases import Phases, Stalls
 
@@ -163,9 +163,8 @@ class Scheduler:
 
     def take(self) -> Lease:
         """The stream's oldest batch, as :meth:`peek`, to train on."""
-        lease = Lease(self, self.peek())
+        lease = self._lease(self.peek())
         waited_s = self._ahead.entry(self._num_taken).waited_s
-        self._used.add(lease.plan.number)
         self._held.append((self._num_taken, lease))
         self._num_taken += 1
         if self._tuner is not None:
@@ -377,7 +376,8 @@ class Scheduler:
         depth = self.depth
 
         def job() -> Started:
-            self._raise_failure()
+            if self._mover.failure is not None:
+                raise StoreError(EARLIER_FAILURE) from self._mover.failure
             if self._refused is not None:
                 raise self._refused
             try:
@@ -390,12 +390,6 @@ class Scheduler:
 
         self._num_posted += 1
         entry.planned = self._jobs.post(job)
-
-    def _raise_failure(self) -> None:
-        if self._mover.failure is not None:
-            raise StoreError(
-                "staging stopped, because an earlier job failed"
-            ) from self._mover.failure
 
     def _write_dirty(self) -> None:
         if self.ssd is None:

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ClosedError, ConfigError, StoreError
+from ..spec import absolute_path
 from .directory import StoreDirectory, os_errors, sync_path
 from .keys import KEY_BYTES, UInt8Array, first_out_of_order
 
@@ -194,10 +195,10 @@ class RowStore(abc.ABC):
         a failure there is no ``target``.
         """
         self._check_writable()
-        path = Path(target).absolute()
-        if path.exists():
-            raise ConfigError(f"checkpoint: '{path}' exists already; choose another directory")
+        path = absolute_path(target, "target")
         with os_errors(f"checkpoint of store '{self.path}' into '{path}'"):
+            if path.exists():
+                raise ConfigError(f"checkpoint: '{path}' exists already; choose another directory")
             path.mkdir(mode=0o700)
             try:
                 self._checkpoint(path / "db")

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from .directory import read_description, read_meta, write_meta
 
-__all__ = ["Mark", "mark_finished", "mark_training", "read_marks", "write_marks"]
+__all__ = ["Mark", "has_marks", "mark_finished", "mark_training", "read_marks", "write_marks"]
 
 
 class Mark(NamedTuple):
@@ -32,6 +32,11 @@ class Mark(NamedTuple):
 
     step: int = 0
     finished: bool = True
+
+
+def has_marks(path: str | os.PathLike[str]) -> bool:
+    """Whether the store in ``path`` has marks. One that lacks them has never held a row."""
+    return bool(read_meta(path))
 
 
 def read_marks(path: str | os.PathLike[str]) -> dict[str, Mark]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from ..errors import ConfigError, StoreError
+from ..spec import absolute_path
 from . import memory, rocksdb, rocksdb_py
 from .base import RowStore, StoreOptions, close_at_exit
 from .description import Tables
@@ -101,6 +102,7 @@ def open_store(
         json.dumps([dict(layout), {name: dict(t) for name, t in (tables or {}).items()}])
     except (TypeError, ValueError) as error:
         raise ConfigError(f"layout must hold JSON values only: {error}") from error
+    path = absolute_path(path, "path")
     parsed = _parse_options(options)
     name = _choose_backend(path) if backend == "auto" else backend
     if name not in _BACKENDS:

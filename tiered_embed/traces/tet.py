@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import IO
 
 from ..errors import ClosedError, ConfigError, CorruptionError
+from ..spec import absolute_path
 from .chunk import TraceChunk, TraceTable
 from .files import StrPath
 from .tet_codecs import Codec, compressor, decompress
@@ -63,13 +64,15 @@ class TraceWriter:
 
     def __init__(self, path: StrPath, tables: Sequence[TraceTable], codec: Codec = "auto") -> None:
         self._codec, self._compress = compressor(codec)
-        self.path = Path(path)
+        self.path = absolute_path(path, "path")
         self.num_batches = 0
         self.num_accesses = 0
         self._num_tables = len(tables)
         self._index: list[tuple[int, int, int]] = []
         self._pid = os.getpid()
         self._part = self.path.with_name(self.path.name + ".part")
+        if self._part.is_symlink():
+            self._part.unlink()  # its target is not ours
         self._file: IO[bytes] = self._part.open("wb")
         described = [{"name": table.name, "num_rows": table.num_rows} for table in tables]
         text = json.dumps({"tables": described}).encode()
