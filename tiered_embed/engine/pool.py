@@ -215,10 +215,12 @@ class Pool:
         different training steps.
 
         Raises:
-            StoreError: the note cannot be written.
+            StoreError: the note cannot be written. ClosedError: closed, or in a forked child.
         """
-        if self.scheduler.ssd is not None:
-            self.scheduler.ssd.mark_training()
+        ssd = self.scheduler.ssd
+        if ssd is not None and not ssd.training:
+            self.scheduler.check()
+            ssd.mark_training()
 
     def materialised(self, table: int) -> Iterator[tuple[I64, U8]]:
         """(row ids, records) of a table's materialised rows in key order, in chunks.

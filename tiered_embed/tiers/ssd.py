@@ -178,14 +178,17 @@ class SsdTier:
             mark_finished(self.store.path, self._names, step)
             self._training = False
 
+    @property
+    def training(self) -> bool:
+        """Whether that is noted. For the trainer's thread: a write may hold the lock for long."""
+        return self._training
+
     def mark_training(self) -> None:
         """Notes that from here on the store's rows may come from different training steps.
 
         To be called before a row changes, also where it changes in memory alone: after a crash the
         store has the rows of an earlier step then, and who opens it has to know.
         """
-        if self._training:  # without the lock, which a write may hold for long
-            return
         with self._writing:
             self._mark_training()
 
