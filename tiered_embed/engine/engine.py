@@ -133,6 +133,11 @@ class Engine:
             if layouts[p].optimizer == optimizer
         ]
 
+    def check_learning_rates(self) -> None:
+        """Raises ConfigError if an update could not use a learning rate as it is now."""
+        for layout in self.wiring.layouts if self.updates is not None else ():
+            self.updates.optimizer_of(layout)
+
     @property
     def steps(self) -> int:
         """Updates so far, with those before the store was opened."""
