@@ -39,6 +39,7 @@ def load(
     *,
     check: bool = True,
     missing: str = "raise",
+    extra: bool = True,
 ) -> dict[str, Any]:
     """Restores the rows of ``model``; what was trained since that step is discarded.
 
@@ -53,6 +54,7 @@ def load(
             or ``"start"`` anew: every row gets its initial value, and what the ssd directory holds
             of the model's tables is discarded. A loop that begins with it may be killed and started
             again at any moment.
+        extra: False restores the rows alone; ``"extra"`` is None then.
 
     Returns:
         ``{"step": ..., "extra": ...}``; ``{"step": 0, "extra": None}`` after a start.
@@ -85,14 +87,15 @@ def load(
         return {"step": 0, "extra": None}
     chain = open_chain(path, step)
     chain.check(hashed=check)
-    extra = extras.read(chain.folder) if "extra.json" in chain.manifest.files else None
+    wanted = extra and "extra.json" in chain.manifest.files
+    given = extras.read(chain.folder) if wanted else None
     pairs = _paired(model, chain)
     for pool, index in pairs:
         if pool.store is None:
             _check_room(pool, chain, index, where)
     _replace(model, chain, pairs, where)
     note_restored(model, where, chain.manifest)
-    return {"step": chain.manifest.step, "extra": extra}
+    return {"step": chain.manifest.step, "extra": given}
 
 
 def _paired(model: nn.Module, chain: Chain) -> list[tuple[Pool, int]]:

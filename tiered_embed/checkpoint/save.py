@@ -127,7 +127,8 @@ def save(
     Args:
         step: the number of the step, which must not be committed there yet.
         extra: dense weights, optimizer and RNG states, a reader's cursor (``Prefetch.state_dict``):
-            nested dicts, lists and tuples of tensors, arrays, strings and numbers.
+            nested dicts, lists and tuples of tensors, arrays, strings and numbers. What would come
+            back as something else is refused; ``extra.py`` lists what there may be.
         background: return once the snapshot is taken. Training may go on at once; the write buffer
             may take the dirty bytes, at most 1 GiB at a time, and 256 MiB until the step's rows are
             stored.

@@ -135,8 +135,9 @@ class Engine:
 
     def check_learning_rates(self) -> None:
         """Raises ConfigError if an update could not use a learning rate as it is now."""
-        for layout in self.wiring.layouts if self.updates is not None else ():
-            self.updates.optimizer_of(layout)
+        if self.updates is not None:
+            for layout in self.wiring.layouts:
+                self.updates.optimizer_of(layout)
 
     @property
     def steps(self) -> int:
