@@ -1,4 +1,5 @@
-// How a process ends. See tiered_embed/store/forked.py.
+// How a process ends, and how many threads it may have. See tiered_embed/store/forked.py and
+// threads.py.
 #include <nanobind/nanobind.h>
 #include <unistd.h>
 
@@ -6,6 +7,7 @@
 #include <cstdlib>
 
 #include "bindings/arrays.h"
+#include "core/available_threads.h"
 
 namespace te {
 namespace {
@@ -27,6 +29,10 @@ bool end_without_destructors() {
 
 }  // namespace
 
-void bind_process(nb::module_& m) { m.def("end_without_destructors", &end_without_destructors); }
+void bind_process(nb::module_& m) {
+  m.def("end_without_destructors", &end_without_destructors);
+  m.def("available_threads", &available_threads, nb::arg("wanted"),
+        nb::call_guard<nb::gil_scoped_release>());
+}
 
 }  // namespace te

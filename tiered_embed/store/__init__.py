@@ -2,10 +2,11 @@
 
 ``keys.py`` encodes keys; ``directory.py`` locks a store's directory, ``description.py`` and
 ``marks.py`` say what lies there; ``base.py`` holds the contract, which ``rocksdb.py``,
-``rocksdb_py.py`` and ``memory.py`` implement; ``opening.py`` opens one store, ``handles.py`` says
-whether the process may have the files open that this takes, ``forked.py`` what a forked child may
-do; ``working.py`` finds those of a working directory, ``replacing.py`` replaces one. Which rows are
-stored when is the planner's and the engine's business.
+``rocksdb_py.py`` and ``memory.py`` implement. ``opening.py`` opens one store, where ``handles.py``
+and ``threads.py`` say whether the process may have the files and threads that this takes, and
+``forked.py`` what a forked child may do. ``working.py`` finds those of a working directory,
+``replacing.py`` replaces one. Which rows are stored when is the planner's and the
+engine's business.
 """
 
 from .base import Chunk, RowStore, StoreOptions

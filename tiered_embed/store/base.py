@@ -195,6 +195,7 @@ class RowStore(abc.ABC):
         a failure there is no ``target``.
         """
         self._check_writable()
+        self._directory.check_in_place()
         path = absolute_path(target, "target")
         with os_errors(f"checkpoint of store '{self.path}' into '{path}'"):
             if path.exists():
@@ -208,6 +209,11 @@ class RowStore(abc.ABC):
             except BaseException:
                 shutil.rmtree(path, ignore_errors=True)
                 raise
+
+    def check_in_place(self) -> None:
+        """Raises StoreError if the directory was moved, removed or replaced since it was opened."""
+        self._check_usable()
+        self._directory.check_in_place()
 
     def verify(self) -> int:
         """Read everything; returns the number of records.
@@ -226,7 +232,12 @@ class RowStore(abc.ABC):
         return {**counts, **self._stats()}
 
     def close(self) -> None:
-        """Flush, free everything and unlock; a second call does nothing."""
+        """Flush, free everything and unlock; a second call does nothing.
+
+        Raises:
+            StoreError: rows could not be flushed, or files of the store were removed or replaced
+                while it was open. Everything is freed all the same.
+        """
         if os.getpid() != self._owner_pid:
             return
         with self._close_lock:
@@ -234,7 +245,12 @@ class RowStore(abc.ABC):
                 return
             self._closed = True
             try:
-                self._close()
+                if self._directory.mode != "read_only" and self._failure is None:
+                    with contextlib.ExitStack() as last:
+                        last.callback(self._close)
+                        self._directory.check_in_place()
+                else:
+                    self._close()
             finally:
                 self._directory.release()
 

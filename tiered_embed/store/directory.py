@@ -254,6 +254,20 @@ class StoreDirectory:
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
 
+    def check_in_place(self) -> None:
+        """Raises StoreError if what lies at the path now is another directory than the one that was
+        opened: what is written into the one would be missed in the other."""
+        if self._lock_fd is None:
+            return
+        with os_errors(f"store '{self.path}' was moved or removed while it was open"):
+            found = os.stat(self.path / "LOCK", follow_symlinks=False)
+            os.stat(self.path / _LAYOUT)
+        if (found.st_dev, found.st_ino) != _identity(self._lock_fd):
+            raise StoreError(
+                f"store '{self.path}' was replaced while it was open. Rows that were trained since "
+                "are in neither directory as a whole: close it, and restore a checkpoint"
+            )
+
     def _sweep(self) -> None:
         if self.mode == "read_only":
             return

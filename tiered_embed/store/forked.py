@@ -14,7 +14,7 @@ import os
 from .. import _native
 from ..errors import StoreError
 
-__all__ = ["note_use", "refuse_in_child"]
+__all__ = ["is_first_use", "note_use", "refuse_in_child"]
 
 _first_user: dict[str, int] = {}  # backend -> the process that opened its first store
 
@@ -32,6 +32,11 @@ def refuse_in_child(backend: str, path: str | os.PathLike[str]) -> None:
             f"{first}, which has used RocksDB, and lacks the threads that RocksDB started there. "
             "Start workers by spawn, or open no store before the fork; mode='read_only' works"
         )
+
+
+def is_first_use(backend: str) -> bool:
+    """No store of the backend was opened in this process."""
+    return _first_user.get(backend) != os.getpid()
 
 
 def note_use(backend: str) -> None:

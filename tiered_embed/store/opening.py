@@ -17,8 +17,9 @@ from . import memory, rocksdb, rocksdb_py
 from .base import RowStore, StoreOptions, close_at_exit
 from .description import Tables
 from .directory import Mode, StoreDirectory, read_description
-from .forked import note_use, refuse_in_child
+from .forked import is_first_use, note_use, refuse_in_child
 from .handles import check_handles
+from .threads import check_threads
 
 __all__ = ["Backend", "default_backend", "open_store"]
 
@@ -89,7 +90,8 @@ def open_store(
         ConfigError: layout, record size, backend or tables differ from the stored ones, or an
             argument is bad.
         StoreError: open elsewhere, not writable, absent, or present with ``mode="create"``; or the
-            process has too few file handles left, or was forked from one that has used RocksDB.
+            process has too few file handles or threads left, or was forked from one that has used
+            RocksDB.
         CorruptionError: its description is damaged.
     """
     if backend not in get_args(Backend):
@@ -116,6 +118,7 @@ def open_store(
         if mode != "read_only":
             refuse_in_child(name, path)
         check_handles(path)
+        check_threads(name, path, first=is_first_use(name))
         note_use(name)
 
     directory = StoreDirectory(path, mode)

@@ -175,6 +175,7 @@ class SsdTier:
         REQUIRES: flushed.
         """
         with self._writing:
+            self.store.check_in_place()
             mark_finished(self.store.path, self._names, step)
             self._training = False
 
@@ -195,6 +196,7 @@ class SsdTier:
     def _mark_training(self) -> None:
         """REQUIRES: ``_writing`` is held."""
         if not self._training:
+            self.store.check_in_place()
             mark_training(self.store.path, self._names)
             self._training = True
 
