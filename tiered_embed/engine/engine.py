@@ -25,7 +25,7 @@ from .autograd import look_up_and_train
 from .bounds import Bounds
 from .checking import CheckedBatch, Presented, check
 from .evaluation import Evaluation
-from .features import Feature
+from .features import Feature, plain
 from .group import PoolGroup
 from .lease import Lease
 from .looking_up import look_up, weight_gradient
@@ -267,6 +267,7 @@ class Engine:
             NonFiniteError: and no row has changed.
         """
         self._check_backward(step, grad)
+        grad = plain(grad)
         if grad.dtype != torch.float32 or not grad.is_contiguous():
             grad = grad.to(torch.float32).contiguous()
         weight_grad = None

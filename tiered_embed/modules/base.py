@@ -61,6 +61,7 @@ class TieredModule(RowParameters):
         pooled: bool = True,
     ) -> None:
         super().__init__()
+        refuse_tracing(())
         self.engine = open_engine(tables, features, options, pooled=pooled)
         self._own_parameters()
         self._finalizer = close_unattended(self)
