@@ -87,7 +87,7 @@ ROOT = os.geteuid() == 0
 LIMITS = {
     "NPROC": range(1, 16) if ROOT else (),
     "NOFILE": (0, 3, 8, 14, 16, 17, 20, 24, 30, 40, 60),
-    "AS": (0, 8, 64, 128, 256, 512, 1024),
+    "AS": (8, 64, 128, 256, 512, 1024),
     "FSIZE": (4096, 20_000, 100_000, 1_000_000),  # what a child prints goes to a file, too
 }
 SHORT = {

@@ -112,7 +112,7 @@ def test_a_signal_at_any_moment(
         pytest.skip(f"{store} is not built")
     seed = f"{number} {how} {store}"
     draw = random.Random(seed)
-    times = 2 if (number, how) in SHORT else 6
+    times = 2 if (number, how) in SHORT else 4
     for ddr in ["3KiB", "1MiB"][: 1 if (number, how) in SHORT else 2]:
         root = tmp_path / ddr
         root.mkdir()
