@@ -40,5 +40,6 @@ void bind_replay(nb::module_& m);
 void bind_records(nb::module_& m);
 void bind_kernels(nb::module_& m);
 void bind_write_buffer(nb::module_& m);
+void bind_process(nb::module_& m);
 
 }  // namespace te

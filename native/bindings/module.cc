@@ -10,4 +10,5 @@ NB_MODULE(_native, m) {
   te::bind_records(m);
   te::bind_kernels(m);
   te::bind_write_buffer(m);
+  te::bind_process(m);
 }

@@ -1,6 +1,6 @@
 #include "core/thread_pool.h"
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
@@ -9,6 +9,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -55,7 +56,13 @@ class Pool {
   void offer(const std::shared_ptr<Loop>& loop, int helpers) {
     std::lock_guard<std::mutex> lock(mutex_);
     while (num_workers_ < std::min(helpers, kMaxWorkers)) {
-      std::thread([this] { work(); }).detach();
+      try {
+        std::thread([this] { work(); }).detach();
+      } catch (const std::system_error&) {
+        // The process may have no more; those that there are help, and the caller does the rest.
+        helpers = num_workers_;
+        break;
+      }
       ++num_workers_;
     }
     for (int i = 0; i < helpers; ++i) queue_.push_back(loop);
@@ -93,17 +100,22 @@ void relax() {
 }
 
 // Never destroyed: workers may still wait on it while the process exits. A child after fork has
-// no workers, so it gets a pool of its own.
+// no workers, so it gets a pool of its own; what the parent's other threads held locked stays so.
+std::atomic<Pool*> of_process{nullptr};
+[[maybe_unused]] const int registered =
+    ::pthread_atfork(nullptr, nullptr, [] { of_process.store(nullptr); });
+
 Pool& pool() {
-  static std::mutex mutex;
-  static Pool* instance = nullptr;
-  static pid_t owner = 0;
-  std::lock_guard<std::mutex> lock(mutex);
-  if (instance == nullptr || owner != getpid()) {
-    instance = new Pool;
-    owner = getpid();
+  Pool* found = of_process.load();
+  if (found == nullptr) {
+    auto* const made = new Pool;
+    if (of_process.compare_exchange_strong(found, made)) {
+      found = made;
+    } else {
+      delete made;  // another thread was faster
+    }
   }
-  return *instance;
+  return *found;
 }
 
 }  // namespace

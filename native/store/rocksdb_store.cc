@@ -12,7 +12,9 @@
 #include <filesystem>
 #include <system_error>
 
+#include "core/available_threads.h"
 #include "store/failure_state.h"
+#include "store/live_files.h"
 #include "store/reader_pool.h"
 #include "store/row_file_system.h"
 #include "store/written_files.h"
@@ -56,6 +58,29 @@ size_t num_files(const std::string& dir) {
   return n;
 }
 
+// Starts the threads for flushes and merges, which otherwise begin with the first of these jobs:
+// where the process may have no thread then, RocksDB ends it.
+void start_background_threads(rocksdb::Env* env) {
+  for (const rocksdb::Env::Priority priority : {rocksdb::Env::HIGH, rocksdb::Env::LOW}) {
+    env->IncBackgroundThreadsIfNeeded(1, priority);
+    env->Schedule([](void* /*unused*/) {}, nullptr, priority);
+  }
+}
+
+rocksdb::Status open_database(const StoreOptions& options, const rocksdb::Options& rocks,
+                              const std::string& path, rocksdb::DB** db) {
+  if (options.mode == OpenMode::kReadOnly) return rocksdb::DB::OpenForReadOnly(rocks, path, db);
+  if (options.mode != OpenMode::kCreate || rocks.env != row_env()) {
+    return rocksdb::DB::Open(rocks, path, db);
+  }
+  {
+    const DeferredSyncs deferred;
+    const rocksdb::Status status = rocksdb::DB::Open(rocks, path, db);
+    if (!status.ok()) return status;
+  }
+  return sync_store(path);
+}
+
 void fsync_directory(rocksdb::Env* env, const std::string& dir) {
   std::unique_ptr<rocksdb::Directory> directory;
   throw_if_error(env->NewDirectory(dir, &directory), "cannot open '" + dir + "'");
@@ -80,20 +105,18 @@ std::shared_ptr<RocksDbStore> RocksDbStore::open(const std::string& path,
   rocksdb::Options rocks = with_listener(store->rocks_options_, store->failure_);
   // An opening reads the index of every file, on threads that it starts whether it has files or
   // not.
-  rocks.max_file_opening_threads =
-      static_cast<int>(std::clamp<size_t>(num_files(path) / kFilesPerOpener, 1, kMaxOpeners));
+  const size_t openers = std::clamp<size_t>(num_files(path) / kFilesPerOpener, 1, kMaxOpeners);
+  const bool enough = openers == 1 || available_threads(openers) == openers;
+  rocks.max_file_opening_threads = enough ? static_cast<int>(openers) : 1;
   rocksdb::DB* db = nullptr;
   rocksdb::Status status;
-  if (options.mode == OpenMode::kReadOnly) {
-    status = rocksdb::DB::OpenForReadOnly(rocks, path, &db);
-  } else if (options.mode == OpenMode::kCreate && rocks.env == row_env()) {
-    {
-      const DeferredSyncs deferred;
-      status = rocksdb::DB::Open(rocks, path, &db);
-    }
-    if (status.ok()) status = sync_store(path);
-  } else {
-    status = rocksdb::DB::Open(rocks, path, &db);
+  try {
+    if (options.mode != OpenMode::kReadOnly) start_background_threads(rocks.env);
+    status = open_database(options, rocks, path, &db);
+  } catch (const std::system_error& error) {
+    throw StoreException(ErrorKind::kStore, "cannot open the RocksDB in '" + path +
+                                                "': the process can start no further thread (" +
+                                                error.what() + ")");
   }
   std::unique_ptr<rocksdb::DB> opened(db);
   throw_if_error(status, "cannot open the RocksDB in '" + path + "'");
@@ -349,13 +372,16 @@ void RocksDbStore::close() {
     scanners_.clear();
   }
   rocksdb::Status status;
+  rocksdb::Status found;
   // After a failure nothing more is written; RocksDB's own flush on close would hide its error.
   if (options_.mode != OpenMode::kReadOnly && !failure_->failed()) {
     status = db_->Flush(rocksdb::FlushOptions());
+    if (status.ok()) found = find_live_files(db_.get(), rocks_options_.env, path_);
   }
   const rocksdb::Status closed = db_->Close();
   db_.reset();
   throw_if_error(status, "flush on close of store '" + path_ + "'");
+  throw_if_error(found, "store '" + path_ + "' has lost rows");
   if (!failure_->failed()) {
     throw_if_error(closed, "close of store '" + path_ + "'");
   } else if (!failure_->reported()) {

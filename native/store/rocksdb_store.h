@@ -69,8 +69,8 @@ class RocksDbStore : public std::enable_shared_from_this<RocksDbStore> {
   std::map<std::string, uint64_t> stats();
 
   // Flushes, then frees everything; open Scanners end with kClosed. A second call does nothing.
-  // Everything is freed even when close() throws: where the flush fails, or a background job had
-  // failed and no call has reported it.
+  // Everything is freed even when close() throws: where the flush fails, files were removed, or a
+  // background job had failed and no call has reported it.
   void close();
 
   size_t record_bytes() const { return options_.record_bytes; }

@@ -29,17 +29,15 @@ SstImporter::SstImporter(std::shared_ptr<RocksDbStore> store, std::string scratc
   }
 }
 
-SstImporter::~SstImporter() {
-  if (store_->is_own_process()) {
-    abort();
-  } else {
-    (void)writer_.release();  // the parent's file
-  }
-}
+SstImporter::~SstImporter() { abort(); }
 
 void SstImporter::abort() {
   if (done_) return;
   done_ = true;
+  if (!store_->is_own_process()) {
+    (void)writer_.release();  // the parent's, and so are the files
+    return;
+  }
   writer_.reset();
   std::error_code ignored;
   std::filesystem::remove_all(scratch_dir_, ignored);

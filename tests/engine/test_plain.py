@@ -26,11 +26,11 @@ def module(mode="sum", dim=16, *, loaded=True, **options):
 
 def general(made, *args, **kwargs):
     """The forward without its short way."""
-    plain, made.engine._plain = made.engine._plain, None
+    plain, made.engine.plain = made.engine.plain, None
     try:
         return made(*args, **kwargs)
     finally:
-        made.engine._plain = plain
+        made.engine.plain = plain
 
 
 def took_short_way(made, monkeypatch, *args):

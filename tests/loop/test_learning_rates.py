@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -245,7 +246,13 @@ def test_a_closure_is_called_once():
         assert emb.stats().steps == 1
 
 
-@pytest.mark.parametrize("lr", [float("nan"), -0.1, float("inf")])
+BAD_RATES = (
+    *(float("nan"), -0.1, float("inf"), 1e39, 10**400, "0.1", None, True, 1j, [0.1]),
+    *(torch.tensor([0.1, 0.2]), torch.tensor(1e39, dtype=torch.float64), np.array("x")),
+)
+
+
+@pytest.mark.parametrize("lr", BAD_RATES, ids=repr)
 @pytest.mark.parametrize("accumulating", [False, True])
 def test_a_learning_rate_that_cannot_be_changes_no_row(lr, accumulating):
     with make() as emb, make() as twin:
@@ -255,7 +262,7 @@ def test_a_learning_rate_that_cannot_be_changes_no_row(lr, accumulating):
         digest = emb.digest()
         rows.param_groups[0]["lr"] = lr
         with (
-            pytest.raises(te.ConfigError, match="lr"),
+            pytest.raises(te.ConfigError, match=r"lr|learning rate"),
             te.accumulate(emb) if accumulating else contextlib.nullcontext(),
         ):
             emb(random_ids(1)).sum().backward()
@@ -265,3 +272,43 @@ def test_a_learning_rate_that_cannot_be_changes_no_row(lr, accumulating):
         for module in (emb, twin):
             loss_of(make_model(module), 1).backward()
         assert emb.digest() == twin.digest()
+
+
+@pytest.mark.parametrize("lr", BAD_RATES, ids=repr)
+def test_a_step_with_a_learning_rate_that_cannot_be_changes_no_row_of_any_module(lr):
+    with make(name="one", update="step") as one, make(name="two", update="step") as two:
+        rows = te.row_optimizer(nn.ModuleList([one, two]))
+        (one(random_ids(0)).sum() + two(random_ids(0)).sum()).backward()
+        before = one.digest(), two.digest()
+        rows.param_groups[1]["lr"] = lr
+        with pytest.raises(te.ConfigError, match=r"lr|learning rate"):
+            rows.step()
+        assert (one.digest(), two.digest()) == before
+        rows.param_groups[1]["lr"] = torch.tensor(0.1)
+        rows.step()
+        assert one.digest() != before[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"lr": 1e39}, {"lr": 1e30, "weight_decay": 1e30, "weight_decay_mode": "decoupled"}],
+)
+def test_options_beyond_float32_are_refused(options):
+    with pytest.raises(te.ConfigError, match="beyond float32"):
+        SGD(**options)
+    with pytest.raises(te.ConfigError, match="beyond float32"):
+        te.optim.Adagrad(lr=0.1, eps=1e39)
+    with pytest.raises(te.ConfigError, match="beyond float32"):
+        te.optim.LARSSGD(lr=1e30, eta=1e30)
+    with pytest.raises(te.ConfigError, match="0 in float32"):
+        te.optim.FTRL(lr=1e-60)
+
+
+def test_a_table_s_factor_that_makes_its_rate_too_large_is_refused():
+    emb = te.TieredEmbeddingBagCollection(
+        [te.TableConfig("t", 9, 4, lr_factor=1e20)],
+        tiers=te.Tiers(ddr="1KiB"),
+        optimizer=SGD(lr=1e20),
+    )
+    with emb, pytest.raises(te.ConfigError, match="beyond float32"):
+        te.joined(emb({"t": (torch.arange(3), torch.tensor([0]))})).sum().backward()

@@ -94,7 +94,11 @@ def open_chain(path: str | os.PathLike[str], step: int | None = None) -> Chain:
         check_step(step)
     if not steps or (step is not None and step not in steps):
         what = "nothing is committed" if not steps else f"step {step} is not committed"
-        there = f"; committed are {steps[-16:]}" if steps else ""
+        there = (
+            f"; committed are {steps[-16:]}"
+            if steps
+            else ". te.checkpoint.load(model, path, missing='start') begins with initial rows then"
+        )
         raise FileNotFoundError(f"{what} in '{where}'{there}")
     current: int | None = steps[-1] if step is None else step
     links: list[tuple[Path, Manifest]] = []

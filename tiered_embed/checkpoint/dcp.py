@@ -15,6 +15,7 @@ from torch import nn
 
 from ..engine import Pool
 from ..errors import ConfigError
+from ..spec import absolute_path
 from .pools import pools_of, tiered_modules
 
 __all__ = ["RowsState"]
@@ -79,6 +80,7 @@ class RowsState:
         from torch.distributed.checkpoint.metadata import TensorStorageMetadata
         from torch.distributed.checkpoint.state_dict_loader import load
 
+        path = absolute_path(path, "path")
         saved = FileSystemReader(path).read_metadata().state_dict_metadata
         flat = {
             key: torch.empty(entry.size, dtype=entry.properties.dtype, device="cpu")

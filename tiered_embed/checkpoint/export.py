@@ -22,8 +22,8 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from ..errors import ConfigError
-from ..spec import ITEM_BYTES, table_hash
-from ..store import decode_rows, make_directory, os_errors, sync_path
+from ..spec import ITEM_BYTES, absolute_path, table_hash
+from ..store import decode_rows, make_directory, os_errors, replace_file
 from .chain import open_chain, scan_pool
 from .folders import directory
 
@@ -62,7 +62,7 @@ def export(
         raise ConfigError(f"bits is {bits!r}; it must be 8 or 4")
     chain = open_chain(path, step)
     chain.check()
-    target = Path(out)
+    target = absolute_path(out, "out")
     with os_errors(f"cannot create '{target}'"):
         make_directory(target)
     exported = []
@@ -121,12 +121,7 @@ def _write(target: Path, name: str, ids: Any, rows: F32, bits: int) -> TableExpo
         {k: np.ascontiguousarray(v) for k, v in tensors.items()},
         {"table": name, "bits": str(bits), "dim": str(rows.shape[1])},
     )
-    temporary = file.with_name(file.name + ".tmp")
-    with os_errors(f"cannot write '{file}'"):
-        temporary.write_bytes(packed)
-        sync_path(temporary)
-        os.replace(temporary, file)
-        sync_path(target)
+    replace_file(file, packed)
     size = max(1, error.size)
     return TableExport(
         name,

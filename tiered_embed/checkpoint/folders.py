@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ConfigError, StoreError
+from ..spec import absolute_path
 from ..store import make_directory, os_errors, remove_tree, sync_path, sync_tree
 
 __all__ = [
@@ -63,20 +64,7 @@ def directory(path: object) -> Path:
     Raises:
         ConfigError: this is not a path.
     """
-    try:
-        name = os.fspath(path)  # type: ignore[call-overload]
-    except TypeError:
-        name = None
-    if not isinstance(name, str) or not name or not _is_encodable(name):
-        raise ConfigError(f"the path of the checkpoints is {path!r}; pass the path of a directory")
-    return Path(name).absolute()
-
-
-def _is_encodable(name: str) -> bool:
-    try:
-        return b"\0" not in os.fsencode(name)
-    except UnicodeEncodeError:
-        return False
+    return absolute_path(path, "the path of the checkpoints")
 
 
 def committed_steps(path: Path) -> list[int]:

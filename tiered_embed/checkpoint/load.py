@@ -1,8 +1,7 @@
 """Restores a committed step into whatever tiers, policy and store the model has now.
 
-Everything is read and checked before anything is discarded. Then every working store is replaced as
-``store/replacing.py`` describes: a crash in between leaves a model that refuses to train until it
-is restored.
+Everything is read and checked before anything is discarded. Then every working store is replaced,
+see ``exchange.py``.
 
 Threading: the thread that trains the model.
 """
@@ -19,21 +18,28 @@ import numpy as np
 from torch import nn
 
 from ..engine import Pool
-from ..errors import CapacityError, ConfigError, CorruptionError, StoreError
+from ..errors import CapacityError, ConfigError, CorruptionError
 from ..store import WHOLE, Replacement, decode_rows
 from . import extra as extras
 from .chain import Chain, open_chain, scan_pool
-from .folders import directory
+from .exchange import exchange, start_anew
+from .folders import committed_steps, directory
 from .manifest import PoolEntry
 from .pools import pool_entry, pools_of, tiered_modules
 from .restored import build_store
-from .save import note_restored, wait_for_newest
+from .save import note_restored, note_started, wait_for_newest
 
 __all__ = ["load"]
 
 
 def load(
-    model: nn.Module, path: str | os.PathLike[str], step: int | None = None, *, check: bool = True
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    check: bool = True,
+    missing: str = "raise",
+    extra: bool = True,
 ) -> dict[str, Any]:
     """Restores the rows of ``model``; what was trained since that step is discarded.
 
@@ -44,9 +50,14 @@ def load(
         step: None for the latest committed one.
         check: compare the SHA-256 of every file first. Otherwise only names and sizes are compared,
             and the store's own checksums protect what is read later.
+        missing: what to do where ``path`` has no committed step. ``"raise"`` a FileNotFoundError,
+            or ``"start"`` anew: every row gets its initial value, and what the ssd directory holds
+            of the model's tables is discarded. A loop that begins with it may be killed and started
+            again at any moment.
+        extra: False restores the rows alone; ``"extra"`` is None then.
 
     Returns:
-        ``{"step": ..., "extra": ...}``.
+        ``{"step": ..., "extra": ...}``; ``{"step": 0, "extra": None}`` after a start.
 
     Raises:
         FileNotFoundError: nothing is committed in ``path``, or not that step.
@@ -54,6 +65,13 @@ def load(
         CorruptionError, StoreError, CapacityError: nothing was changed, unless the message says
             that the model needs another load.
     """
+    if not isinstance(missing, str) or missing not in ("raise", "start"):
+        raise ConfigError(f"missing is {missing!r}; choose 'raise' or 'start'")
+    if missing == "start" and step is not None:
+        raise ConfigError(
+            f"missing='start' is for a loop that takes the latest step; leave step={step!r} out, "
+            "or pass missing='raise'"
+        )
     for _, module in tiered_modules(model):
         module.engine.check_idle("restore into")
         if module.engine.in_loop:
@@ -63,16 +81,21 @@ def load(
     with contextlib.suppress(Exception):  # how an earlier save ended does not matter now
         wait_for_newest(model, "restore into")
     where = directory(path)
+    if missing == "start" and not committed_steps(where):
+        start_anew(model, where)
+        note_started(model)
+        return {"step": 0, "extra": None}
     chain = open_chain(path, step)
     chain.check(hashed=check)
-    extra = extras.read(chain.folder) if "extra.json" in chain.manifest.files else None
+    wanted = extra and "extra.json" in chain.manifest.files
+    given = extras.read(chain.folder) if wanted else None
     pairs = _paired(model, chain)
     for pool, index in pairs:
         if pool.store is None:
             _check_room(pool, chain, index, where)
     _replace(model, chain, pairs, where)
     note_restored(model, where, chain.manifest)
-    return {"step": chain.manifest.step, "extra": extra}
+    return {"step": chain.manifest.step, "extra": given}
 
 
 def _paired(model: nn.Module, chain: Chain) -> list[tuple[Pool, int]]:
@@ -140,36 +163,16 @@ def _check_alike(wanted: PoolEntry, saved: PoolEntry, folder: Path) -> None:
 
 
 def _replace(model: nn.Module, chain: Chain, pairs: list[tuple[Pool, int]], path: Path) -> None:
-    modules = [module for _, module in tiered_modules(model)]
-    prepared = _prepared(chain, pairs)
-    why = StoreError(
-        f"restoring from '{chain.folder}' failed midway, so the model has no rows; call "
-        "te.checkpoint.load(model, path) again"
-    )
     indices = [index for _, index in pairs]
-    try:
-        for module in modules:
-            module.engine.discard(why)
-        for replacement, _ in prepared:
-            replacement.mark()
-        for replacement, _ in prepared:
-            replacement.exchange()
-        for replacement, steps in prepared:
-            replacement.finish(steps)
-        for module in modules:
-            module.engine.reopen()
+
+    def fill() -> None:
         for (_, module, pool), index in zip(pools_of(model), indices, strict=True):
             module.engine.set_steps(chain.manifest.pools[index].steps)
             if pool.store is None:
                 for table, ids, records in _rows(chain, index, pool, path):
                     pool.write(table, ids, records)
-    except BaseException:
-        for module in modules:
-            module.engine.refuse(why)
-        raise
-    finally:
-        for replacement, _ in prepared:
-            replacement.abandon()
+
+    exchange(model, _prepared(chain, pairs), f"restoring from '{chain.folder}'", fill)
 
 
 def _prepared(chain: Chain, pairs: list[tuple[Pool, int]]) -> list[tuple[Replacement, int]]:

@@ -9,18 +9,18 @@ Threading: the thread that restores.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ..engine import Pool
 from ..errors import StoreError
-from ..store import RowStore, copy_tree, open_store, read_description, table_range
+from ..store import RowStore, StoreLayout, copy_tree, open_store, read_description, table_range
 from .chain import Chain, other_tables, reading, without_tables
 from .delta import delta_chunks
 from .manifest import PoolEntry
 
-__all__ = ["apply_deltas", "build_store"]
+__all__ = ["apply_deltas", "build_empty", "build_store"]
 
 
 def build_store(chain: Chain, index: int, pool: Pool, target: Path) -> None:
@@ -39,7 +39,7 @@ def build_store(chain: Chain, index: int, pool: Pool, target: Path) -> None:
     if stored is not None and stored.backend == working.backend:
         copy_tree(base, target)
         if foreign:
-            with _opened(target, entry) as store:
+            with _opened(target, wanted) as store:
                 for name in foreign:
                     _delete(store, name)
     else:
@@ -51,9 +51,22 @@ def build_store(chain: Chain, index: int, pool: Pool, target: Path) -> None:
         ):
             store.import_sorted(without_tables(foreign, source.scan()))
     apply_deltas(target, deltas)
-    absent = other_tables(pool.store.path, wanted.tables)
-    if absent:
-        _keep(pool.store, absent, target, entry)
+    _keep_others(pool.store, target, wanted)
+
+
+def build_empty(pool: Pool, target: Path) -> None:
+    """Makes ``target`` a store without a row of the tables of ``pool``, which is open.
+
+    Raises:
+        CorruptionError, StoreError: nothing but ``target`` was written.
+    """
+    assert pool.store is not None
+    working = read_description(pool.store.path)
+    assert working is not None
+    wanted, backend = pool.layout.store_layout(), cast(Any, working.backend)
+    layout = (wanted.record_bytes, wanted.record)
+    open_store(backend, target, *layout, "create", tables=wanted.tables).close()
+    _keep_others(pool.store, target, wanted)
 
 
 def apply_deltas(store_folder: Path, deltas: list[tuple[Path, PoolEntry]]) -> None:
@@ -61,15 +74,14 @@ def apply_deltas(store_folder: Path, deltas: list[tuple[Path, PoolEntry]]) -> No
     if not deltas:
         return
     entry = deltas[-1][1]
-    with _opened(store_folder, entry) as store:
+    with _opened(store_folder, entry.store_layout()) as store:
         for folder, _ in deltas:
             for keys, records in delta_chunks(folder, entry.record_bytes):
                 store.put(keys, records)
         store.flush()
 
 
-def _opened(folder: Path, entry: PoolEntry) -> RowStore:
-    wanted = entry.store_layout()
+def _opened(folder: Path, wanted: StoreLayout) -> RowStore:
     return open_store(
         "auto", folder, wanted.record_bytes, wanted.record, "read_write", tables=wanted.tables
     )
@@ -82,16 +94,19 @@ def _delete(store: RowStore, table: str) -> None:
     store.flush()
 
 
-def _keep(working: RowStore, absent: list[str], target: Path, entry: PoolEntry) -> None:
-    """Copies the rows of the ``absent`` tables, which the model does not have."""
+def _keep_others(working: RowStore, target: Path, wanted: StoreLayout) -> None:
+    """Copies the rows of the tables that the model does not have."""
+    others = other_tables(working.path, wanted.tables)
+    if not others:
+        return
     try:
-        with _opened(target, entry) as store:
-            for name in absent:
+        with _opened(target, wanted) as store:
+            for name in others:
                 for keys, records in working.scan(*table_range(name)):
                     store.put(np.ascontiguousarray(keys), np.ascontiguousarray(records))
             store.flush()
     except StoreError as error:
         raise StoreError(
-            f"cannot copy the tables {absent}, which share '{working.path}' with the model's: "
+            f"cannot copy the tables {others}, which share '{working.path}' with the model's: "
             f"{error}. Close the module, make it again, and repeat the restore"
         ) from error

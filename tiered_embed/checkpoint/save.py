@@ -48,6 +48,7 @@ from .snapshot import take_snapshot
 __all__ = [
     "Saved",
     "note_restored",
+    "note_started",
     "save",
     "save_delta",
     "wait_for_newest",
@@ -126,7 +127,8 @@ def save(
     Args:
         step: the number of the step, which must not be committed there yet.
         extra: dense weights, optimizer and RNG states, a reader's cursor (``Prefetch.state_dict``):
-            nested dicts, lists and tuples of tensors, arrays, strings and numbers.
+            nested dicts, lists and tuples of tensors, arrays, strings and numbers. What would come
+            back as something else is refused; ``extra.py`` lists what there may be.
         background: return once the snapshot is taken. Training may go on at once; the write buffer
             may take the dirty bytes, at most 1 GiB at a time, and 256 MiB until the step's rows are
             stored.
@@ -181,6 +183,11 @@ def _no_basis(path: Path) -> ConfigError:
 def note_restored(model: nn.Module, path: Path, manifest: Manifest) -> None:
     """Notes that the model's rows are now those of a committed step."""
     _bases[model] = _Basis(path, manifest.step, manifest.id, _track(model))
+
+
+def note_started(model: nn.Module) -> None:
+    """Notes that the model's rows are initial ones, on which no delta can stand."""
+    _bases.pop(model, None)
 
 
 def wait_for_newest(model: nn.Module, what: str) -> None:

@@ -28,7 +28,7 @@ __all__ = ["load_weights"]
 
 
 def load_weights(
-    model: nn.Module, path: str | os.PathLike[str], step: int | None = None
+    model: nn.Module, path: str | os.PathLike[str], step: int | None = None, *, extra: bool = True
 ) -> dict[str, Any]:
     """Loads the rows of ``model`` without their optimizer state, which starts anew.
 
@@ -38,6 +38,7 @@ def load_weights(
 
     Args:
         step: None for the latest committed one.
+        extra: as in :func:`load`.
 
     Returns:
         ``{"step": ..., "extra": ...}``.
@@ -60,13 +61,14 @@ def load_weights(
         module.engine.check_idle("load weights into")
         _check_alike(pool, name, chain.manifest.pools[index], chain.folder)
         _check_untouched(module, pool, name)
-    extra = extras.read(chain.folder) if "extra.json" in chain.manifest.files else None
+    wanted = extra and "extra.json" in chain.manifest.files
+    given = extras.read(chain.folder) if wanted else None
     for index in sorted({index for *_, index in found}):
         mine = {
             table_hash(name): (module, name) for module, _, name, other in found if other == index
         }
         _load(chain, index, mine, where)
-    return {"step": chain.manifest.step, "extra": extra}
+    return {"step": chain.manifest.step, "extra": given}
 
 
 def _entry_of(chain: Chain, module: str, table: str) -> int:

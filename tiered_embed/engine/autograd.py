@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ..errors import ConfigError
 from .autograd_pass import reaches
 from .step import Step
 
@@ -40,12 +41,24 @@ class _LookUp(torch.autograd.Function):
         return engine.look_up(step)
 
     @staticmethod
+    def jvp(ctx: Context, *tangents: torch.Tensor | None) -> torch.Tensor:
+        raise ConfigError(
+            "a tiered module has no forward-mode derivative; use backward, or detach "
+            "per_sample_weights from their dual level"
+        )
+
+    @staticmethod
     def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # Gradients are on where the caller asks for a graph of this backward.
         return _differentiable(ctx, grad) if torch.is_grad_enabled() else _update(ctx, grad)
 
 
 def _update(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    if torch._C._functorch.is_legacy_batchedtensor(grad):
+        raise ConfigError(
+            "this backward runs under vmap, as is_grads_batched=True has it, and would update each "
+            "row several times at once; take one gradient at a time"
+        )
     # torch.autograd.grad(loss, others) gives the rows nothing, as it would a parameter.
     trains = ctx.has_anchor and reaches(ctx.next_functions[0][0])
     weight_grad = ctx.engine.backward(ctx.step, grad, ctx.needs_input_grad[1], trains)

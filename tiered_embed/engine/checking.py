@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..kernels import Bags
 from ..residency import Segments
 from ..spec import EngineOptions, TableConfig
-from .features import Feature, check_ids, drop_ids
+from .features import Feature, check_ids, drop_ids, plain
 from .wiring import Wiring
 
 __all__ = ["CheckedBatch", "Presented", "check"]
@@ -223,7 +223,7 @@ def _make_bags(
     flat = starts = None
     if weights is not None:
         # A copy: the backward reads it too, and the caller may reuse the tensor.
-        flat = weights.detach().clone().cpu().numpy()
+        flat = plain(weights.detach()).clone().cpu().numpy()
         starts = np.cumsum([0] + [len(feature.ids) for feature in batch.features])
     out = []
     for p, mine in enumerate(wiring.pool_features):

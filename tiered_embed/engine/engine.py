@@ -25,7 +25,7 @@ from .autograd import look_up_and_train
 from .bounds import Bounds
 from .checking import CheckedBatch, Presented, check
 from .evaluation import Evaluation
-from .features import Feature
+from .features import Feature, plain
 from .group import PoolGroup
 from .lease import Lease
 from .looking_up import look_up, weight_gradient
@@ -82,7 +82,7 @@ class Engine:
         self.rows = Rows(self.wiring, self.pools)
         self._trained = 0  # training forwards
         self.evaluation = Evaluation(self.pools, options, self._version)
-        self._plain = plain_evaluation(self.wiring, options, self.evaluation)
+        self.plain = plain_evaluation(self.wiring, options, self.evaluation)
         self.updates: Updates | None = None  # None: rows are only read
         self.passes: Passes | None = None  # likewise
         self.touched = [
@@ -134,6 +134,12 @@ class Engine:
             for table, (p, _) in zip(self.tables, self.wiring.places, strict=True)
             if layouts[p].optimizer == optimizer
         ]
+
+    def check_learning_rates(self) -> None:
+        """Raises ConfigError if an update could not use a learning rate as it is now."""
+        if self.updates is not None:
+            for layout in self.wiring.layouts:
+                self.updates.optimizer_of(layout)
 
     @property
     def steps(self) -> int:
@@ -193,27 +199,6 @@ class Engine:
         if batch.outside:
             self.bounds.note(batch)
         return (out if out.dtype == self.output_dtype else out.to(self.output_dtype)), batch
-
-    def evaluate_plainly(
-        self,
-        indices: torch.Tensor,
-        offsets: torch.Tensor | None,
-        *,
-        include_last_offset: bool,
-        training: bool,
-    ) -> torch.Tensor | None:
-        """What :meth:`forward` gives for ``nn.EmbeddingBag``'s arguments, sooner.
-
-        None: they train, or need :meth:`forward` for another reason.
-        """
-        if self._plain is None or self.output_dtype is not torch.float32:
-            return None
-        if self.stages(training=training):
-            return None
-        out = self._plain.look_up(indices, offsets, include_last_offset)
-        if out is not None and training and self.passes is not None:
-            self.passes.note_repeatable()
-        return out
 
     def _differentiable(self, batch: CheckedBatch, leases: list[Lease]) -> torch.Tensor:
         """Of rows in their slots. They are released at once where no backward can need them."""
@@ -284,6 +269,7 @@ class Engine:
             NonFiniteError: and no row has changed.
         """
         self._check_backward(step, grad)
+        grad = plain(grad)
         if grad.dtype != torch.float32 or not grad.is_contiguous():
             grad = grad.to(torch.float32).contiguous()
         weight_grad = None
@@ -377,7 +363,12 @@ class Engine:
         return self._group.digest()
 
     def stats(self) -> Stats:
-        """Running counts per tier and table."""
+        """Running counts per tier and table.
+
+        Raises:
+            ClosedError: in a forked child.
+        """
+        self._group.check_process()
         return Stats(
             self.steps,
             self._group.tier_stats(self.options),
@@ -426,7 +417,7 @@ class Engine:
         self.rows = Rows(self.wiring, self.pools)
         self.rows.version = version + 1
         self.evaluation.pools = self.pools
-        self._plain = plain_evaluation(self.wiring, self.options, self.evaluation)
+        self.plain = plain_evaluation(self.wiring, self.options, self.evaluation)
         self.set_steps(self._group.stored_step)
 
     def set_steps(self, steps: int) -> None:

@@ -158,6 +158,8 @@ class Evaluation:
         self, batch: CheckedBatch, bags: Sequence[Bags], outputs: Sequence[torch.Tensor]
     ) -> None:
         """Writes every pool's rows into its output, as training would."""
+        for pool in self.pools:
+            pool.scheduler.condition.check_process()
         ahead = None if self.stream is None else self.stream.take()
         self.counts.forwards += 1
         for p, pool in enumerate(self.pools):

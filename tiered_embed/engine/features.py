@@ -16,7 +16,7 @@ import torch
 from .. import _native
 from ..errors import ConfigError, IdRangeError
 
-__all__ = ["Feature", "Outside", "check_ids", "drop_ids", "feature_of", "row_per_id"]
+__all__ = ["Feature", "Outside", "check_ids", "drop_ids", "feature_of", "plain", "row_per_id"]
 
 I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -60,6 +60,7 @@ def _integers(where: str, name: str, tensor: object) -> torch.Tensor:
         and tensor.dtype in INTEGERS
         and tensor.layout is torch.strided
         and tensor.is_cpu
+        and not tensor.is_nested
     ):
         return tensor
     what = f"{where}: {name}"
@@ -67,6 +68,10 @@ def _integers(where: str, name: str, tensor: object) -> torch.Tensor:
         raise ConfigError(f"{what} is a {type(tensor).__name__}; pass an int64 or int32 tensor")
     if tensor.dtype not in INTEGERS:
         raise ConfigError(f"{what} has dtype {tensor.dtype}; it must be torch.int64 or torch.int32")
+    if tensor.is_nested:
+        raise ConfigError(
+            f"{what} is a nested tensor; pass its values, and offsets where they make bags"
+        )
     if tensor.layout is not torch.strided:
         raise ConfigError(f"{what} has layout {tensor.layout}; pass a dense tensor")
     if tensor.is_cuda:
@@ -74,8 +79,16 @@ def _integers(where: str, name: str, tensor: object) -> torch.Tensor:
     raise ConfigError(f"{what} is on {tensor.device}; move it to the CPU: {name}.cpu()")
 
 
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor``, or a copy where its memory does not hold its values: torch has negated views, and
+    zeros without memory."""
+    if tensor.is_neg() or tensor._is_zerotensor():
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    return tensor
+
+
 def _array(tensor: torch.Tensor) -> I64:
-    array = tensor.numpy()
+    array = plain(tensor).numpy()
     if array.dtype == np.int64 and array.ndim == 1 and array.flags.c_contiguous:
         return array
     return np.ascontiguousarray(array, np.int64).reshape(-1)
@@ -223,6 +236,8 @@ def _weights(where: str, weights: object, ids: torch.Tensor) -> torch.Tensor | N
     if not isinstance(weights, torch.Tensor) or weights.dtype not in WEIGHT_DTYPES:
         kind = weights.dtype if isinstance(weights, torch.Tensor) else type(weights).__name__
         raise ConfigError(f"{where}: per_sample_weights are {kind}; pass a torch.float32 tensor")
+    if weights.is_nested:
+        raise ConfigError(f"{where}: per_sample_weights are a nested tensor; pass their values")
     if weights.layout is not torch.strided:
         raise ConfigError(
             f"{where}: per_sample_weights have layout {weights.layout}; pass a dense tensor"

@@ -22,7 +22,7 @@ import torch
 from .. import _native
 from ..residency import Segments
 from .checking import CheckedBatch
-from .features import INTEGERS, Feature
+from .features import INTEGERS, Feature, plain
 from .wiring import Wiring
 
 __all__ = ["JaggedLayout", "even_bounds", "join"]
@@ -67,6 +67,7 @@ class JaggedLayout:
             return None
         if ids.dim() != 1 or bounds.dim() != 1:
             return None
+        ids, bounds = plain(ids), plain(bounds)
         array = ids.to("cpu", torch.int64).contiguous().numpy()
         found = self._native.split(array, bounds.to("cpu", torch.int64).contiguous().numpy())
         if found is None:

@@ -28,7 +28,11 @@ def look_up(
     ``updates``: will train them; None where they are only read.
     """
     out = empty_output(wiring, step.batch, options.compute_device)
-    step.changed |= options.max_norm is not None and updates is not None
+    if options.max_norm is not None and updates is not None:
+        for pool in step.pools:
+            if pool.layout.trains:
+                pool.mark_training()
+        step.changed = True
     number = 1 if updates is None else updates.steps + 1
     with _renormalised(step, options, trained=True):
         parts = pool_parts(wiring, step.batch, out)

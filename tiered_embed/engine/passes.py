@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..errors import CapacityError, ConfigError, NonFiniteError
+from ..errors import CapacityError, ConfigError, NonFiniteError, StoreError
 from .autograd_pass import NO_PASS, at_end_of_pass, current_pass, keeps_graph
 from .lease import Lease
 from .outside import RowsWatch, scaler_of_pass
@@ -185,7 +185,7 @@ class Passes:
                     updated = self._updates.run_joined([g.parts for g in given])
                 else:
                     updated = self._updates.run(given[0].parts)
-        except (ConfigError, NonFiniteError):
+        except (ConfigError, NonFiniteError, StoreError):
             updated = False
             raise
         finally:
@@ -291,7 +291,7 @@ class Passes:
                     parts.append((touched.pool, lease, rows))
                 changed = True  # whatever interrupts the next line, rows may have changed
                 changed = self._updates.apply_rows(parts)
-        except (CapacityError, ConfigError, NonFiniteError):
+        except (CapacityError, ConfigError, NonFiniteError, StoreError):
             changed = False
             raise
         finally:

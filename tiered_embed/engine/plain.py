@@ -86,11 +86,14 @@ class PlainEvaluation:
 
 
 def _is_plain(tensor: object) -> bool:
-    """A contiguous int64 tensor on the CPU, of no subclass."""
+    """A contiguous int64 tensor on the CPU, of no subclass, whose memory holds its values."""
     return (
         type(tensor) is torch.Tensor
         and tensor.dtype is torch.int64
         and tensor.is_cpu
         and tensor.layout is torch.strided
+        and not tensor.is_nested
         and tensor.is_contiguous()
+        and not tensor.is_neg()
+        and not tensor._is_zerotensor()
     )

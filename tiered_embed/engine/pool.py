@@ -193,6 +193,7 @@ class Pool:
         # Without a store, rows that may not fit go all at once: all fit, or none is written.
         in_parts = self.store is not None or self._surely_fit(table, ids)
         block = max(1, self.num_slots // 2) if in_parts else len(ids)
+        self.mark_training()
         for start in range(0, len(ids), max(block, 1)):
             part = slice(start, start + block)
             lease = self.scheduler.stage([(table, ids[part])])
@@ -219,9 +220,16 @@ class Pool:
             self.scheduler.ssd.mark_finished(step)
 
     def mark_training(self) -> None:
-        """Notes that the store's rows may come from different training steps."""
-        if self.scheduler.ssd is not None:
-            self.scheduler.ssd.mark_training()
+        """To be called before a row changes: notes that from here on the store's rows may come from
+        different training steps.
+
+        Raises:
+            StoreError: the note cannot be written. ClosedError: closed, or in a forked child.
+        """
+        ssd = self.scheduler.ssd
+        if ssd is not None and not ssd.training:
+            self.scheduler.check()
+            ssd.mark_training()
 
     def materialised(self, table: int) -> Iterator[tuple[I64, U8]]:
         """(row ids, records) of a table's materialised rows in key order, in chunks.

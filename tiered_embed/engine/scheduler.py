@@ -38,7 +38,7 @@ from .entry import Ahead, Aside, NoStream, Started
 from .executors import Executors
 from .jobs import Jobs
 from .lease import Lease
-from .mover import Mover
+from .mover import EARLIER_FAILURE, Mover
 from .notices import OverflowNotice
 from .phases import Phases, Stalls
 
@@ -112,6 +112,7 @@ class Scheduler:
 
         An interrupted :meth:`cancel` is repeated first.
         """
+        self.condition.check_process()
         self.cancel()
         self._ahead = ahead
 
@@ -120,6 +121,8 @@ class Scheduler:
 
         Idempotent, and to be repeated when it was interrupted.
         """
+        if not self.condition.in_own_process:
+            return
         self._release_dropped()
         self._jobs.wait()
         self._mover.wait_for_reads()
@@ -159,9 +162,8 @@ class Scheduler:
 
     def take(self) -> Lease:
         """The stream's oldest batch, as :meth:`peek`, to train on."""
-        lease = Lease(self, self.peek())
+        lease = self._lease(self.peek())
         waited_s = self._ahead.entry(self._num_taken).waited_s
-        self._used.add(lease.plan.number)
         self._held.append((self._num_taken, lease))
         self._num_taken += 1
         if self._tuner is not None:
@@ -328,6 +330,7 @@ class Scheduler:
 
     def advance(self) -> None:
         """Posts the plans that may run now."""
+        self.condition.check_process()
         ahead = self._ahead
         while self._num_posted < ahead.num_pushed:
             number = self._num_posted
@@ -349,7 +352,8 @@ class Scheduler:
         depth = self.depth
 
         def job() -> Started:
-            self._raise_failure()
+            if self._mover.failure is not None:
+                raise StoreError(EARLIER_FAILURE) from self._mover.failure
             if self._refused is not None:
                 raise self._refused
             try:
@@ -362,12 +366,6 @@ class Scheduler:
 
         self._num_posted += 1
         entry.planned = self._jobs.post(job)
-
-    def _raise_failure(self) -> None:
-        if self._mover.failure is not None:
-            raise StoreError(
-                "staging stopped, because an earlier job failed"
-            ) from self._mover.failure
 
     def _write_dirty(self) -> None:
         if self.ssd is None:

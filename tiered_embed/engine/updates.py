@@ -7,7 +7,8 @@ The arithmetic is the kernels'. Threading: as the engine.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import ConfigError, NonFiniteError
+from ..errors import ConfigError, NonFiniteError, StoreError
 from ..kernels import Bags, LookedUp, UpdateOptions
 from ..optim import Optimizer
 from ..tiers import PoolLayout
@@ -71,7 +72,7 @@ class Updates:
         self.anchor = torch.zeros(1, dtype=torch.float32, device=device, requires_grad=True)
         self._lost_at: float | None = None  # the scale under which a gradient was not finite
         self.optimizers = tuple(optimizers)
-        self._learning_rates: dict[Optimizer, Callable[[], float]] = {}
+        self._learning_rates: dict[Optimizer, Callable[[], object]] = {}
         # With the newest learning rate, by spec and factor; the same object while that stays.
         self._scheduled: dict[tuple[Optimizer, float], Optimizer] = {}
         self.by_frequency = by_frequency
@@ -79,17 +80,22 @@ class Updates:
         # Per forward: (its place in the order, per pool its sums).
         self._accumulated: list[tuple[Place, dict[Pool, PoolRows]]] | None = None
 
-    def follow(self, optimizer: Optimizer, learning_rate: Callable[[], float]) -> None:
-        """From now on every backward asks ``learning_rate`` for the lr of this spec."""
+    def follow(self, optimizer: Optimizer, learning_rate: Callable[[], object]) -> None:
+        """From now on every backward asks ``learning_rate`` for the lr of this spec: a number, or a
+        tensor of one."""
         self._learning_rates[optimizer] = learning_rate
 
     def optimizer_of(self, layout: PoolLayout) -> Optimizer | None:
-        """The spec of a pool with the pool's current learning rate; None: it is only read."""
+        """The spec of a pool with the pool's current learning rate; None: it is only read.
+
+        Raises:
+            ConfigError: the learning rate is no number that an update can use.
+        """
         spec = layout.optimizer
         if spec is None:
             return None
         schedule = self._learning_rates.get(spec)
-        lr = spec.lr if schedule is None else float(schedule())
+        lr = spec.lr if schedule is None else _number(schedule(), layout)
         if layout.lr_factor != 1.0:
             lr *= layout.lr_factor
         key = spec, layout.lr_factor
@@ -104,7 +110,7 @@ class Updates:
         Returns whether rows were changed.
 
         Raises:
-            NonFiniteError: and no row has changed.
+            NonFiniteError, StoreError: and no row has changed.
         """
         return self._update(parts, by_frequency=self.by_frequency)
 
@@ -133,6 +139,7 @@ class Updates:
         if not self._finite(gradients, [rows for _, _, rows in parts]) and not self._goes_on():
             self.skipped += 1
             return False
+        self._mark_training(pool for pool, _, _ in parts)
         self.steps += 1
         options = UpdateOptions(self.steps)
         self._apply(gradients, [rows for _, _, rows in parts], optimizers, options)
@@ -186,7 +193,7 @@ class Updates:
                 parts.append(PoolGradient(pool, leases[-1], bags, values))
             changed = True  # whatever interrupts the next line, rows may have changed
             changed = self._update(parts, by_frequency=False)
-        except (ConfigError, NonFiniteError):
+        except (ConfigError, NonFiniteError, StoreError):
             changed = False
             raise
         finally:
@@ -220,6 +227,7 @@ class Updates:
                 return False
         elif scaler is not None:
             self._tell_scaler(True, scale)
+        self._mark_training(p.pool for p in parts)
         self.steps += 1
         options = UpdateOptions(self.steps, 1.0 / scale, by_frequency)
         if rows is None:
@@ -248,6 +256,11 @@ class Updates:
         for p, part, optimizer in zip(parts, rows, optimizers, strict=True):
             factor = optimizer.global_factor(squares.get(p.pool.layout.optimizer, 0.0))
             p.pool.kernel.apply(p.lease.plan, part, optimizer, options.step, factor)
+
+    def _mark_training(self, pools: Iterable[Pool]) -> None:
+        """Rows are about to change."""
+        for pool in pools:
+            pool.mark_training()
 
     def _optimizer_of(self, part: PoolGradient) -> Optimizer:
         optimizer = self.optimizer_of(part.pool.layout)
@@ -312,6 +325,25 @@ class PoolRows:
     tables: npt.NDArray[np.uint16]
     keys: npt.NDArray[np.int64]
     rows: F32
+
+
+def _number(lr: object, layout: PoolLayout) -> float:
+    """A scheduled learning rate.
+
+    Raises:
+        ConfigError: it is no number.
+    """
+    if isinstance(lr, (torch.Tensor, np.ndarray)) and lr.ndim <= 1 and len(lr.reshape(-1)) == 1:
+        lr = lr.item()
+    if isinstance(lr, np.generic):
+        lr = lr.item()
+    if isinstance(lr, bool) or not isinstance(lr, (int, float)):
+        names = ", ".join(repr(name) for name, _ in layout.tables[:4])
+        raise ConfigError(
+            f"the learning rate of table {names} is {lr!r}; set the lr of its param_group to a "
+            "number"
+        )
+    return float(min(lr, sys.float_info.max))  # an int may be larger than any float
 
 
 def _join(backwards: Sequence[PoolRows]) -> tuple[list[Any], F32]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError
-from ..spec import EngineOptions, RowOptions, TableConfig, table_hash
+from ..spec import EngineOptions, RowOptions, TableConfig, refuse_lookalikes, table_hash
 from ..tiers import PoolLayout
 
 __all__ = ["Wiring", "wire"]
@@ -137,7 +137,8 @@ def wire(
 
 def _refuse_colliding_names(tables: Sequence[TableConfig]) -> None:
     seen: dict[bytes, str] = {}
-    for table in tables:
+    for t, table in enumerate(tables):
+        refuse_lookalikes([table.name], [each.name for each in tables[:t]], "before")
         other = seen.setdefault(table_hash(table.name), table.name)
         if other != table.name:
             raise ConfigError(

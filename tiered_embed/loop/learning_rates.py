@@ -86,8 +86,8 @@ class LearningRates(torch.optim.Optimizer):
             )
         super().add_param_group(param_group)
 
-    def _learning_rate(self, group: int) -> float:
-        return float(self.param_groups[group]["lr"])
+    def _learning_rate(self, group: int) -> object:
+        return self.param_groups[group]["lr"]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Calls ``closure``, for loops that pass one; the backward in it updates the rows."""

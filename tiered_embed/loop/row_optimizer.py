@@ -105,14 +105,16 @@ class RowOptimizer(torch.optim.Optimizer):
             assert engine.updates is not None
             engine.updates.follow(spec, partial(self._learning_rate, i))
         for engine in self._engines:
+            engine.check_learning_rates()  # of all, before any row changes
+        for engine in self._engines:
             assert engine.passes is not None
             engine.passes.apply()
         if self._dense is not None:
             self._dense.step()
         return out
 
-    def _learning_rate(self, followed: int) -> float:
-        return float(self.param_groups[self._num_dense + followed]["lr"])
+    def _learning_rate(self, followed: int) -> object:
+        return self.param_groups[self._num_dense + followed]["lr"]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients of the rows, whatever ``set_to_none`` says, and unpins the rows."""

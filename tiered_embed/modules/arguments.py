@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from ..errors import ConfigError
+from .tracing import refuse_tracing
 
 __all__ = ["BAG_ARGUMENTS", "arguments", "float_values", "row_ids"]
 
@@ -45,14 +46,17 @@ def row_ids(ids: object) -> npt.NDArray[np.int64]:
     Raises:
         ConfigError: they are something else, or beyond int64.
     """
+    refuse_tracing((ids,) if isinstance(ids, torch.Tensor) else ())
     if isinstance(ids, torch.Tensor):
+        if ids.is_nested:
+            raise ConfigError("ids are a nested tensor; pass 1-D integers")
         if ids.is_meta:
             raise ConfigError(
                 "ids are on the meta device, which holds no values; pass a tensor on the CPU"
             )
         if ids.layout is not torch.strided or ids.dtype.is_floating_point or ids.dtype.is_complex:
             raise ConfigError(f"ids are {ids.dtype} with layout {ids.layout}; pass 1-D integers")
-        ids = ids.detach().cpu().numpy()
+        ids = ids.numpy(force=True)
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ConfigError(f"ids are {array.dtype} with shape {array.shape}; pass 1-D integers")
@@ -71,13 +75,17 @@ def float_values(
     Raises:
         ConfigError: it is something else.
     """
+    refuse_tracing((values,) if isinstance(values, torch.Tensor) else ())
     if not isinstance(values, torch.Tensor) or values.dtype not in allowed:
         kind = values.dtype if isinstance(values, torch.Tensor) else type(values).__name__
         raise ConfigError(f"{what} are {kind}; pass a {' or '.join(map(str, allowed))} tensor")
+    if values.is_nested:
+        raise ConfigError(f"{what} are a nested tensor; pass a dense one")
     if values.layout is not torch.strided:
         raise ConfigError(f"{what} have layout {values.layout}; pass a dense tensor")
     if values.is_meta:
         raise ConfigError(
             f"{what} are on the meta device, which holds no values; pass a tensor on the CPU"
         )
-    return values.detach().cpu().to(torch.float32).contiguous().numpy()
+    out: npt.NDArray[np.float32] = values.detach().to(torch.float32).contiguous().numpy(force=True)
+    return out

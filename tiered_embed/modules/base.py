@@ -61,6 +61,7 @@ class TieredModule(RowParameters):
         pooled: bool = True,
     ) -> None:
         super().__init__()
+        refuse_tracing(())
         self.engine = open_engine(tables, features, options, pooled=pooled)
         self._own_parameters()
         self._finalizer = close_unattended(self)
@@ -110,12 +111,16 @@ class TieredModule(RowParameters):
         self, indices: torch.Tensor, offsets: torch.Tensor | None, include_last_offset: bool
     ) -> torch.Tensor | None:
         """The output of a forward that only evaluates, where there is a short way to it."""
-        if self.training and torch.is_grad_enabled():
+        engine = self.engine
+        if engine.plain is None or engine.stages(training=self.training):
             return None
         refuse_tracing((indices, offsets))
-        return self.engine.evaluate_plainly(
-            indices, offsets, include_last_offset=include_last_offset, training=self.training
-        )
+        if engine.output_dtype is not torch.float32:
+            return None
+        out = engine.plain.look_up(indices, offsets, include_last_offset)
+        if out is not None and self.training and engine.passes is not None:
+            engine.passes.note_repeatable()
+        return out
 
     def trace_tables(self) -> list[tuple[str, int | None]]:
         """Name and number of rows of every table, for ``traces.record``."""
@@ -252,6 +257,7 @@ class TieredModule(RowParameters):
 
         imported = rows.import_sorted(index, arrays())
         self._set_steps(counted)
+        self.flush()
         return imported
 
     @property

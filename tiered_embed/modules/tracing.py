@@ -15,6 +15,9 @@ from ..errors import ConfigError
 __all__ = ["refuse_tracing", "traced_error"]
 
 
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
+
+
 def traced_error(what: str) -> ConfigError:
     """The one message of all of them."""
     return ConfigError(
@@ -30,6 +33,8 @@ def refuse_tracing(tensors: tuple[Any, ...]) -> None:
         raise traced_error("torch.jit.trace")
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise traced_error("a transform of torch.func (vmap, grad, vjp, jvp)")
+    if torch._C._get_dispatch_mode(_FAKE) is not None:
+        raise traced_error("torch.export, or a mode of fake tensors,")
     if _records():
         raise traced_error("a graph of torch.fx or torch.export")
     for tensor in tensors:

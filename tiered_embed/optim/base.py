@@ -20,6 +20,7 @@ __all__ = ["DecayMode", "Floats", "Optimizer", "lane_sum", "mean_square", "row_g
 Floats = npt.NDArray[Any]
 DecayMode = Literal["l2", "decoupled"]
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 LANES = 16
 CHUNK = 256
 NORM_FLOOR = 1e-6  # as in torch.nn.utils.clip_grad_norm_
@@ -101,6 +102,11 @@ class Optimizer(ABC):
             raise ConfigError(
                 f"{type(self).__name__}: weight_decay_mode is {self.weight_decay_mode!r}; "
                 "choose 'l2' or 'decoupled'"
+            )
+        if not abs(self.keep) <= FLOAT32_MAX:
+            raise ConfigError(
+                f"{type(self).__name__}: lr is {self.lr} and weight_decay {self.weight_decay}; "
+                "their product is beyond float32, in which rows are updated"
             )
         for name in ("clip_value", "clip_row_norm", "clip_global_norm"):
             value = getattr(self, name)
@@ -211,6 +217,11 @@ class Optimizer(ABC):
     def _check(self, name: str, value: float, low: float, high: float = math.inf) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(f"{type(self).__name__}: {name} is {value!r}; it must be a number")
+        if high == math.inf and FLOAT32_MAX < value < math.inf:
+            raise ConfigError(
+                f"{type(self).__name__}: {name} is {value}, beyond float32, in which rows are "
+                f"updated; it must be at most {FLOAT32_MAX:.2e}"
+            )
         if not (low <= value < high):
             bound = f"in [{low}, {high})" if high < math.inf else f"finite and at least {low}"
             raise ConfigError(f"{type(self).__name__}: {name} is {value}; it must be {bound}")

@@ -72,6 +72,7 @@ class LARSSGD(Optimizer):
         super().__post_init__()
         self._check("eta", self.eta, low=0.0)
         self._check("momentum", self.momentum, low=0.0, high=1.0)
+        self._check("lr * eta", self.lr * self.eta, low=0.0)
 
     def state_layout(self, dim: int) -> dict[str, int]:
         return {"momentum": dim}
@@ -108,8 +109,11 @@ class FTRL(Optimizer):
         super().__post_init__()
         for name in ("beta", "l1", "l2_penalty"):
             self._check(name, getattr(self, name), low=0.0)
-        if self.lr == 0.0:
-            raise ConfigError("FTRL: lr is 0, but the formula divides by lr; pass a value above 0")
+        if np.float32(self.lr) == 0.0:
+            raise ConfigError(
+                f"FTRL: lr is {self.lr}, which is 0 in float32, and the formula divides by it; "
+                "pass a value above 0"
+            )
 
     def state_layout(self, dim: int) -> dict[str, int]:
         return {"z": dim, "n": dim}

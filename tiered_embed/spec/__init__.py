@@ -8,7 +8,7 @@ Threading: plain data and pure functions; counts are changed by their owner only
 
 from . import init
 from .counts import BoundsCounts, Counts, EvaluationCounts, PhaseTimes, Stats, TierStats
-from .identity import table_hash
+from .identity import refuse_lookalikes, table_hash
 from .init import Constant, Init, Uniform, philox4x32
 from .options import (
     BOUNDS_CHECKS,
@@ -22,6 +22,7 @@ from .options import (
     option_help,
     options_from_keywords,
 )
+from .paths import absolute_path
 from .row_formats import ITEM_BYTES, TYPE_NUMBERS, renormalised, rounding_key
 from .sizes import parse_bytes
 from .tables import Lookup, Mode, RowOptions, TableConfig
@@ -52,11 +53,13 @@ __all__ = [
     "TierStats",
     "Tiers",
     "Uniform",
+    "absolute_path",
     "init",
     "option_help",
     "options_from_keywords",
     "parse_bytes",
     "philox4x32",
+    "refuse_lookalikes",
     "renormalised",
     "rounding_key",
     "table_hash",

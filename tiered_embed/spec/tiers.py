@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import ConfigError
+from .paths import absolute_path
 from .sizes import parse_bytes
 
 __all__ = ["StoreKind", "Tiers"]
@@ -25,7 +26,8 @@ class Tiers:
     Args:
         hbm: budget of GPU memory, in bytes or as a string such as ``"8GiB"``.
         ddr: budget of host memory, likewise.
-        ssd: a directory; it is made if it does not exist.
+        ssd: a directory; it is made if it does not exist. A relative one is below the working
+            directory of now, and ``~`` is the home directory.
         store: what keeps the rows of the SSD tier: ``"rocksdb"``, ``"rocksdb_py"``, ``"memory"``,
             or ``"auto"`` for RocksDB in whichever form is installed.
         direct_io: bypass the page cache, if the store can.
@@ -53,11 +55,9 @@ class Tiers:
             raise ConfigError(
                 f"store is {store!r}; choose 'auto', 'rocksdb', 'rocksdb_py' or 'memory'"
             )
-        if ssd is not None and (not isinstance(ssd, (str, os.PathLike)) or "\0" in str(ssd)):
-            raise ConfigError(f"ssd is {ssd!r}; pass the path of a directory")
         set_ = object.__setattr__
         set_(self, "hbm", None if hbm is None else parse_bytes(hbm, "hbm"))
         set_(self, "ddr", None if ddr is None else parse_bytes(ddr, "ddr"))
-        set_(self, "ssd", None if ssd is None else Path(ssd))
+        set_(self, "ssd", None if ssd is None else absolute_path(ssd, "ssd"))
         set_(self, "store", store)
         set_(self, "direct_io", direct_io)

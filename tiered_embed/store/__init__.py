@@ -2,10 +2,11 @@
 
 ``keys.py`` encodes keys; ``directory.py`` locks a store's directory, ``description.py`` and
 ``marks.py`` say what lies there; ``base.py`` holds the contract, which ``rocksdb.py``,
-``rocksdb_py.py`` and ``memory.py`` implement; ``opening.py`` opens one store, ``handles.py`` says
-whether the process may have the files open that this takes, ``working.py`` finds
-those of a working directory, ``replacing.py`` replaces one. Which rows are stored when is the
-planner's and the engine's business.
+``rocksdb_py.py`` and ``memory.py`` implement. ``opening.py`` opens one store, where ``handles.py``
+and ``threads.py`` say whether the process may have the files and threads that this takes, and
+``forked.py`` what a forked child may do. ``working.py`` finds those of a working directory,
+``replacing.py`` replaces one. Which rows are stored when is the planner's and the
+engine's business.
 """
 
 from .base import Chunk, RowStore, StoreOptions
@@ -17,11 +18,12 @@ from .directory import (
     os_errors,
     read_description,
     read_meta,
+    replace_file,
     sync_path,
     write_meta,
 )
 from .keys import KEY_BYTES, decode_rows, encode_keys, table_range
-from .marks import Mark, mark_finished, mark_training, read_marks
+from .marks import Mark, has_marks, mark_finished, mark_training, read_marks
 from .opening import default_backend, open_store
 from .replacing import Replacement
 from .rocksdb import RocksDbRowStore
@@ -46,6 +48,7 @@ __all__ = [
     "default_backend",
     "drop_table",
     "encode_keys",
+    "has_marks",
     "make_directory",
     "mark_finished",
     "mark_training",
@@ -56,6 +59,7 @@ __all__ = [
     "read_marks",
     "read_meta",
     "remove_tree",
+    "replace_file",
     "sync_path",
     "sync_tree",
     "table_range",

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ClosedError, ConfigError, StoreError
+from ..spec import absolute_path
 from .directory import StoreDirectory, os_errors, sync_path
 from .keys import KEY_BYTES, UInt8Array, first_out_of_order
 
@@ -194,10 +195,11 @@ class RowStore(abc.ABC):
         a failure there is no ``target``.
         """
         self._check_writable()
-        path = Path(target).absolute()
-        if path.exists():
-            raise ConfigError(f"checkpoint: '{path}' exists already; choose another directory")
+        self._directory.check_in_place()
+        path = absolute_path(target, "target")
         with os_errors(f"checkpoint of store '{self.path}' into '{path}'"):
+            if path.exists():
+                raise ConfigError(f"checkpoint: '{path}' exists already; choose another directory")
             path.mkdir(mode=0o700)
             try:
                 self._checkpoint(path / "db")
@@ -207,6 +209,11 @@ class RowStore(abc.ABC):
             except BaseException:
                 shutil.rmtree(path, ignore_errors=True)
                 raise
+
+    def check_in_place(self) -> None:
+        """Raises StoreError if the directory was moved, removed or replaced since it was opened."""
+        self._check_usable()
+        self._directory.check_in_place()
 
     def verify(self) -> int:
         """Read everything; returns the number of records.
@@ -225,7 +232,12 @@ class RowStore(abc.ABC):
         return {**counts, **self._stats()}
 
     def close(self) -> None:
-        """Flush, free everything and unlock; a second call does nothing."""
+        """Flush, free everything and unlock; a second call does nothing.
+
+        Raises:
+            StoreError: rows could not be flushed, or files of the store were removed or replaced
+                while it was open. Everything is freed all the same.
+        """
         if os.getpid() != self._owner_pid:
             return
         with self._close_lock:
@@ -233,7 +245,12 @@ class RowStore(abc.ABC):
                 return
             self._closed = True
             try:
-                self._close()
+                if self._directory.mode != "read_only" and self._failure is None:
+                    with contextlib.ExitStack() as last:
+                        last.callback(self._close)
+                        self._directory.check_in_place()
+                else:
+                    self._close()
             finally:
                 self._directory.release()
 
@@ -287,12 +304,15 @@ class RowStore(abc.ABC):
 
     # Checks
 
-    def _check_usable(self) -> None:
+    def _check_process(self) -> None:
         if os.getpid() != self._owner_pid:
             raise ClosedError(
                 f"store '{self.path}' was opened by process {self._owner_pid} and cannot be used "
                 "after a fork; open it in one process only"
             )
+
+    def _check_usable(self) -> None:
+        self._check_process()
         if self._closed:
             raise ClosedError(f"store '{self.path}' is closed")
         if self._failure is not None:

@@ -24,6 +24,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,6 +42,7 @@ __all__ = [
     "os_errors",
     "read_description",
     "read_meta",
+    "replace_file",
     "sync_path",
     "write_description",
     "write_meta",
@@ -91,6 +93,23 @@ def make_directory(path: Path) -> None:
     sync_path(path.parent)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes ``path`` atomically and durably. No link is followed on the way.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with os_errors(f"cannot write '{path}'"):
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_path(path.parent)
+
+
 def _digest(content: Any) -> str:
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -102,14 +121,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
         text = json.dumps({"content": content, "sha256": _digest(content)}, indent=1)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path.name}: only JSON values can be stored: {error}") from error
-    temporary = path.with_name(path.name + ".tmp")
-    with os_errors(f"cannot write '{path}'"):
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_path(path.parent)
+    replace_file(path, (text + "\n").encode())
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -214,7 +226,12 @@ class StoreDirectory:
         lock_path = self.path / "LOCK"
         shared = self.mode == "read_only"
         with os_errors(f"cannot open '{lock_path}'"):
-            fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # Not through a link: its target would be truncated.
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(lock_path, flags, 0o600)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise StoreError(f"'{lock_path}' is no regular file; remove it")
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
@@ -237,6 +254,20 @@ class StoreDirectory:
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
 
+    def check_in_place(self) -> None:
+        """Raises StoreError if what lies at the path now is another directory than the one that was
+        opened: what is written into the one would be missed in the other."""
+        if self._lock_fd is None:
+            return
+        with os_errors(f"store '{self.path}' was moved or removed while it was open"):
+            found = os.stat(self.path / "LOCK", follow_symlinks=False)
+            os.stat(self.path / _LAYOUT)
+        if (found.st_dev, found.st_ino) != _identity(self._lock_fd):
+            raise StoreError(
+                f"store '{self.path}' was replaced while it was open. Rows that were trained since "
+                "are in neither directory as a whole: close it, and restore a checkpoint"
+            )
+
     def _sweep(self) -> None:
         if self.mode == "read_only":
             return
@@ -257,7 +288,8 @@ class StoreDirectory:
                     f"'{self.db_path}' has files but '{self.path / _LAYOUT}' is missing; "
                     "choose another directory, or restore the file"
                 )
-            creating.touch()
+            creating.unlink(missing_ok=True)
+            creating.touch(exist_ok=False)
             self.db_path.mkdir(mode=0o700, exist_ok=True)
             sync_path(self.path)
 

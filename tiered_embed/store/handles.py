@@ -42,11 +42,13 @@ def check_handles(path: str | os.PathLike[str]) -> None:
     Raises:
         StoreError: with the remedy.
     """
+    limit = _limit()
     try:
         used = len(os.listdir(HANDLES)) - rocksdb.num_read_handles()
     except FileNotFoundError:  # no Linux, or no /proc
         return
-    limit = _limit()
+    except OSError:  # not even one is left, to count them
+        used = limit
     remedy = (
         f"Raise the limit with `ulimit -n {max(4096, 4 * limit)}` before the process starts, or "
         "with resource.setrlimit; tables of one dim, dtype and optimizer that are in one collection"

@@ -1,9 +1,10 @@
 """Up to which step the rows of each table in a store are complete: the marks in ``meta.json``.
 
-While a process trains, rows reach the store one after another, and those that are there come from
-different training steps. So a table is marked as *training* before its first row is written, and as
-*finished* at a step once every row is there, durably. A process that finds a table marked as
-training knows that the one before it was killed.
+While a process trains, rows reach the store one after another, and those that are there are older
+than the process's last step, or come from different steps. So a table is marked as *training*
+before its first row changes, be it in memory, and as *finished* at a step once every row is in the
+store, durably. A process that finds a table marked as training knows that the one before it was
+killed.
 
 ::
 
@@ -23,7 +24,7 @@ from typing import NamedTuple
 
 from .directory import read_description, read_meta, write_meta
 
-__all__ = ["Mark", "mark_finished", "mark_training", "read_marks", "write_marks"]
+__all__ = ["Mark", "has_marks", "mark_finished", "mark_training", "read_marks", "write_marks"]
 
 
 class Mark(NamedTuple):
@@ -31,6 +32,11 @@ class Mark(NamedTuple):
 
     step: int = 0
     finished: bool = True
+
+
+def has_marks(path: str | os.PathLike[str]) -> bool:
+    """Whether the store in ``path`` has marks. One that lacks them has never held a row."""
+    return bool(read_meta(path))
 
 
 def read_marks(path: str | os.PathLike[str]) -> dict[str, Mark]:

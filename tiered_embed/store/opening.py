@@ -12,11 +12,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from ..errors import ConfigError, StoreError
+from ..spec import absolute_path
 from . import memory, rocksdb, rocksdb_py
 from .base import RowStore, StoreOptions, close_at_exit
 from .description import Tables
 from .directory import Mode, StoreDirectory, read_description
+from .forked import is_first_use, note_use, refuse_in_child
 from .handles import check_handles
+from .threads import check_threads
 
 __all__ = ["Backend", "default_backend", "open_store"]
 
@@ -57,24 +60,6 @@ def _choose_backend(path: str | os.PathLike[str]) -> str:
     return default_backend() if description is None else description.backend
 
 
-_first_user: dict[str, int] = {}  # backend -> the process that opened its first store
-
-
-def _refuse_in_child(backend: str, path: str | os.PathLike[str]) -> None:
-    """REQUIRES: the store would be written to.
-
-    RocksDB keeps its background threads as long as the process lives. A forked child has none of
-    them, and RocksDB does not know: the first flush would wait for ever.
-    """
-    first = _first_user.get(backend, os.getpid())
-    if backend != "memory" and first != os.getpid():
-        raise StoreError(
-            f"cannot open the store in '{path}': process {os.getpid()} was forked from process "
-            f"{first}, which has used RocksDB, and lacks the threads that RocksDB started there. "
-            "Start workers by spawn, or open no store before the fork; mode='read_only' works"
-        )
-
-
 def _parse_options(options: Mapping[str, Any]) -> StoreOptions:
     known = [field.name for field in dataclasses.fields(StoreOptions)]
     for name in options:
@@ -105,7 +90,8 @@ def open_store(
         ConfigError: layout, record size, backend or tables differ from the stored ones, or an
             argument is bad.
         StoreError: open elsewhere, not writable, absent, or present with ``mode="create"``; or the
-            process has too few file handles left, or was forked from one that has used RocksDB.
+            process has too few file handles or threads left, or was forked from one that has used
+            RocksDB.
         CorruptionError: its description is damaged.
     """
     if backend not in get_args(Backend):
@@ -118,6 +104,7 @@ def open_store(
         json.dumps([dict(layout), {name: dict(t) for name, t in (tables or {}).items()}])
     except (TypeError, ValueError) as error:
         raise ConfigError(f"layout must hold JSON values only: {error}") from error
+    path = absolute_path(path, "path")
     parsed = _parse_options(options)
     name = _choose_backend(path) if backend == "auto" else backend
     if name not in _BACKENDS:
@@ -127,11 +114,12 @@ def open_store(
     if mode == "auto":
         mode = "read_write" if StoreDirectory.exists(path) else "create"
 
-    if mode != "read_only":
-        _refuse_in_child(name, path)
     if name != "memory":
+        if mode != "read_only":
+            refuse_in_child(name, path)
         check_handles(path)
-    _first_user.setdefault(name, os.getpid())
+        check_threads(name, path, first=is_first_use(name))
+        note_use(name)
 
     directory = StoreDirectory(path, mode)
     try:

@@ -147,12 +147,14 @@ def finish_interrupted(root: Path) -> None:
 
     REQUIRES: the working directory's lock.
     """
-    for discarded in sorted(root.glob(f"{_DISCARDED}*")):
+    with os_errors(f"cannot read '{root}'"):
+        names = sorted(os.listdir(root))
+    for discarded in [root / name for name in names if name.startswith(_DISCARDED)]:
         working = root / f"{POOL}{discarded.name.removeprefix(_DISCARDED)}"
         if discarded.is_dir() and not working.exists():
             with os_errors(f"cannot rename '{discarded}'"):
                 os.rename(discarded, working)
-    for dropped in root.glob(f"{_DROPPED}*"):
+    for dropped in [root / name for name in names if name.startswith(_DROPPED)]:
         shutil.rmtree(dropped, ignore_errors=True)
 
 

@@ -96,6 +96,7 @@ class RocksDbPyRowStore(RowStore):
         self._options = options
         self._lock = threading.Lock()
         self._db: Any = None  # guarded by _lock; None once closed
+        self._wrote = False
         self._open(create=directory.mode == "create")
 
     def _open(self, create: bool) -> None:
@@ -109,6 +110,7 @@ class RocksDbPyRowStore(RowStore):
 
     @contextlib.contextmanager
     def _using(self, what: str) -> Iterator[Any]:
+        self._check_process()  # before the lock: a thread of the parent may have held it
         with self._lock:
             if self._db is None:
                 raise ClosedError(f"store '{self.path}' is closed")
@@ -135,6 +137,7 @@ class RocksDbPyRowStore(RowStore):
             )
 
     def _put(self, keys: UInt8Array, records: UInt8Array) -> None:
+        self._wrote = True
         for begin in range(0, len(keys), _SLICE_ROWS):
             end = min(begin + _SLICE_ROWS, len(keys))
             batch = _rocksdbpy.WriteBatch()
@@ -189,7 +192,8 @@ class RocksDbPyRowStore(RowStore):
                 self._put(keys, records)
             self._flush()
         except BaseException:
-            self._empty()
+            if os.getpid() == self._owner_pid:  # no child that was forked by `chunks`
+                self._empty()
             raise
 
     def _empty(self) -> None:
@@ -241,6 +245,11 @@ class RocksDbPyRowStore(RowStore):
                         db.flush()
                 finally:
                     db.close()
+                if self._directory.mode != "read_only" and self._failure is None and self._wrote:
+                    # It looks for every file, which nothing else in the wheel does.
+                    path = str(self._directory.db_path)
+                    rocks = _options(self._options, create=False)
+                    _rocksdbpy.open_for_readonly(path, rocks, False).close()
 
     def _leak_after_fork(self) -> None:
         # The destructor would wait for threads that do not exist in the child.

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, StoreError
-from ..spec import table_hash
+from ..spec import absolute_path, refuse_lookalikes, table_hash
 from .base import RowStore
 from .description import WHOLE, Description, StoreLayout, merged
 from .directory import StoreDirectory, description_path, os_errors, read_description
@@ -127,7 +127,7 @@ def check_grouping(root: Path, layouts: Sequence[StoreLayout]) -> None:
     Raises:
         ConfigError: two do, or one lies in several stores.
     """
-    if not root.is_dir():
+    if not _is_directory(root):
         return
     with locked(root):
         finish_interrupted(root)
@@ -155,6 +155,11 @@ def check_grouping(root: Path, layouts: Sequence[StoreLayout]) -> None:
         )
 
 
+def _is_directory(root: Path) -> bool:
+    with os_errors(f"cannot read '{root}'"):
+        return root.is_dir()
+
+
 def drop_table(directory: str | os.PathLike[str], name: str) -> int:
     """Removes what ``directory`` holds of table ``name``; returns the bytes that this freed.
 
@@ -165,16 +170,16 @@ def drop_table(directory: str | os.PathLike[str], name: str) -> int:
     Raises:
         ConfigError: there is no such table. StoreError: its store is open, or cannot be written.
     """
-    if not isinstance(directory, (str, os.PathLike)):
-        raise ConfigError(f"directory is {directory!r}; pass the one given as Tiers(ssd=...)")
-    root = Path(directory).absolute()
-    if not root.is_dir():
+    root = absolute_path(directory, "directory")
+    if not _is_directory(root):
         raise ConfigError(f"there is no directory '{root}'; pass the one given as Tiers(ssd=...)")
     with locked(root):
         finish_interrupted(root)
         stores = _stores(root)
         homes = [store for store, stored in stores.items() if name in stored.tables]
         if not homes:
+            for store, stored in stores.items():
+                refuse_lookalikes([name], stored.tables, f"in '{root / store}'")
             known = sorted({table for stored in stores.values() for table in stored.tables})
             raise ConfigError(f"'{root}' holds no table {name!r}; it holds {known}")
         return sum(_drop(root / store, stores[store], name) for store in homes)
@@ -218,6 +223,8 @@ def _home(root: Path, layout: StoreLayout) -> Path:
 
 def _found(root: Path, stores: Mapping[str, Description], layout: StoreLayout) -> Path | None:
     """The folder where the tables lie; None where none of them is stored yet."""
+    for store, stored in stores.items():
+        refuse_lookalikes(layout.tables, stored.tables, f"in '{root / store}'")
     homes: dict[Path, list[str]] = {}
     for store, stored in stores.items():
         for name, facts in layout.tables.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import StoreError
 from ..spec import Tiers
-from ..store import open_pool_store, read_marks
+from ..store import has_marks, open_pool_store, read_marks
 from .layout import PoolLayout
 from .ssd import SsdTier
 
@@ -34,12 +34,18 @@ def open_ssd(layout: PoolLayout, tiers: Tiers) -> SsdTier:
         mine = {name: marks[name] for name, _ in layout.tables}
         unfinished = sorted(name for name, mark in mine.items() if not mark.finished)
         error = None
-        if unfinished:
+        if not has_marks(store.path) and next(store.scan(chunk_rows=1), None) is not None:
+            error = StoreError(
+                f"'{store.path / 'meta.json'}' is gone: nobody knows which step the rows are of. "
+                "te.checkpoint.load(model, path, missing='start') restores the latest "
+                "checkpoint or, where there is none, starts anew"
+            )
+        elif unfinished:
             error = StoreError(
                 f"a process trained {unfinished} in '{store.path}' and ended without close() or "
-                "flush(), so these rows come from different training steps. Restore them with "
-                "te.checkpoint.load(model, path), or start anew: remove them with "
-                "te.drop_table(directory, name)"
+                "flush(), so the rows there are older than its last step, or come from different "
+                "training steps. te.checkpoint.load(model, path, missing='start') restores the "
+                "latest checkpoint or, where there is none, starts anew"
             )
         step = max(mark.step for mark in mine.values())
         return SsdTier(layout, store, stored_step=step, unfinished=error)

@@ -6,7 +6,7 @@ Threading: any thread may call anything; write-backs run one after another.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -83,8 +83,9 @@ class SsdTier:
         self._names = [name for name, _ in layout.tables]
         self._buffer = _native.WriteBuffer(layout.record_bytes, PORTION_BYTES)
         self._writing = threading.Lock()  # held while records move from the buffer to the store
-        # Guarded by _writing.
-        self._training = False  # this object has marked the tables as training
+        # Guarded by _writing. This object has marked the tables as training; the trainer's thread,
+        # which alone sets it to False, may read it without the lock.
+        self._training = False
         self._changed: ChangedKeys | None = None  # None: nobody tracks
         self._lock = threading.Lock()
         self._stats = TierStats()  # guarded by _lock
@@ -174,17 +175,28 @@ class SsdTier:
         REQUIRES: flushed.
         """
         with self._writing:
+            self.store.check_in_place()
             mark_finished(self.store.path, self._names, step)
             self._training = False
 
+    @property
+    def training(self) -> bool:
+        """Whether that is noted. For the trainer's thread: a write may hold the lock for long."""
+        return self._training
+
     def mark_training(self) -> None:
-        """Notes that from here on the store's rows may come from different training steps."""
+        """Notes that from here on the store's rows may come from different training steps.
+
+        To be called before a row changes, also where it changes in memory alone: after a crash the
+        store has the rows of an earlier step then, and who opens it has to know.
+        """
         with self._writing:
             self._mark_training()
 
     def _mark_training(self) -> None:
         """REQUIRES: ``_writing`` is held."""
         if not self._training:
+            self.store.check_in_place()
             mark_training(self.store.path, self._names)
             self._training = True
 
@@ -192,7 +204,12 @@ class SsdTier:
         """As :meth:`RowStore.import_sorted`, bypassing the buffer. Ends the tracking of keys."""
         with self._writing:
             self._changed = None
-            return self.store.import_sorted(chunks)
+            return self.store.import_sorted(self._marked(chunks))
+
+    def _marked(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """REQUIRES: ``_writing`` is held while they are drawn."""
+        self._mark_training()
+        yield from chunks
 
     def track(self) -> ChangedKeys:
         """The keys that are written from here on. The object that was given before gets no more."""

@@ -98,10 +98,13 @@ class Recorder:
         return self._writer.num_accesses + self._num_waiting
 
     def close(self) -> None:
-        """Remove the hooks and finish the file; idempotent."""
+        """Remove the hooks and finish the file; idempotent. In a forked child the file stays as it
+        is: the parent goes on with it."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self._writer.of_parent:
+            return
         self._end_batch()
         self._write()
         self._writer.close()

@@ -27,7 +27,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from ..errors import ConfigError, CorruptionError
+from ..errors import ClosedError, ConfigError, CorruptionError
+from ..spec import absolute_path
 from .chunk import TraceChunk, TraceTable
 from .files import StrPath
 from .tet_codecs import Codec, compressor, decompress
@@ -63,31 +64,47 @@ class TraceWriter:
 
     def __init__(self, path: StrPath, tables: Sequence[TraceTable], codec: Codec = "auto") -> None:
         self._codec, self._compress = compressor(codec)
-        self.path = Path(path)
+        self.path = absolute_path(path, "path")
         self.num_batches = 0
         self.num_accesses = 0
         self._num_tables = len(tables)
         self._index: list[tuple[int, int, int]] = []
+        self._pid = os.getpid()
         self._part = self.path.with_name(self.path.name + ".part")
+        if self._part.is_symlink():
+            self._part.unlink()  # its target is not ours
         self._file: IO[bytes] = self._part.open("wb")
         described = [{"name": table.name, "num_rows": table.num_rows} for table in tables]
         text = json.dumps({"tables": described}).encode()
         self._write(_START.pack(MAGIC, VERSION, len(text)) + text)
+        self._file.flush()
+
+    @property
+    def of_parent(self) -> bool:
+        """This process is a forked child of the one that writes the file."""
+        return self._pid != os.getpid()
 
     def write(self, chunk: TraceChunk) -> None:
         """Append a chunk of all the tables."""
         assert len(chunk.table_ids) == self._num_tables
+        if self.of_parent:
+            raise ClosedError(
+                f"'{self.path}' is written by process {self._pid}, and not by its forked child "
+                f"{os.getpid()}; record in one process only"
+            )
         columns = encode_chunk(chunk)
         stored = self._compress(columns)
         self._index.append((self._file.tell(), chunk.num_batches, chunk.num_ids))
         head = _CHUNK.pack(self._codec, chunk.num_batches, chunk.num_ids, len(columns), len(stored))
         self._write(head + stored)
+        self._file.flush()  # a forked child would write its copy of the buffer, too
         self.num_batches += chunk.num_batches
         self.num_accesses += chunk.num_ids
 
     def close(self) -> None:
-        """Write the index and the trailer, and give the file its name; idempotent."""
-        if self._file.closed:
+        """Write the index and the trailer, and give the file its name; idempotent. In a forked
+        child it does nothing."""
+        if self._file.closed or self.of_parent:
             return
         place = self._file.tell()
         self._write(b"".join(_ENTRY.pack(*entry) for entry in self._index))
@@ -102,7 +119,7 @@ class TraceWriter:
 
     def abort(self) -> None:
         """Remove what was written; idempotent."""
-        if not self._file.closed:
+        if not self._file.closed and not self.of_parent:
             self._file.close()
             self._part.unlink(missing_ok=True)
 
