@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import ConfigError
 from .chunk import CHUNK_IDS, TraceChunk, TraceTable, check_batch, even_offsets
 from .columns import csv_trace
-from .files import StrPath, read_blocks
+from .files import BOM, StrPath, read_blocks
 from .trace import Trace
 
 __all__ = ["ORACLE_GENERAL", "csv_requests_trace", "oracle_general_trace"]
@@ -71,7 +71,7 @@ def csv_requests_trace(
 
     Ids are integers; a first line without one is a header. Raises as ``csv_trace``.
     """
-    first = next(read_blocks(path), b"").partition(b"\n")[0].rstrip(b"\r")
+    first = next(read_blocks(path), b"").removeprefix(BOM).partition(b"\n")[0].rstrip(b"\r")
     fields = first.split(separator.encode())
     if not 1 <= object_column <= len(fields):
         raise ConfigError(
