@@ -336,6 +336,11 @@ def test_libcachesim_csv(tmp_path):
     path.write_text("id,time\n17,0\n18,0\n")
     options = TraceOptions(object_column=1)
     assert flat(traces.open_trace(path, "libcachesim_csv", options)) == [17, 18]
+    path.write_text('0,"17"\n1,"18"\n')  # the first line is no header, though quoted
+    assert flat(traces.open_trace(path, "libcachesim_csv")) == [17, 18]
+    path.write_text("0,x\n1,18\n")  # nor if its id is no integer
+    with pytest.raises(ConfigError, match="row 1: column '2' holds 'x'"):
+        flat(traces.open_trace(path, "libcachesim_csv"))
     with pytest.raises(ConfigError, match=r"object_column must be in \[1, 2\], the columns of"):
         traces.csv_requests_trace(path, object_column=5)
 
