@@ -36,6 +36,7 @@ from .phases import Phases
 from .pool import Pool
 from .rows import Rows
 from .step import Step
+from .step_counts import StepCounts
 from .stream import Stream, Ticket
 from .touched import TouchedRows
 from .updates import PoolGradient, Updates
@@ -366,6 +367,10 @@ class Engine:
             replace(self.evaluation.counts),
             self.bounds.counts(),
         )
+
+    def count_steps(self) -> StepCounts:
+        """The counts of the next te.prefetch loop, by step. REQUIRES: none is running."""
+        return StepCounts([(p.upper.name, p.count_steps()) for p in self.pools], self.wiring)
 
     def flush(self) -> None:
         """Writes every dirty row back to the SSD tier."""

@@ -38,7 +38,7 @@ from .entry import Ahead, Aside, NoStream, Started
 from .executors import Executors
 from .jobs import Jobs
 from .lease import Lease
-from .mover import Mover
+from .mover import Mover, StepNotes
 from .notices import OverflowNotice
 from .phases import Phases, Stalls
 
@@ -172,6 +172,10 @@ class Scheduler:
     def used_plans(self) -> list[int]:
         """Numbers of plans that a forward has, or had until just now."""
         return list(self._used)
+
+    def note_steps(self, steps: StepNotes) -> None:
+        """Has the counts of every plan of the next stream noted. REQUIRES: there is none now."""
+        self._mover.steps = steps
 
     def stage(self, segments: Segments | Sequence[Segment]) -> Lease:
         """Plans and stages one batch at once, ahead of the stream.
@@ -373,7 +377,8 @@ class Scheduler:
         depth = self.depth
 
         def job() -> Started:
-            self._raise_failure()
+            if (failure := self._mover.failure) is not None:
+                raise StoreError("staging stopped, because an earlier job failed") from failure
             if self._refused is not None:
                 raise self._refused
             try:
@@ -386,12 +391,6 @@ class Scheduler:
 
         self._num_posted += 1
         entry.planned = self._jobs.post(job)
-
-    def _raise_failure(self) -> None:
-        if self._mover.failure is not None:
-            raise StoreError(
-                "staging stopped, because an earlier job failed"
-            ) from self._mover.failure
 
     def _write_dirty(self) -> None:
         if self.ssd is None:
