@@ -105,12 +105,12 @@ def show(console: Console, result: BenchResult) -> None:
         console.print(_tables(result))
     if result.simulated is not None:
         console.print(_simulation(result, result.simulated))
+        console.print(_verdict(result), soft_wrap=True)
 
 
-def _simulation(result: BenchResult, simulated: ReplayResult) -> RenderableType:
+def _simulation(result: BenchResult, simulated: ReplayResult) -> Table:
     """The counts of the timed steps, measured and simulated."""
-    differences = result.differences or []
-    wrong = {(d.where, d.count) for d in differences}
+    wrong = {(d.where, d.count) for d in result.differences or []}
     table = Table(title="timed steps: measured and simulated", title_justify="left")
     table.add_column("count")
     for name in result.stats.tiers:
@@ -124,6 +124,11 @@ def _simulation(result: BenchResult, simulated: ReplayResult) -> RenderableType:
             cells.append("-" if unknown else f"{getattr(simulated.tiers[name], count):,}")
         style = "red" if any((name, count) in wrong for name in result.stats.tiers) else ""
         table.add_row(count.replace("_", " "), *cells, style=style)
+    return table
+
+
+def _verdict(result: BenchResult) -> str:
+    differences = result.differences or []
     verdict = "all counts are equal, by tier and table"
     if differences:
         verdict = f"{len(differences)} counts differ: " + "; ".join(
@@ -135,7 +140,7 @@ def _simulation(result: BenchResult, simulated: ReplayResult) -> RenderableType:
             "; the store held rows before, which a simulation does not know, so its hits and misses"
             " are not compared"
         )
-    return Group(table, Text(f"{verdict} (simulated in {result.simulate_s:.2f} s)"))
+    return f"{verdict} (simulated in {result.simulate_s:.2f} s)"
 
 
 def _phases(result: BenchResult) -> Table:

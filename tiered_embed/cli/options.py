@@ -5,10 +5,15 @@ What a module takes is documented by ``EngineOptions``; help texts and defaults 
 
 from __future__ import annotations
 
+import shutil
+import sys
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
+import torch
 import typer
 
 from ..residency import POLICIES
@@ -30,6 +35,8 @@ __all__ = [
     "Ssd",
     "Threads",
     "existing",
+    "hbm_device",
+    "writable",
 ]
 
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(EngineOptions)}
@@ -51,7 +58,51 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 
 def existing(path: Path) -> Path:
-    """The path of a file to read; a usage error where there is none."""
-    if not path.exists() or path.is_dir():
+    """The path of a file to read, and to read again; a usage error where there is none.
+
+    Standard input (``-``) and pipes can be read only once: they are copied into a temporary file,
+    which is removed when the command ends.
+    """
+    if str(path) == "-":
+        if sys.stdin.isatty():
+            raise typer.BadParameter("- stands for standard input, and nothing is piped into it")
+        return _copied(sys.stdin.buffer, "standard input")
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a directory; pass a file")
+    if not path.exists():
         raise typer.BadParameter(f"there is no file {path}")
+    if not path.is_file():
+        with path.open("rb") as pipe:
+            return _copied(pipe, path.name)
     return path
+
+
+def _copied(source: Any, name: str) -> Path:
+    folder = click.get_current_context().with_resource(
+        tempfile.TemporaryDirectory(prefix="tiered-embed-")
+    )
+    path = Path(folder) / name
+    with path.open("wb") as file:
+        shutil.copyfileobj(source, file)
+    return path
+
+
+def writable(path: Path | None) -> Path | None:
+    """The path of a file to write at the end; a usage error now if its folder does not exist."""
+    if path is None:
+        return None
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a directory; pass the name of a file")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent} to write {path.name} into")
+    return path
+
+
+def hbm_device(hbm: str | None, device: str | None) -> str | None:
+    """The device of the HBM tier: host memory, with a line that says so, where there is no GPU."""
+    if hbm is None or device is not None or torch.cuda.is_available():
+        return device
+    typer.echo(
+        "torch finds no GPU: the HBM tier is in host memory, as --device cpu has it", err=True
+    )
+    return "cpu"

@@ -8,6 +8,7 @@ import bz2
 import gzip
 import lzma
 import os
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,12 +59,17 @@ def read_blocks(path: StrPath, block_bytes: int = _BLOCK_BYTES) -> Iterator[byte
     """Yield the decompressed bytes of ``path`` in pieces of at most ``block_bytes``.
 
     Raises:
-        ConfigError: the compressed data is cut off or damaged (the message names the place), or it
-            is zstd and the extra ``sim`` is not installed.
+        ConfigError: the compressed data is cut off or damaged (the message names the place), it is
+            zstd and the extra ``sim`` is not installed, or this is a pipe.
         OSError: the file cannot be opened or read.
     """
     done_bytes = 0
     with Path(path).open("rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ConfigError(
+                f"{os.fspath(path)}: this is no file but a pipe or a device, which can be read only"
+                " once; write what it gives into a file first"
+            )
         magic = file.read(10)
         file.seek(0)
         if magic.startswith(_ZSTD_MAGIC):
