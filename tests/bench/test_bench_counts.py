@@ -95,13 +95,13 @@ def check(seed, root):
 
 
 def test_drawn_runs_count_their_timed_steps_as_a_simulation_does(tmp_path):
-    for seed in range(25):
+    for seed in range(15):
         check(seed, tmp_path / str(seed))
 
 
 @pytest.mark.long
 def test_many_drawn_runs_count_their_timed_steps_as_a_simulation_does(tmp_path):
-    for seed in range(25, 225):
+    for seed in range(15, 215):
         check(seed, tmp_path / str(seed))
 
 

@@ -47,14 +47,14 @@ def _check(tmp_path, monkeypatch, kind, seed):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_drawn_files_have_all_their_ids_or_a_named_row(tmp_path, monkeypatch, kind):
-    read = [_check(tmp_path, monkeypatch, kind, seed) for seed in range(120)]
-    assert 30 < sum(read) < 110  # files of both kinds were drawn
+    read = [_check(tmp_path, monkeypatch, kind, seed) for seed in range(100)]
+    assert 25 < sum(read) < 92  # files of both kinds were drawn
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_drawn_files_have_all_their_ids_or_a_named_row(tmp_path, monkeypatch, kind):
-    for seed in range(120, 1120):
+    for seed in range(100, 1100):
         _check(tmp_path, monkeypatch, kind, seed)
 
 

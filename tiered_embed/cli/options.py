@@ -5,6 +5,7 @@ What a module takes is documented by ``EngineOptions``; help texts and defaults 
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import sys
 import tempfile
@@ -12,7 +13,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import torch
 import typer
 
@@ -42,7 +42,12 @@ __all__ = [
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(EngineOptions)}
 """What a module takes where nothing is given."""
 
-Hbm = Annotated[str | None, typer.Option(help="HBM budget, such as 1GiB; no HBM tier by default.")]
+Hbm = Annotated[
+    str | None,
+    typer.Option(
+        help="HBM budget, such as 1GiB; in host memory where torch finds no GPU. None by default."
+    ),
+]
 Ddr = Annotated[str, typer.Option(help="DDR budget, such as 512MiB.")]
 Ssd = Annotated[Path | None, typer.Option(help="Directory of the SSD tier; none by default.")]
 DirectIo = Annotated[bool, typer.Option(help="Bypass the page cache where the store can.")]
@@ -78,9 +83,8 @@ def existing(path: Path) -> Path:
 
 
 def _copied(source: Any, name: str) -> Path:
-    folder = click.get_current_context().with_resource(
-        tempfile.TemporaryDirectory(prefix="tiered-embed-")
-    )
+    folder = tempfile.mkdtemp(prefix="tiered-embed-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = Path(folder) / name
     with path.open("wb") as file:
         shutil.copyfileobj(source, file)

@@ -25,7 +25,10 @@ def train(
     ],
     hbm: Annotated[
         str | None,
-        typer.Option(help="Budget of an HBM tier, kept in host memory here; none by default."),
+        typer.Option(
+            help="HBM budget, such as 1GiB; always in host memory, so that digests can be compared "
+            "between machines. None by default."
+        ),
     ] = None,
     ddr: Ddr = "512MiB",
     ssd: Ssd = None,

@@ -146,8 +146,8 @@ def draw(found: Study, path: Path) -> None:
         if within == found.options.within:
             series = [*estimate_series(found), *series[1:]]
         _draw_lines(axes, series, (1.0, found.num_rows))
-        title = f"{found.name}: hit rate per lookup, {LOOKUPS[within]}"
-        axes.set_title(title, loc="left", fontsize=11, color=INK)
+        title = f"{found.name}: hit rate per lookup,\n{LOOKUPS[within]}"
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
         axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     _draw_bars(right, *octaves(found.curve), SERIES[1], 8)
     right.set_title("reuse distances", loc="left", fontsize=11, color=INK)
