@@ -223,6 +223,24 @@ def test_checkpoint_numbers(steps):
     )
 
 
+def test_no_command_reads_a_damaged_delta(steps, tmp_path):
+    path = copied(steps, tmp_path)
+    words = ("checkpoint", "diff", path, 1, 3)
+    whole = shell(*words)
+    files = [f for f in (path / "step-2" / "delta").rglob("*") if f.is_file()]
+    chance = random.Random(0)
+    for file in files:
+        data = file.read_bytes()
+        for _ in range(5):
+            flip(file, chance.random())
+            for line in (words, ("checkpoint", "export", path, tmp_path / "out", "--step", 3)):
+                ran = shell(*line)
+                assert (ran.code, file.name in ran.err) == (2, True), ran.out
+            assert not (tmp_path / "out").exists()
+            file.write_bytes(data)
+    assert shell(*words) == whole
+
+
 def test_a_step_is_not_the_directory(steps):
     ran = shell("checkpoint", "inspect", steps / "step-1")
     assert ran.code == 2
