@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast, get_args
 import typer
 
 from ..spec import Tiers
-from ..traces import Distribution, find_format, read_raw
+from ..traces import Distribution, Trace, find_format, read_raw
 from .console import Screen
 from .options import (
     DEFAULTS,
@@ -27,6 +27,7 @@ from .options import (
     Threads,
     existing,
     hbm_device,
+    refuse_given,
     writable,
 )
 from .progress import LateBar
@@ -43,6 +44,7 @@ __all__ = ["bench"]
 
 
 def bench(
+    context: typer.Context,
     rows: Annotated[int, typer.Option(min=1, help="Rows of all tables together.")] = 1_000_000,
     tables: Annotated[int, typer.Option(min=1, help="Number of tables.")] = 1,
     dim: Annotated[int, typer.Option(min=1, help="Columns of a row.")] = 64,
@@ -104,10 +106,15 @@ def bench(
     ids: Any = None
     if trace is not None:
         ids = _trace(existing(trace), format, batch_size, columns, header, missing, layout)
-    elif columns or header or missing is not None or layout or format != "auto":
-        raise typer.BadParameter(
-            "--format, --columns, --header, --missing and --layout describe a trace; pass --trace"
-        )
+        drawn = ("rows", "tables", "distribution", "exponent")
+        refuse_given(context, drawn, "describes ids that are drawn, and --trace replays some")
+        if isinstance(ids, Trace):
+            refuse_given(context, ["pooling"], f"is for raw ids, and the bags of {trace} are known")
+    else:
+        described = ("format", "columns", "header", "missing", "layout")
+        refuse_given(context, described, "describes a trace, and there is no --trace")
+        if distribution != "zipf":
+            refuse_given(context, ["exponent"], f"is of the zipf law, and not of {distribution}")
     with tempfile.TemporaryDirectory(prefix="tiered-embed-bench-") as scratch:
         engine = benchmark.engine_options(
             Tiers(hbm=hbm, ddr=ddr, ssd=ssd or Path(scratch), direct_io=direct_io),

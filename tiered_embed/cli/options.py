@@ -9,6 +9,7 @@ import atexit
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +37,7 @@ __all__ = [
     "Threads",
     "existing",
     "hbm_device",
+    "refuse_given",
     "writable",
 ]
 
@@ -60,6 +62,14 @@ Device = Annotated[str | None, typer.Option(help=option_help("device"))]
 Kernel = Annotated[str, typer.Option(help=option_help("kernel"))]
 Seed = Annotated[int, typer.Option(min=0, help="Equal seeds give equal results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def refuse_given(context: typer.Context, names: Iterable[str], because: str) -> None:
+    """A usage error if one of these options was given: the command would not use it."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"--{name.replace('_', '-')} {because}; leave it out")
 
 
 def existing(path: Path) -> Path:

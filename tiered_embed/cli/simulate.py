@@ -17,7 +17,7 @@ from .. import optim
 from ..residency import POLICIES
 from ..spec import Tiers, parse_bytes
 from .console import Screen
-from .options import DEFAULTS, AsJson, Depth, existing, writable
+from .options import DEFAULTS, AsJson, Depth, existing, refuse_given, writable
 from .progress import LateBar
 from .trace_source import (
     Batch,
@@ -41,6 +41,7 @@ DEFAULT_POLICIES = "lru,lfu,s3fifo,lookahead,belady:batch"
 
 
 def simulate(
+    context: typer.Context,
     trace: Annotated[
         Path, typer.Argument(help="An id stream in any format that `tiered-embed trace` knows.")
     ],
@@ -110,6 +111,12 @@ def simulate(
     names = [name.strip() for name in policies.split(",") if name.strip()]
     console = Screen(stderr=as_json)
     if ddr is not None:
+        not_used = ("sizes", "within", "estimates", "plot", "html")
+        refuse_given(
+            context, not_used, "describes a study of several sizes, and not one run (--ddr)"
+        )
+        if len(names) != 1 and policies != DEFAULT_POLICIES:
+            raise typer.BadParameter(f"--ddr counts one run; pass one policy, not {policies!r}")
         _one(opened, ddr, names[0], lookahead, depth, records, console, as_json)
         return
     record_bytes = records.pools(opened.tables)[0].record_bytes

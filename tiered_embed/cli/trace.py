@@ -13,7 +13,7 @@ from rich.table import Table
 from .. import traces
 from ..traces import TableCounts
 from .console import Screen
-from .options import AsJson, Seed, existing
+from .options import AsJson, Seed, existing, refuse_given
 from .progress import LateBar
 from .trace_generate import generate
 from .trace_record import record
@@ -103,6 +103,7 @@ def convert(
 
 @trace.command()
 def head(
+    context: typer.Context,
     source: Source,
     batches: Annotated[int, typer.Option(min=1, help="Number of batches.")] = 1,
     out: Annotated[
@@ -126,6 +127,7 @@ def head(
     if out is not None:
         write(first, out, codec, as_json)
         return
+    refuse_given(context, ["codec"], "is of the file that --out names, and there is none")
     names = [table.name for table in first.tables]
     if as_json:
         listed = [
