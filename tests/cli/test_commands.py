@@ -165,6 +165,19 @@ def test_exit_codes_and_what_is_told(folder, monkeypatch, code, line, words):
     assert not list(folder.glob("out*")), "something was left half done"
 
 
+def test_messages_name_options_and_leave_the_users_words_alone(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "batch_size").mkdir()
+    (folder / "batch_size" / "missing=.csv").write_text("object_column\n1\n")
+    ran = shell("trace", "info", "batch_size/missing=.csv", "--columns", "batch_size")
+    assert ran.err == (
+        "tiered-embed: batch_size/missing=.csv: there is no column 'batch_size'; the columns are"
+        " ['object_column']\n"
+    )
+    ran = shell("bench", "--trace", "ids.i64le", "--batch-size", "9000")
+    assert "; lower --batch-size or pooling" in ran.err
+
+
 def test_train_refuses_a_store_that_was_trained(folder, tmp_path):
     words = ("train", folder / "log.tsv", "--ddr", "64KiB", "--ssd", tmp_path / "ssd", "--json")
     assert shell(*words).code == 0

@@ -66,11 +66,11 @@ def _for_the_shell(message: str, words: Sequence[str]) -> str:
         for name in {param.name, option[2:].replace("-", "_"), _KEYWORDS.get(param.name)}:
             if name is None:
                 continue
-            message = re.sub(rf"\b{name}='([^']*)'", rf"{option} \1", message)
-            message = re.sub(rf"\b{name}=(?! )", f"{option} ", message)
-            message = re.sub(rf"\b{name}= ", f"{option} ", message)
+            word = rf"(?<![\w'\"/.=-]){name}"  # and no part of a path, or of what a user wrote
+            message = re.sub(rf"{word}='([^']*)'", rf"{option} \1", message)
+            message = re.sub(rf"{word}= ?", f"{option} ", message)
             if "_" in name:
-                message = re.sub(rf"\b{name}\b", option, message)
+                message = re.sub(rf"{word}(?![\w'\"/.=-])", option, message)
     return message
 
 
