@@ -130,6 +130,8 @@ CODES = [
     (2, "trace head ids.i64le --codec none", "--codec is of the file that --out names"),
     (2, "bench --trace absent", "there is no file absent"),
     (2, "bench --picture no/a.png", "there is no folder no"),
+    (2, "bench --picture a.xyz", "a.xyz must end in .png or .svg or .pdf"),
+    (2, "simulate ids.i64le --plot picture", "picture must end in .png"),
     (2, "bench --ddr much", "ddr is 'much'"),
     (2, "bench --depth 9 --lookahead 2", "depth is 9 but lookahead is 2"),
     (2, "bench --ssd a.csv --steps 1", "cannot create the store directory"),

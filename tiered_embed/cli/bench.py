@@ -14,6 +14,7 @@ from ..traces import Distribution, Trace, find_format, read_raw
 from .console import Screen
 from .options import (
     DEFAULTS,
+    PICTURES,
     AsJson,
     AutoDepth,
     Ddr,
@@ -25,10 +26,10 @@ from .options import (
     Policy,
     Seed,
     Threads,
+    check_writable,
     existing,
     hbm_device,
     refuse_given,
-    writable,
 )
 from .progress import LateBar
 from .trace_source import (
@@ -101,7 +102,7 @@ def bench(
 
     if depth != "auto" and not depth.isdecimal():
         raise typer.BadParameter(f"depth is {depth!r}; pass a number or auto")
-    writable(picture)
+    check_writable(picture, PICTURES)
     device = hbm_device(hbm, device)
     ids: Any = None
     if trace is not None:

@@ -9,7 +9,7 @@ import atexit
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,7 @@ from ..spec import EngineOptions, option_help
 
 __all__ = [
     "DEFAULTS",
+    "PICTURES",
     "AsJson",
     "AutoDepth",
     "Ddr",
@@ -35,10 +36,10 @@ __all__ = [
     "Seed",
     "Ssd",
     "Threads",
+    "check_writable",
     "existing",
     "hbm_device",
     "refuse_given",
-    "writable",
 ]
 
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(EngineOptions)}
@@ -61,6 +62,8 @@ Threads = Annotated[int | None, typer.Option(min=1, help=option_help("num_thread
 Device = Annotated[str | None, typer.Option(help=option_help("device"))]
 Kernel = Annotated[str, typer.Option(help=option_help("kernel"))]
 Seed = Annotated[int, typer.Option(min=0, help="Equal seeds give equal results.")]
+PICTURES = (".png", ".svg", ".pdf")
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -101,15 +104,16 @@ def _copied(source: Any, name: str) -> Path:
     return path
 
 
-def writable(path: Path | None) -> Path | None:
-    """The path of a file to write at the end; a usage error now if its folder does not exist."""
+def check_writable(path: Path | None, kinds: Sequence[str] = ()) -> None:
+    """A usage error now, if a file to write at the end has no folder, or none of these suffixes."""
     if path is None:
-        return None
+        return
     if path.is_dir():
         raise typer.BadParameter(f"{path} is a directory; pass the name of a file")
     if not path.parent.is_dir():
         raise typer.BadParameter(f"there is no folder {path.parent} to write {path.name} into")
-    return path
+    if kinds and path.suffix.lower() not in kinds:
+        raise typer.BadParameter(f"{path} must end in {' or '.join(kinds)}, which says its format")
 
 
 def hbm_device(hbm: str | None, device: str | None) -> str | None:

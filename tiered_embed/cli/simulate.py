@@ -17,7 +17,7 @@ from .. import optim
 from ..residency import POLICIES
 from ..spec import Tiers, parse_bytes
 from .console import Screen
-from .options import DEFAULTS, AsJson, Depth, existing, refuse_given, writable
+from .options import DEFAULTS, PICTURES, AsJson, Depth, check_writable, existing, refuse_given
 from .progress import LateBar
 from .trace_source import (
     Batch,
@@ -100,8 +100,8 @@ def simulate(
     except ImportError as error:
         raise typer.BadParameter(f"{error}; pip install 'tiered_embed[sim]'") from error
     source = existing(trace)
-    writable(plot)
-    writable(html)
+    check_writable(plot, PICTURES)
+    check_writable(html)
     if optimizer not in OPTIMIZERS:
         raise typer.BadParameter(
             f"optimizer is {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}"
@@ -246,7 +246,8 @@ def _show(console: Console, found: Study) -> None:
             f"{r['table']} ({r['share']:.1%} of lookups, {r['rows']:,} rows)": r["hit_rates"]
             for r in table_rows(found)
         }
-        console.print("hit rate of each table when all share one LRU cache")
+        within = found.options.within
+        console.print(f"hit rate of each table when all share one LRU cache, counted by {within}")
         console.print(_rates("table", heads, rows))
 
 

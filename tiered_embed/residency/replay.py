@@ -42,8 +42,8 @@ class Replay:
         self._native = _native.Replay(
             planner._native,
             num_tables=planner.num_tables,
-            lookahead=lookahead,
-            depth=depth,
+            lookahead=min(lookahead, _MANY_STEPS),
+            depth=min(depth, _MANY_STEPS),
             updated=updated,
             per_step=per_step,
         )
