@@ -288,6 +288,8 @@ def test_counts_may_begin_with_a_later_step(window):
             assert sums.tolist() == [getattr(part.total, name) for name in names]
             if first == 0:
                 assert part.tiers == whole.tiers
+    whole = replay(trace, tiers, "lru", 10**20, depth, records=records)
+    assert whole.tables == replay(trace, tiers, "lru", 10**6, depth, records=records).tables
     with pytest.raises(ConfigError, match="first_step is 10000, but the trace has only"):
         replay(trace, tiers, "lru", lookahead, depth, records=records, first_step=10000)
     with pytest.raises(ConfigError, match="first_step is -1"):
