@@ -64,7 +64,8 @@ void bind_replay(nb::module_& m) {
              nb::gil_scoped_release nogil;
              r.push(batched, num_batches);
            })
-      .def("finish", &Replay::finish, nb::call_guard<nb::gil_scoped_release>())
+      .def("finish", &Replay::finish, nb::arg("num_steps"),
+           nb::call_guard<nb::gil_scoped_release>())
       .def("take_steps", [](Replay& r) { return own(r.take_steps()); })
       .def_prop_ro("num_steps", &Replay::num_steps)
       .def_prop_ro("cold", [](const Replay& r) { return r.cold(); });

@@ -22,8 +22,8 @@ void Replay::push(const std::vector<BatchedIds>& tables, int64_t num_batches) {
   }
 }
 
-void Replay::finish() {
-  while (planner_->window_size() > 0) plan();
+void Replay::finish(int64_t num_steps) {
+  while (planner_->window_size() > 0 && num_steps_ < num_steps) plan();
 }
 
 void Replay::plan() {

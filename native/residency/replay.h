@@ -40,8 +40,8 @@ class Replay {
   // Appends batches; of each, the tables' ids in the order given. Throws as Planner::plan.
   void push(const std::vector<BatchedIds>& tables, int64_t num_batches);
 
-  // The stream has ended: plans what is left with the window that it has.
-  void finish();
+  // The stream has ended: plans what is left with the window that it has, up to `num_steps` in all.
+  void finish(int64_t num_steps);
 
   int64_t num_steps() const { return num_steps_; }
   // Misses of rows that were never resident before, per table.

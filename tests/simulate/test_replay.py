@@ -263,3 +263,34 @@ def test_tables_with_their_own_options_count_as_in_the_run(kind, shares, policy,
             assert wanted.tables["t3"].evicted > 0 < wanted.tables["t0"].written_back
     with pytest.raises(ConfigError, match=r"make [78] pools, which cannot share slots"):
         replay(trace, 100, records=records)
+
+
+@pytest.mark.parametrize("window", [(0, 0), (5, 2), (64, 3)])
+def test_counts_may_begin_with_a_later_step(window):
+    trace, records = ten_tables()
+    lookahead, depth = window
+    for shares in ((None, 0.1), (0.02, 0.1)):
+        hbm, ddr = (s if s is None else share_bytes(trace, records, s) for s in shares)
+        tiers = te.Tiers(hbm=hbm, ddr=ddr, ssd="unused")
+        whole = replay(trace, tiers, "lru", lookahead, depth, records=records, per_step=True)
+        assert whole.per_step is not None
+        for first in (0, 1, 3, whole.steps - 1, whole.steps):
+            part = replay(
+                *(trace, tiers, "lru", lookahead, depth),
+                records=records,
+                per_step=True,
+                first_step=first,
+            )
+            assert part.steps == whole.steps - first
+            assert np.array_equal(part.per_step, whole.per_step[first:])
+            sums = whole.per_step[first:].sum(axis=(0, 1))
+            names = ("lookups", "unique", "misses", "evicted", "written_back", "overflow", "cold")
+            assert sums.tolist() == [getattr(part.total, name) for name in names]
+            if first == 0:
+                assert part.tiers == whole.tiers
+    whole = replay(trace, tiers, "lru", 10**20, depth, records=records)
+    assert whole.tables == replay(trace, tiers, "lru", 10**6, depth, records=records).tables
+    with pytest.raises(ConfigError, match="first_step is 10000, but the trace has only"):
+        replay(trace, tiers, "lru", lookahead, depth, records=records, first_step=10000)
+    with pytest.raises(ConfigError, match="first_step is -1"):
+        replay(trace, tiers, "lru", lookahead, depth, records=records, first_step=-1)

@@ -94,11 +94,66 @@ def test_one_run_by_bytes(raw):
     assert "SSD" in text
 
 
+@pytest.mark.parametrize("within", ["batch", "access"])
+def test_what_is_compared_counts_the_same_lookups(raw, within):
+    policies = "lru,lookahead,belady:batch,access:sieve,access:fifo,belady"
+    args = (str(raw), "--batch", "100", "--policies", policies, "--within", within)
+    out = json.loads(invoke(*args, "--sizes", "1e3,2%,50%", "--json"))
+    groups: dict[str, dict[str, list[float]]] = {"batch": {}, "access": {}}
+    for policy in out["policies"]:
+        groups[policy["within"]][policy["policy"]] = policy["hit_rate"]
+    assert set(groups["batch"]) == {"lru", "lookahead", "belady:batch"}
+    text = invoke(*args, "--sizes", "1e3,2%,50%")
+    tables = re.split(r"hit rate per lookup, by cache size, counted ", text)[1:]
+    assert len(tables) == 2
+    for table in tables:
+        group = groups["batch" if table.startswith("by batch") else "access"]
+        for name in group:
+            assert re.search(rf" {name} ", table), name
+        lru = re.search(r"LRU curve\s+[│┃]([^\n]*)", table)
+        group["LRU"] = [float(rate) for rate in re.findall(r"[01]\.\d{4}", lru[1])]
+        bound = next(rates for name, rates in group.items() if name.startswith("belady"))
+        for name, rates in group.items():
+            for most, rate in zip(bound, rates, strict=True):
+                if most is not None and rate is not None:
+                    assert rate <= most + 0.00005, f"{name} is above its bound"
+    assert "-: too small for the rows of 3 batches" in text
+    for curve, rate in zip(groups["batch"]["LRU"], groups["batch"]["lru"], strict=True):
+        assert rate is None or abs(curve - rate) < 0.0001
+    assert groups["batch"]["lru"].count(None) < 3
+
+
+def test_the_slider_says_what_it_interpolates(page):
+    numbers = json.loads(re.search(r'json">(.*?)</script>', page.read_text(), re.S)[1])
+    assert sum(numbers["simulated"]) == 3
+    assert numbers["sizes"] == sorted(set(numbers["sizes"]))
+    assert numbers["simulated"][numbers["start"]]
+    assert "interpolated" in page.read_text()
+
+
+def test_the_page_fits_a_telephone(page):
+    framed = page.parent / "framed.html"
+    framed.write_text(
+        f'<iframe id="f" width="400" height="800" style="border:0" src="{page.name}"></iframe>'
+        "<p id='w'></p><script>window.onload = function () {"
+        "var d = document.getElementById('f').contentDocument.documentElement;"
+        "document.getElementById('w').textContent = 'width ' + d.scrollWidth; }</script>"
+    )
+    seen = render(framed, "--dump-dom", "--allow-file-access-from-files")
+    width = re.search(r"width (\d+)", seen)
+    assert width is not None
+    assert int(width[1]) <= 400
+
+
 def test_what_it_cannot_do_it_says(raw, tmp_path):
     for args, words in (
         ((str(tmp_path / "none"),), "no file"),
         ((str(raw), "--sizes", "many"), "pass 10%"),
         ((str(raw), "--sizes", "0%"), "pass 10%"),
+        ((str(raw), "--sizes", "1.5"), "pass 10%"),
+        ((str(raw), "--sizes", "0.1"), "pass 10%"),
+        ((str(raw), "--sizes", "100B"), "holds no row: a row takes 260 bytes"),
+        ((str(raw), "--plot", str(tmp_path / "no" / "a.png")), "there is no folder"),
         ((str(raw), "--optimizer", "adam"), "RowWiseAdagrad"),
         ((str(raw), "--ddr", "1MiB", "--policies", "belady"), "choose one of lru"),
     ):
@@ -167,7 +222,7 @@ def test_the_page_needs_nothing_else_and_reads_without_scripts(page):
     text = " ".join(parsed.words)
     for word in ("three <tables>", "<t0>", "lookahead", "belady:batch", "Reuse distances", "%"):
         assert word in text
-    assert source.count("<svg") == 2 + 1 + 3
+    assert source.count("<svg") == 3 + 1 + 3  # policies by batch and by access
     assert "<t0>" not in source
 
 
@@ -207,8 +262,8 @@ def test_a_browser_shows_the_page_and_its_slider(page):
     assert '<div id="picker" hidden="">' in render(bare, "--dump-dom"), "without it, none"
     picked = re.search(r'<output id="rows">([\d,]+) rows, [\d.]+ .?i?B', seen)
     assert picked is not None
-    assert "<dt>LRU hit rate</dt>" in seen
-    assert "<dt>lookahead</dt>" in seen
+    assert "<dt>LRU hit rate, by batch</dt>" in seen
+    assert "<dt>lookahead, by batch</dt>" in seen  # the slider begins at a simulated size
     # Moved to its end, it tells the best that any size has.
     script = page.read_text().replace(
         "</body>",

@@ -9,19 +9,20 @@ One thread; the engine's own threads work in the background.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..engine import StepCounts
 from ..errors import ConfigError
 from ..examples import DLRM
 from ..loop import prefetch
 from ..modules import TieredEmbeddingBagCollection
 from ..simulate import Difference, Records, ReplayResult, replay
-from ..spec import Stats, TableConfig
+from ..spec import Counts, Stats, TableConfig
 from ..store import RocksDbRowStore, RowStore
 from .options import BenchOptions
 
@@ -39,10 +40,11 @@ CHUNK_ROWS = 1 << 16
 class BenchResult:
     """What was measured: ``seconds`` for the timed ``steps``, their counts and times in ``stats``.
 
-    spans_s: seconds of each timed step. stats: its ``steps`` includes the warm-up. num_ids: ids
-    looked up in the timed steps. total: counts of the whole run. simulated: what a simulation
-    counts for the whole run, computed in ``simulate_s`` seconds; None unless ``compare`` was set.
-    new_store: whether the store was empty at the start; a simulation knows no rows that it held.
+    spans_s: seconds of each timed step. stats: the counts of tiers and tables are those of the
+    timed steps, the same in every run with a fixed depth; its ``steps`` includes the warm-up.
+    num_ids: ids looked up in the timed steps. simulated: what a simulation counts for the timed
+    steps, computed in ``simulate_s`` seconds; None unless ``compare`` was set. new_store: whether
+    the store was empty at the start; a simulation knows no rows that it held.
     """
 
     options: BenchOptions
@@ -54,18 +56,22 @@ class BenchResult:
     lookups_s: list[float]
     updates_s: list[float]
     num_ids: int
-    total: Stats
     simulated: ReplayResult | None = None
     simulate_s: float = 0.0
     new_store: bool = True
 
     @property
     def differences(self) -> list[Difference] | None:
-        """Counts of the whole run in which the simulation differs; None without a simulation."""
+        """Counts of the timed steps in which the simulation differs; None without a simulation."""
         if self.simulated is None:
             return None
-        found = self.simulated.differences(self.total)
-        return [d for d in found if self.new_store or d.where != "SSD"]
+        found = self.simulated.differences(self.stats)
+        return [d for d in found if (d.where, d.count) not in self.not_compared]
+
+    @property
+    def not_compared(self) -> list[tuple[str, str]]:
+        """(tier, count) that a simulation cannot know, as the store held rows at the start."""
+        return [] if self.new_store else [("SSD", name) for name in ("hits", "misses", "bytes_out")]
 
     @property
     def ids_per_s(self) -> float:
@@ -105,13 +111,15 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
         new_store = _is_empty(collection)
         if options.materialise and new_store:
             _write_every_row(options, collection, names)
-        first = before = collection.stats()
+        before = collection.stats()
+        counted = collection.engine.count_steps()
         start = time.perf_counter()
         filling = 0  # steps so far
         left = options.warm_steps + options.steps
         num_ids = 0  # of the timed steps
         for batch in prefetch(loader, collection, ids=lambda batch: {collection: batch}):
-            fill = options.fill and filling < MOST_FILLING and not _turned_over(collection, first)
+            fill = options.fill and filling < MOST_FILLING
+            fill = fill and not _turned_over(collection, counted, filling)
             if step is None or fill:
                 out = collection(batch)
                 bags = len(out[names[0]])
@@ -141,9 +149,11 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
                 break  # what is staged beyond the last step makes up for the warm-up's share
         seconds = time.perf_counter() - start
         spans, waits, lookups, updates = _newest_times(collection)
-        stats = collection.stats().since(before)
-        _wait_for_writes(collection)  # they count too
-        total = collection.stats()
+        first = filling + options.warm_steps
+        now = collection.stats()
+        stats = _exactly(now.since(before), *counted.between(first, first + options.steps))
+        if now.unmatched > before.unmatched:
+            raise AssertionError("a forward did not use what was staged for it")
     start = time.perf_counter()
     simulation = simulated(options) if options.compare else None
     return BenchResult(
@@ -156,7 +166,6 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
         lookups,
         updates,
         num_ids,
-        total,
         simulation,
         time.perf_counter() - start,
         new_store,
@@ -164,7 +173,7 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
 
 
 def simulated(options: BenchOptions) -> ReplayResult:
-    """What the whole run would count, without running it, on a store that is empty at the start.
+    """What the timed steps would count, without a run, on a store that is empty at the start.
 
     Raises:
         ConfigError: a run without ``compare``, whose stream has no end.
@@ -181,6 +190,7 @@ def simulated(options: BenchOptions) -> ReplayResult:
         engine.lookahead,
         engine.depth,
         records=Records(options.dim, engine.optimizer),
+        first_step=options.warm_steps,
     )
 
 
@@ -199,19 +209,27 @@ def _newest_times(collection: TieredEmbeddingBagCollection) -> list[list[float]]
     return [phases.newest(name) for name in ("step", "wait", "lookup", "update")]
 
 
-def _wait_for_writes(collection: TieredEmbeddingBagCollection) -> None:
-    for pool in collection.engine.pools:
-        pool.scheduler.quiesce()
+def _exactly(stats: Stats, tiers: Mapping[str, Counts], tables: Mapping[str, Counts]) -> Stats:
+    """``stats`` with these counts; what they do not have, such as seconds, stays."""
+    for mine, exact in ((stats.tiers, tiers), (stats.tables, tables)):
+        for name, counts in mine.items():
+            for field in fields(Counts):
+                if field.name != "stall_s":
+                    setattr(counts, field.name, getattr(exact.get(name, Counts()), field.name))
+    return stats
 
 
 def _stores(collection: TieredEmbeddingBagCollection) -> list[RowStore]:
     return [pool.store for pool in collection.engine.pools if pool.store is not None]
 
 
-def _turned_over(collection: TieredEmbeddingBagCollection, first: Stats) -> bool:
+def _turned_over(
+    collection: TieredEmbeddingBagCollection, counted: StepCounts, num_steps: int
+) -> bool:
     """Whether the topmost tier has had time to fill with the rows that its policy prefers."""
     slots = sum(pool.num_slots for pool in collection.engine.pools)
-    return collection.stats().since(first).topmost.staged >= slots
+    topmost = collection.engine.pools[0].upper.name
+    return counted.between(0, num_steps)[0][topmost].staged >= slots
 
 
 def _is_empty(collection: TieredEmbeddingBagCollection) -> bool:

@@ -10,7 +10,7 @@ Threading: call from the thread that trains the model. A save in the background 
 and never on the rows that are being trained.
 """
 
-from .chain import open_chain, verify
+from .chain import Verdict, open_chain, verdicts, verify
 from .compact import PoolDifference, compact, diff
 from .dcp import RowsState
 from .export import TableExport, export
@@ -25,6 +25,7 @@ __all__ = [
     "RowsState",
     "Saved",
     "TableExport",
+    "Verdict",
     "compact",
     "diff",
     "export",
@@ -37,5 +38,6 @@ __all__ = [
     "rng_state",
     "save",
     "save_delta",
+    "verdicts",
     "verify",
 ]

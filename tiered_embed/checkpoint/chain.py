@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CorruptionError
+from ..errors import CorruptionError, TieredEmbedError
 from ..spec import table_hash
 from ..store import RowStore, copy_tree, open_store, os_errors, read_description
 from ..tiers import KEY
@@ -30,11 +30,13 @@ from .manifest import Manifest, PoolEntry
 
 __all__ = [
     "Chain",
+    "Verdict",
     "as_keys",
     "open_chain",
     "other_tables",
     "reading",
     "scan_pool",
+    "verdicts",
     "verify",
     "without_tables",
 ]
@@ -61,11 +63,6 @@ class Chain:
         """Compares every file with the manifests; returns the bytes. Raises as
         :meth:`Manifest.check_files`."""
         return sum(manifest.check_files(folder, hashed=hashed) for folder, manifest in self.links)
-
-    def check_own(self) -> int:
-        """As :meth:`check`, for the last link alone."""
-        folder, manifest = self.links[-1]
-        return manifest.check_files(folder)
 
     def pool_links(self, index: int) -> list[tuple[Path, PoolEntry]]:
         """(folder, entry) of pool ``index`` in every link."""
@@ -138,13 +135,61 @@ def verify(path: str | os.PathLike[str], step: int | None = None) -> int:
     """
     if step is not None:
         return open_chain(path, step).check()
-    steps = committed_steps(directory(path))
+    total = 0
+    for verdict in verdicts(path):
+        if verdict.error is not None:
+            raise verdict.error
+        total += verdict.bytes
+    return total
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a committed step can be restored: error says what is damaged, in it or in a step that
+    it stands on. bytes: of its own files."""
+
+    step: int
+    bytes: int
+    error: TieredEmbedError | None = None
+
+
+def verdicts(path: str | os.PathLike[str]) -> Iterator[Verdict]:
+    """Reads every byte of every step, once, and tells of each whether it can be restored.
+
+    Raises:
+        FileNotFoundError: nothing is committed there.
+    """
+    where = directory(path)
+    steps = committed_steps(where)
     if not steps:
         open_chain(path)  # raises
-    total = 0
-    for each in steps:
-        total += open_chain(path, each).check_own()
-    return total
+    own: dict[int, int | TieredEmbedError] = {}
+    for step in steps:
+        try:
+            links = open_chain(where, step).links
+        except TieredEmbedError as error:
+            yield Verdict(step, 0, error)
+            continue
+        for folder, manifest in links:
+            if manifest.step not in own:
+                own[manifest.step] = _checked(folder, manifest)
+        size = own[step]
+        if isinstance(size, TieredEmbedError):
+            yield Verdict(step, 0, size)
+            continue
+        below = [m.step for _, m in reversed(links) if isinstance(own[m.step], TieredEmbedError)]
+        if not below:
+            yield Verdict(step, size)
+            continue
+        told = f"its own files are intact, but it stands on step {below[0]}: {own[below[0]]}"
+        yield Verdict(step, size, CorruptionError(told))
+
+
+def _checked(folder: Path, manifest: Manifest) -> int | TieredEmbedError:
+    try:
+        return manifest.check_files(folder)
+    except TieredEmbedError as error:
+        return error
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def diff(path: str | os.PathLike[str], first: int, second: int) -> list[PoolDiff
     """
     chains = open_chain(path, first), open_chain(path, second)
     for chain in chains:
-        chain.check(hashed=False)
+        chain.check()
     where = folders.directory(path)
     entries = chains[1].manifest.pools
     out = []

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
 import typer
-from rich.console import Console
 
 from ..spec import Tiers
-from ..traces import Distribution, find_format, open_trace, read_raw
+from ..traces import Distribution, Trace, find_format, read_raw
+from .console import Screen
 from .options import (
     DEFAULTS,
+    PICTURES,
     AsJson,
     AutoDepth,
     Ddr,
@@ -25,14 +26,26 @@ from .options import (
     Policy,
     Seed,
     Threads,
+    check_writable,
     existing,
+    hbm_device,
+    refuse_given,
 )
 from .progress import LateBar
+from .trace_source import (
+    ColumnNames,
+    FormatName,
+    HeaderNames,
+    LayoutName,
+    Missing,
+    open_source,
+)
 
 __all__ = ["bench"]
 
 
 def bench(
+    context: typer.Context,
     rows: Annotated[int, typer.Option(min=1, help="Rows of all tables together.")] = 1_000_000,
     tables: Annotated[int, typer.Option(min=1, help="Number of tables.")] = 1,
     dim: Annotated[int, typer.Option(min=1, help="Columns of a row.")] = 64,
@@ -49,6 +62,11 @@ def bench(
             "--batch-size and --pooling; other formats know their tables and bags."
         ),
     ] = None,
+    format: FormatName = "auto",
+    columns: ColumnNames = None,
+    header: HeaderNames = None,
+    missing: Missing = None,
+    layout: LayoutName = None,
     model: Annotated[
         str, typer.Option(help="embedding: the embeddings alone; dlrm: with the MLPs of a DLRM.")
     ] = "embedding",
@@ -84,10 +102,20 @@ def bench(
 
     if depth != "auto" and not depth.isdecimal():
         raise typer.BadParameter(f"depth is {depth!r}; pass a number or auto")
+    check_writable(picture, PICTURES)
+    device = hbm_device(hbm, device)
     ids: Any = None
     if trace is not None:
-        raw = find_format(existing(trace)) == "raw"
-        ids = read_raw(trace) if raw else open_trace(trace, batch=batch_size)
+        ids = _trace(existing(trace), format, batch_size, columns, header, missing, layout)
+        drawn = ("rows", "tables", "distribution", "exponent")
+        refuse_given(context, drawn, "describes ids that are drawn, and --trace replays some")
+        if isinstance(ids, Trace):
+            refuse_given(context, ["pooling"], f"is for raw ids, and the bags of {trace} are known")
+    else:
+        described = ("format", "columns", "header", "missing", "layout")
+        refuse_given(context, described, "describes a trace, and there is no --trace")
+        if distribution != "zipf":
+            refuse_given(context, ["exponent"], f"is of the zipf law, and not of {distribution}")
     with tempfile.TemporaryDirectory(prefix="tiered-embed-bench-") as scratch:
         engine = benchmark.engine_options(
             Tiers(hbm=hbm, ddr=ddr, ssd=ssd or Path(scratch), direct_io=direct_io),
@@ -121,4 +149,27 @@ def bench(
     if as_json:
         typer.echo(json.dumps(benchmark.report.as_dict(result), indent=2))
     else:
-        benchmark.report.show(Console(highlight=False), result)
+        benchmark.report.show(Screen(), result)
+    if result.differences:
+        raise typer.Exit(1)
+
+
+def _trace(
+    path: Path,
+    format: str,
+    batch_size: int,
+    columns: str | None,
+    header: str | None,
+    missing: int | None,
+    layout: str | None,
+) -> Any:
+    """The trace's ids, where they are raw; otherwise the trace."""
+    found = find_format(path) if format == "auto" else format
+    if found == "raw":
+        if columns or header or missing is not None:
+            raise typer.BadParameter(
+                f"{path} is read as raw integers, which --columns, --header and --missing do not"
+                " concern; leave them out"
+            )
+        return read_raw(path, cast(Any, layout))
+    return open_source(path, format, batch_size, columns, missing, layout, header=header)

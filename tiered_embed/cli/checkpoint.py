@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from .. import checkpoint as checkpoints
 from ..errors import TieredEmbedError
+from .console import Screen
 from .options import AsJson
 
 __all__ = ["app"]
@@ -34,40 +34,70 @@ Step = Annotated[int | None, typer.Option(help="A committed step; the latest by 
 @app.command()
 def inspect(path: Directory, as_json: AsJson = False) -> None:
     """List the committed steps: the step that each is based on, its pools and its bytes."""
-    steps: list[dict[str, Any]] = []
-    for step in checkpoints.list(path):
-        manifest = checkpoints.open_chain(path, step).manifest
-        steps.append(
-            {
-                "step": step,
-                "base": manifest.base,
-                "files": len(manifest.files),
-                "bytes": sum(entry.size for entry in manifest.files.values()),
-                "pools": [
-                    {
-                        **pool.layout.model_dump(),
-                        "record_bytes": pool.record_bytes,
-                        "updates": pool.steps,
-                    }
-                    for pool in manifest.pools
-                ],
-            }
-        )
+    steps = [_described(path, step) for step in _committed(path)]
     if as_json:
         typer.echo(json.dumps(steps, indent=2))
-        return
-    table = Table(title=escape(str(path)), title_justify="left")
+    else:
+        _show(path, steps)
+    if any("error" in step for step in steps):
+        raise typer.Exit(1)
+
+
+def _described(path: Path, step: int) -> dict[str, Any]:
+    try:
+        manifest = checkpoints.open_chain(path, step).manifest
+    except TieredEmbedError as error:
+        return {"step": step, "error": str(error)}
+    return {
+        "step": step,
+        "base": manifest.base,
+        "files": len(manifest.files),
+        "bytes": sum(entry.size for entry in manifest.files.values()),
+        "pools": [
+            {
+                **pool.layout.model_dump(),
+                "record_bytes": pool.record_bytes,
+                "updates": pool.steps,
+            }
+            for pool in manifest.pools
+        ],
+    }
+
+
+def _show(path: Path, steps: list[dict[str, Any]]) -> None:
+    table = Table(title=str(path), title_justify="left")
     for column in ("step", "based on", "updates", "tables", "files", "bytes"):
         table.add_column(column, justify="left" if column == "tables" else "right")
+    console = Screen()
     for each in steps:
+        if "error" in each:
+            continue
         pools = each["pools"]
         names = ", ".join(name for pool in pools for name in pool.get("tables", []))
         table.add_row(
             *(str(each["step"]), "" if each["base"] is None else str(each["base"])),
-            *(str(max((p["updates"] for p in pools), default=0)), escape(names)),
+            *(str(max((p["updates"] for p in pools), default=0)), names),
             *(f"{each['files']:,}", f"{each['bytes']:,}"),
         )
-    Console(highlight=False).print(table)
+    console.print(table)
+    for each in steps:
+        if "error" in each:
+            typer.echo(f"step {each['step']}: {each['error']}")
+
+
+def _committed(path: Path) -> list[int]:
+    """The committed steps, of which there is at least one."""
+    found = checkpoints.list(path)
+    if found:
+        return found
+    if not path.exists():
+        raise FileNotFoundError(f"there is no directory '{path}'")
+    if not path.is_dir():
+        raise FileNotFoundError(f"'{path}' is a file; pass the directory of the checkpoints")
+    inside = checkpoints.list(path.absolute().parent)
+    if path.absolute().name in {f"step-{step}" for step in inside}:
+        raise FileNotFoundError(f"'{path}' is one step; pass the directory that it is in")
+    raise FileNotFoundError(f"there is no committed step in '{path}'")
 
 
 @app.command()
@@ -78,29 +108,37 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read every byte of the steps and check it; exit with code 1 if a step is damaged."""
-    steps = checkpoints.list(path) if step is None else [step]
+    """Read every byte of the steps and check it; exit with code 1 if a step is damaged.
+
+    A step is damaged too where one that it is based on is.
+    """
     results: list[dict[str, Any]] = []
-    console = Console(highlight=False, stderr=True)
-    for each in steps:
-        with console.status(f"step {each}"):
-            try:
-                chain = checkpoints.open_chain(path, each)
-                # Where all steps are checked, each reads only its own files.
-                size = chain.check() if step is not None else chain.check_own()
-                results.append({"step": each, "bytes": size})
-            except (TieredEmbedError, FileNotFoundError) as error:
-                results.append({"step": each, "error": str(error)})
+    steps = _committed(path)
+    with Console(highlight=False, stderr=True).status("reading"):
+        if step is None:
+            found = list(checkpoints.verdicts(path))
+        elif step not in steps:
+            raise FileNotFoundError(f"step {step} is not committed in '{path}'; those are {steps}")
+        else:
+            found = [_verdict(path, step)]
+    for verdict in found:
+        told = {"bytes": verdict.bytes} if verdict.error is None else {"error": str(verdict.error)}
+        results.append({"step": verdict.step, **told})
     if as_json:
         typer.echo(json.dumps(results, indent=2))
     else:
         for result in results:
-            verdict = result.get("error") or f"intact, {result['bytes']:,} bytes"
-            typer.echo(f"step {result['step']}: {verdict}")
-    if not results:
-        typer.echo(f"there is no committed step in '{path}'", err=True)
-    if not results or any("error" in result for result in results):
+            text = result.get("error") or f"intact, {result['bytes']:,} bytes"
+            typer.echo(f"step {result['step']}: {text}")
+    if any("error" in result for result in results):
         raise typer.Exit(1)
+
+
+def _verdict(path: Path, step: int) -> checkpoints.Verdict:
+    try:
+        return checkpoints.Verdict(step, checkpoints.verify(path, step))
+    except TieredEmbedError as error:
+        return checkpoints.Verdict(step, 0, error)
 
 
 @app.command()
@@ -111,6 +149,7 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Count the rows that were added, removed or changed between two steps."""
+    _committed(path)
     console = Console(highlight=False, stderr=True)
     with console.status("comparing"):
         pools = checkpoints.diff(path, first, second)
@@ -127,6 +166,7 @@ def diff(
 @app.command()
 def compact(path: Directory, step: Step = None, as_json: AsJson = False) -> None:
     """Turn a delta into a full step, so that the steps it is based on can be removed."""
+    _committed(path)
     with Console(highlight=False, stderr=True).status("writing"):
         done = checkpoints.compact(path, step)
     typer.echo(json.dumps({"step": done}) if as_json else f"step {done} is a full step now")
@@ -139,6 +179,7 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Remove all steps except the newest ones and those that they are based on."""
+    _committed(path)
     removed = checkpoints.prune(path, keep=keep)
     if as_json:
         typer.echo(json.dumps({"removed": removed}))
@@ -155,6 +196,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write rows as int8 or int4, each with a scale and a bias, and print the error."""
+    _committed(path)
     with Console(highlight=False, stderr=True).status("quantising"):
         tables = checkpoints.export(path, out, bits=bits, step=step)
     if as_json:

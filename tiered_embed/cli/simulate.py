@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -14,10 +16,19 @@ from rich.table import Table
 from .. import optim
 from ..residency import POLICIES
 from ..spec import Tiers, parse_bytes
-from ..traces import open_trace
-from .options import DEFAULTS, AsJson, Depth, existing
+from .console import Screen
+from .options import DEFAULTS, PICTURES, AsJson, Depth, check_writable, existing, refuse_given
 from .progress import LateBar
-from .trace_source import ColumnNames, FormatName, column_names
+from .trace_source import (
+    Batch,
+    ColumnNames,
+    FormatName,
+    HeaderNames,
+    LayoutName,
+    Missing,
+    ObjectColumn,
+    open_source,
+)
 
 if TYPE_CHECKING:
     from ..simulate import ReplayResult, Study
@@ -30,6 +41,7 @@ DEFAULT_POLICIES = "lru,lfu,s3fifo,lookahead,belady:batch"
 
 
 def simulate(
+    context: typer.Context,
     trace: Annotated[
         Path, typer.Argument(help="An id stream in any format that `tiered-embed trace` knows.")
     ],
@@ -47,12 +59,11 @@ def simulate(
     ] = DEFAULT_POLICIES,
     format: FormatName = "auto",
     columns: ColumnNames = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Samples in a batch; by default the trace's own batches, or 1024."
-        ),
-    ] = None,
+    header: HeaderNames = None,
+    missing: Missing = None,
+    layout: LayoutName = None,
+    object_column: ObjectColumn = 2,
+    batch: Batch = None,
     lookahead: Annotated[
         int, typer.Option(min=0, help="How many future batches the policy knows.")
     ] = DEFAULTS["lookahead"],
@@ -88,16 +99,24 @@ def simulate(
         from ..simulate import Records, charts, report, study
     except ImportError as error:
         raise typer.BadParameter(f"{error}; pip install 'tiered_embed[sim]'") from error
-    existing(trace)
+    source = existing(trace)
+    check_writable(plot, PICTURES)
+    check_writable(html)
     if optimizer not in OPTIMIZERS:
         raise typer.BadParameter(
             f"optimizer is {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}"
         )
     records = Records(dim, getattr(optim, optimizer)(lr=0.01), dtype)
-    opened = open_trace(trace, cast(Any, format), batch=batch, columns=column_names(columns))
+    opened = open_source(source, format, batch, columns, missing, layout, object_column, header)
     names = [name.strip() for name in policies.split(",") if name.strip()]
-    console = Console(highlight=False, stderr=as_json)
+    console = Screen(stderr=as_json)
     if ddr is not None:
+        not_used = ("sizes", "within", "estimates", "plot", "html")
+        refuse_given(
+            context, not_used, "describes a study of several sizes, and not one run (--ddr)"
+        )
+        if len(names) != 1 and policies != DEFAULT_POLICIES:
+            raise typer.BadParameter(f"--ddr counts one run; pass one policy, not {policies!r}")
         _one(opened, ddr, names[0], lookahead, depth, records, console, as_json)
         return
     record_bytes = records.pools(opened.tables)[0].record_bytes
@@ -114,7 +133,7 @@ def simulate(
         found = study.study(
             opened,
             options,
-            name=trace.name,
+            name=source.name,
             progress=lambda what, done, total: bar.update(done, total, what),
         )
     if plot is not None:
@@ -139,12 +158,20 @@ def _size(text: str, record_bytes: int) -> float:
             if not 0 < share < 1:
                 raise ValueError(text)
             return share
-        return int(text) if text.isdecimal() else max(1, parse_bytes(text) // record_bytes)
-    except ValueError as error:
+        if re.fullmatch(r"[0-9.]+([eE]\+?[0-9]{1,2})?", text):
+            rows = Decimal(text)
+            if rows < 1 or rows != rows.to_integral_value():
+                raise ValueError(text)
+            return int(rows)
+        rows_in = parse_bytes(text) // record_bytes
+    except (ValueError, ArithmeticError) as error:
         raise typer.BadParameter(
-            f"size {text!r} is not a cache size; pass 10% (above 0% and below 100%), a number of "
-            "rows, or bytes such as 64MiB"
+            f"size {text!r} is not a cache size; pass 10% (above 0% and below 100%), a whole number"
+            " of rows, or bytes such as 64MiB"
         ) from error
+    if rows_in == 0:
+        raise typer.BadParameter(f"size {text!r} holds no row: a row takes {record_bytes} bytes")
+    return rows_in
 
 
 def _one(
@@ -190,7 +217,7 @@ def _counts(result: ReplayResult) -> Table:
 
 
 def _show(console: Console, found: Study) -> None:
-    from ..simulate import size_text, table_rows
+    from ..simulate import charts, size_text, table_rows
 
     console.print(
         f"{found.name}: {found.curve.lookups:,.0f} lookups in {found.steps:,} batches, "
@@ -199,16 +226,16 @@ def _show(console: Console, found: Study) -> None:
         f"{1 - found.curve.cold / max(1.0, found.curve.lookups):.4f} of the lookups can hit"
     )
     heads = [f"{size:,}\n{size_text(size * found.record_bytes)}" for size in found.sizes]
-    console.print(
-        _rates(
-            "hit rate per lookup, by cache size",
-            "policy",
-            heads,
-            {p.policy: p.hit_rates for p in found.policies}
-            | {"LRU curve": list(found.curve.hit_rate(found.sizes))}
-            | {c.method: list(c.hit_rate(found.sizes)) for c in found.estimates},
-        )
-    )
+    for within in found.kinds:
+        rows: dict[str, Any] = {p.policy: p.hit_rates for p in found.policies_of(within)}
+        rows["LRU curve"] = list(found.curve_of(within).hit_rate(found.sizes))
+        if within == found.options.within:
+            rows |= {c.method: list(c.hit_rate(found.sizes)) for c in found.estimates}
+        title = f"hit rate per lookup, by cache size, counted {charts.LOOKUPS[within]}"
+        console.print(title, soft_wrap=True)
+        console.print(_rates("policy", heads, rows))
+        if any(None in rates for rates in rows.values()):
+            console.print(f"-: too small for the rows of {found.options.depth + 1} batches")
     for method, error in found.errors.items():
         console.print(
             f"{method}: off by {error.mean:.4f} on average and {error.most:.4f} at most "
@@ -219,13 +246,13 @@ def _show(console: Console, found: Study) -> None:
             f"{r['table']} ({r['share']:.1%} of lookups, {r['rows']:,} rows)": r["hit_rates"]
             for r in table_rows(found)
         }
-        console.print(
-            _rates("hit rate of each table when all share one LRU cache", "table", heads, rows)
-        )
+        within = found.options.within
+        console.print(f"hit rate of each table when all share one LRU cache, counted by {within}")
+        console.print(_rates("table", heads, rows))
 
 
-def _rates(title: str, what: str, heads: list[str], rows: dict[str, Any]) -> Table:
-    table = Table(title=title, title_justify="left")
+def _rates(what: str, heads: list[str], rows: dict[str, Any]) -> Table:
+    table = Table()
     table.add_column(what)
     for head in heads:
         table.add_column(head, justify="right")

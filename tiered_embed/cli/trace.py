@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from .. import traces
 from ..traces import TableCounts
-from .options import AsJson, Seed
+from .console import Screen
+from .options import AsJson, Seed, existing, refuse_given
 from .progress import LateBar
 from .trace_generate import generate
 from .trace_record import record
@@ -22,6 +22,7 @@ from .trace_source import (
     Codec,
     ColumnNames,
     FormatName,
+    HeaderNames,
     LayoutName,
     Missing,
     ObjectColumn,
@@ -51,13 +52,15 @@ def info(
     missing: Missing = None,
     layout: LayoutName = None,
     object_column: ObjectColumn = 2,
+    header: HeaderNames = None,
     count: Annotated[
         bool, typer.Option(help="Read the whole trace to count distinct rows and their reuse.")
     ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Show what a trace holds: tables, batches, accesses, distinct rows, reuse."""
-    opened = open_source(source, format, batch, columns, missing, layout, object_column)
+    source = existing(source)
+    opened = open_source(source, format, batch, columns, missing, layout, object_column, header)
     out: dict[str, Any] = {
         "format": traces.find_format(source) if format == "auto" else format,
         "file_bytes": source.stat().st_size,
@@ -88,16 +91,19 @@ def convert(
     missing: Missing = None,
     layout: LayoutName = None,
     object_column: ObjectColumn = 2,
+    header: HeaderNames = None,
     codec: Codec = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Write a trace of any format as .tet."""
-    opened = open_source(source, format, batch, columns, missing, layout, object_column)
+    source = existing(source)
+    opened = open_source(source, format, batch, columns, missing, layout, object_column, header)
     write(opened, out, codec, as_json)
 
 
 @trace.command()
 def head(
+    context: typer.Context,
     source: Source,
     batches: Annotated[int, typer.Option(min=1, help="Number of batches.")] = 1,
     out: Annotated[
@@ -110,15 +116,18 @@ def head(
     missing: Missing = None,
     layout: LayoutName = None,
     object_column: ObjectColumn = 2,
+    header: HeaderNames = None,
     codec: Codec = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Show or write the first batches; nothing after them is read."""
-    opened = open_source(source, format, batch, columns, missing, layout, object_column)
+    source = existing(source)
+    opened = open_source(source, format, batch, columns, missing, layout, object_column, header)
     first = traces.head(opened, batches)
     if out is not None:
         write(first, out, codec, as_json)
         return
+    refuse_given(context, ["codec"], "is of the file that --out names, and there is none")
     names = [table.name for table in first.tables]
     if as_json:
         listed = [
@@ -126,7 +135,7 @@ def head(
         ]
         typer.echo(json.dumps({"batches": listed}))
         return
-    console = Console(highlight=False)
+    console = Screen()
     for b, parts in enumerate(first):
         for name, ids in zip(names, parts, strict=True):
             more = f" ... of {len(ids):,}" if len(ids) > 10 else ""
@@ -148,11 +157,13 @@ def sample(
     missing: Missing = None,
     layout: LayoutName = None,
     object_column: ObjectColumn = 2,
+    header: HeaderNames = None,
     codec: Codec = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Write the accesses to a sample of the rows: a smaller trace with the same locality."""
-    opened = open_source(source, format, batch, columns, missing, layout, object_column)
+    source = existing(source)
+    opened = open_source(source, format, batch, columns, missing, layout, object_column, header)
     write(traces.sample(opened, rate, seed), out, codec, as_json)
 
 
@@ -189,7 +200,7 @@ def _describe(counts: TableCounts) -> dict[str, Any]:
 
 
 def _show(out: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = Screen()
     numbers = [f"{out[key]:,} {key}" for key in ("batches", "accesses") if out[key] is not None]
     numbers.append(f"{out['file_bytes']:,} bytes")
     console.print(f"{out['format']}: {', '.join(numbers)}")

@@ -9,13 +9,14 @@ import typer
 
 from .. import traces
 from ..errors import ConfigError
-from .options import AsJson, Seed, existing
+from .options import AsJson, Seed, existing, refuse_given
 from .trace_source import Codec, Out, write
 
 __all__ = ["generate"]
 
 
 def generate(
+    context: typer.Context,
     out: Out,
     accesses: Annotated[int, typer.Option(min=1, help="Ids to write, rounded to whole batches.")],
     batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 1024,
@@ -44,7 +45,10 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Write a synthetic trace; equal options and seed give equal bytes on any machine."""
-    if histogram is not None:
+    if histogram is None:
+        refuse_given(context, ["window"], "is the window of a --histogram, of which there is none")
+    else:
+        refuse_given(context, ("rows", "exponent"), "describes a Zipf law, and not a --histogram")
         if tables != 1 or one_hit or drift_samples is not None or pooling != 1.0:
             raise ConfigError(
                 "--histogram fits one table without bags; leave --tables, --one-hit, "

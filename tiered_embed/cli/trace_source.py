@@ -10,7 +10,6 @@ import typer
 
 from .. import traces
 from ..traces import Format, Layout
-from .options import existing
 from .progress import LateBar
 
 __all__ = [
@@ -18,6 +17,7 @@ __all__ = [
     "Codec",
     "ColumnNames",
     "FormatName",
+    "HeaderNames",
     "LayoutName",
     "Missing",
     "ObjectColumn",
@@ -49,6 +49,13 @@ ColumnNames = Annotated[
         "--columns", help="Id columns of csv, tsv and parquet: user,item or table=column,..."
     ),
 ]
+HeaderNames = Annotated[
+    str | None,
+    typer.Option(
+        "--header",
+        help="Names of all columns of a csv or tsv without a header line: user,item,time.",
+    ),
+]
 Missing = Annotated[
     int | None, typer.Option(help="The id that an empty field stands for; an error by default.")
 ]
@@ -67,31 +74,45 @@ Codec = Annotated[str, typer.Option(help="Compression of the .tet file: auto, no
 
 
 def column_names(columns: str | None) -> dict[str, str] | None:
-    """``"user,i=itemId"`` as {table: column}."""
-    if not columns:
+    """``"user,i=itemId"`` as {table: column}; a usage error where a table is named twice."""
+    if columns is None:
         return None
-    pairs = [each.partition("=") for each in columns.split(",")]
-    return {table: column or table for table, _, column in pairs}
+    out: dict[str, str] = {}
+    for each in columns.split(","):
+        table, equals, column = each.partition("=")
+        if not table or (equals and not column):
+            raise typer.BadParameter(
+                f"--columns is {columns!r}; pass names as user,item or table=column,..."
+            )
+        if table in out:
+            raise typer.BadParameter(
+                f"--columns names table {table!r} twice; give each table another name, as in"
+                f" {table}={out[table]},{table}2={column or table}"
+            )
+        out[table] = column or table
+    return out
 
 
 def open_source(
     source: Path,
-    format: str,
-    batch: int | None,
-    columns: str | None,
-    missing: int | None,
-    layout: str | None,
-    object_column: int,
+    format: str = "auto",
+    batch: int | None = None,
+    columns: str | None = None,
+    missing: int | None = None,
+    layout: str | None = None,
+    object_column: int = 2,
+    header: str | None = None,
 ) -> traces.Trace:
-    """The trace that the options describe; a missing file is a usage error."""
+    """The trace in an existing file, as the options describe it."""
     options = traces.TraceOptions(
         batch=batch,
         columns=column_names(columns),
         missing=missing,
+        header=None if header is None else header.split(","),
         layout=cast(Any, layout),
         object_column=object_column,
     )
-    return traces.open_trace(existing(source), cast(Any, format), options)
+    return traces.open_trace(source, cast(Any, format), options)
 
 
 def write(opened: traces.Trace, out: Path, codec: str, as_json: bool) -> None:

@@ -8,11 +8,15 @@ from typing import Annotated
 
 import typer
 
+from ..errors import ConfigError
 from ..spec import Tiers
 from ..traces import CriteoOptions, CriteoReader
 from .options import DEFAULTS, AsJson, Ddr, Depth, Lookahead, Policy, Seed, Ssd, existing
 
 __all__ = ["train"]
+
+# A batch looks a row up several times, and asks for it once: hits and misses make up the rows.
+_WORDS = {"lookups": "lookups", "unique": "rows", "hits": "hits", "misses": "misses"}
 
 
 def train(
@@ -21,7 +25,10 @@ def train(
     ],
     hbm: Annotated[
         str | None,
-        typer.Option(help="Budget of an HBM tier, kept in host memory here; none by default."),
+        typer.Option(
+            help="HBM budget, such as 1GiB; always in host memory, so that digests can be compared "
+            "between machines. None by default."
+        ),
     ] = None,
     ddr: Ddr = "512MiB",
     ssd: Ssd = None,
@@ -39,12 +46,17 @@ def train(
     except ImportError as error:
         raise typer.BadParameter(f"{error}; pip install 'tiered_embed[demo]'") from error
 
-    existing(log)
+    log = existing(log)
+    if ssd is not None and ssd.is_dir() and any(ssd.iterdir()):
+        raise ConfigError(
+            f"'{ssd}' is not empty: rows of an earlier training would be trained further beside new"
+            " MLPs; pass another directory, or remove it"
+        )
     settings = demo.Settings(epochs, lookahead, depth, policy, seed)
     train_log = CriteoReader(log, CriteoOptions(batch_size=batch_size, part="train"))
     heldout_log = CriteoReader(log, CriteoOptions(batch_size=512, part="heldout"))
     demo.console.stderr = as_json
-    num_steps = epochs * sum(1 for _ in train_log)
+    num_steps = epochs * demo.count_steps(train_log, heldout_log)
     tiers = Tiers(hbm=hbm, ddr=ddr, ssd=ssd)
     result = demo.run("train", tiers, settings, train_log, heldout_log, num_steps)
     out = {
@@ -59,6 +71,6 @@ def train(
         return
     demo.console.print(f"AUC {out['auc']:.4f}, log loss {out['log_loss']:.4f}")
     for name, tier in result.stats["tiers"].items():
-        counts = "  ".join(f"{key} {tier[key]:,}" for key in ("lookups", "hits", "misses"))
-        demo.console.print(f"{name}: {counts}")
+        parts = [f"{tier[key]:,} {word}" for key, word in _WORDS.items()]
+        demo.console.print(f"{name}: {parts[0]} of {', '.join(parts[1:])}")
     demo.console.print(f"digest {result.digest}")

@@ -11,6 +11,7 @@ from .jagged import JaggedLayout, even_bounds, join
 from .lanes import apart_from_own_threads
 from .outputs import feature_rows
 from .pool import Pool
+from .step_counts import StepCounts
 from .stream import Stream, Ticket, TicketState
 from .touched import tables_of_parameter
 
@@ -24,6 +25,7 @@ __all__ = [
     "JaggedLayout",
     "Pool",
     "Presented",
+    "StepCounts",
     "Stream",
     "Ticket",
     "TicketState",

@@ -37,6 +37,7 @@ from .plain import plain_evaluation
 from .pool import Pool
 from .rows import Rows
 from .step import Step
+from .step_counts import StepCounts
 from .stream import Stream, Ticket
 from .touched import TouchedRows
 from .updates import PoolGradient, Updates
@@ -380,6 +381,10 @@ class Engine:
             replace(self.evaluation.counts),
             self.bounds.counts(),
         )
+
+    def count_steps(self) -> StepCounts:
+        """The counts of the next te.prefetch loop, by step. REQUIRES: none is running."""
+        return StepCounts([(p.upper.name, p.count_steps()) for p in self.pools], self.wiring)
 
     def flush(self) -> None:
         """Writes every dirty row back to the SSD tier."""

@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,7 @@ from .jobs import submit
 from .phases import Phases
 from .writes import Writes
 
-__all__ = ["Mover"]
+__all__ = ["Mover", "StepNotes"]
 
 T = TypeVar("T")
 EARLIER_FAILURE = "an earlier background job failed, so this one was not run; see its error above"
@@ -61,6 +61,14 @@ class _Read(NamedTuple):
     slots: npt.NDArray[np.int32]
 
 
+class StepNotes(Protocol):
+    """Notes what the plans of a stream count."""
+
+    def planned(self, plan: StepPlan) -> None: ...
+
+    def read(self, plan: StepPlan, looked_for: int, found: int) -> None: ...
+
+
 class Mover:
     """Executes plans over the memory tiers and the store below them, or none.
 
@@ -78,6 +86,7 @@ class Mover:
     ) -> None:
         self.failure: BaseException | None = None  # the first of any job; fatal, read by all
         self.lost: BaseException | None = None  # why trained rows were lost
+        self.steps: StepNotes | None = None  # who notes the counts of every plan
         self._memory = memory
         self._ssd = ssd
         self._executors = executors
@@ -95,7 +104,10 @@ class Mover:
         Raises:
             StoreError: an earlier write failed. No plan may follow.
         """
-        return self._watched(lambda: self._run(plan))
+        read = self._watched(lambda: self._run(plan))
+        if self.steps is not None:
+            self.steps.planned(plan)
+        return read
 
     def run_aside(self, plan: StepPlan) -> list[Future[None]]:
         """Executes the plan of a batch outside the stream, its reads included.
@@ -242,7 +254,7 @@ class Mover:
         assert ssd is not None
         while self._reads and self._reads[0].done.done():
             self._reads.popleft()
-        read = self._submit(self._executors.reading, lambda: self._read(ssd, rows))
+        read = self._submit(self._executors.reading, lambda: self._read(ssd, rows, plan))
         self._reads.append(_Read(read, rows.slots))
         return read
 
@@ -339,11 +351,13 @@ class Mover:
 
     # --- jobs -----------------------------------------------------------------------------------
 
-    def _read(self, ssd: SsdTier, rows: _Rows) -> None:
+    def _read(self, ssd: SsdTier, rows: _Rows, plan: StepPlan | None = None) -> None:
         if self.failure is not None:
             raise StoreError(EARLIER_FAILURE) from self.failure
         with self._phases.time("read"):
             records, found = ssd.read(rows.tables, rows.keys)
+        if self.steps is not None and plan is not None:
+            self.steps.read(plan, len(rows.keys), int(found.sum()))
         with self._phases.time("fill"):
             self._memory.upper.scatter(rows.slots, records, found)
             if not found.all():

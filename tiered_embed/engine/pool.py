@@ -20,6 +20,7 @@ from .compute import make_compute
 from .depth import DepthTuner
 from .phases import Phases
 from .scheduler import Scheduler
+from .step_counts import PoolSteps
 
 __all__ = ["Below", "Found", "Pool"]
 
@@ -281,6 +282,12 @@ class Pool:
         if ssd is not None:
             tiers["SSD"] = ssd
         return tiers
+
+    def count_steps(self) -> PoolSteps:
+        """Notes the counts of every plan of the next stream. REQUIRES: there is no stream now."""
+        steps = PoolSteps(self.planner, self.scheduler.ssd, self.layout.record_bytes)
+        self.scheduler.note_steps(steps)
+        return steps
 
     def finish(self) -> bool:
         """Flushes and stops the threads; returns whether this call flushed."""

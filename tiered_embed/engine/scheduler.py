@@ -38,7 +38,7 @@ from .entry import Ahead, Aside, NoStream, Started
 from .executors import Executors
 from .jobs import Jobs
 from .lease import Lease
-from .mover import EARLIER_FAILURE, Mover
+from .mover import EARLIER_FAILURE, Mover, StepNotes
 from .notices import OverflowNotice
 from .phases import Phases, Stalls
 
@@ -173,6 +173,10 @@ class Scheduler:
     def used_plans(self) -> list[int]:
         """Numbers of plans that a forward has, or had until just now."""
         return list(self._used)
+
+    def note_steps(self, steps: StepNotes) -> None:
+        """Has the counts of every plan of the next stream noted. REQUIRES: there is none now."""
+        self._mover.steps = steps
 
     def stage(self, segments: Segments | Sequence[Segment]) -> Lease:
         """Plans and stages one batch at once, ahead of the stream.
@@ -352,8 +356,8 @@ class Scheduler:
         depth = self.depth
 
         def job() -> Started:
-            if self._mover.failure is not None:
-                raise StoreError(EARLIER_FAILURE) from self._mover.failure
+            if (failure := self._mover.failure) is not None:
+                raise StoreError(EARLIER_FAILURE) from failure
             if self._refused is not None:
                 raise self._refused
             try:

@@ -127,6 +127,24 @@ def count_touched_rows(batches: CriteoReader) -> int:
     return sum(map(len, seen))
 
 
+def count_steps(train_log: CriteoReader, heldout_log: CriteoReader) -> int:
+    """Return the number of training batches.
+
+    Raises:
+        ConfigError: too few lines to train and to score: no batch, or only one label held out.
+    """
+    num_steps = sum(1 for _ in train_log)
+    labels = {label for batch in heldout_log for label in batch.labels.tolist()}
+    if num_steps == 0 or len(labels) < 2:
+        names = ", ".join(str(path) for path in train_log.paths)
+        raise te.ConfigError(
+            f"{names}: the log has too few lines: {num_steps} batches to train on, and"
+            f" {len(labels)} of the 2 labels among the held-out lines (every"
+            f" {heldout_log.options.heldout_every}th), which scores need; pass a longer log"
+        )
+    return num_steps
+
+
 def run(
     title: str,
     tiers: te.Tiers,
@@ -287,7 +305,7 @@ def main(
     path = find_log(out, seed)
     train_log = CriteoReader(path, CriteoOptions(batch_size=batch_size, part="train"))
     heldout_log = CriteoReader(path, CriteoOptions(batch_size=512, part="heldout"))
-    num_steps = epochs * sum(1 for _ in train_log)
+    num_steps = epochs * count_steps(train_log, heldout_log)
 
     num_rows = count_touched_rows(train_log)
     touched_bytes = num_rows * RECORD_BYTES

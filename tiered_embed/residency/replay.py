@@ -12,6 +12,8 @@ from .planner import Planner
 
 __all__ = ["BatchedIds", "Replay"]
 
+_MANY_STEPS = 1 << 62
+
 # (table index in its pool, offsets (B + 1,) int64, ids (N,) int64): batch b is ids[o[b]:o[b + 1]]
 BatchedIds = tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
@@ -40,8 +42,8 @@ class Replay:
         self._native = _native.Replay(
             planner._native,
             num_tables=planner.num_tables,
-            lookahead=lookahead,
-            depth=depth,
+            lookahead=min(lookahead, _MANY_STEPS),
+            depth=min(depth, _MANY_STEPS),
             updated=updated,
             per_step=per_step,
         )
@@ -57,10 +59,11 @@ class Replay:
         except (_native.NoCapacity, _native.TooManyHeld) as error:
             raise self._planner._capacity_error(error) from None
 
-    def finish(self) -> None:
-        """No batch follows: plans what is left with the window that it has. Raises as push."""
+    def finish(self, num_steps: int | None = None) -> None:
+        """No batch follows: plans what is left with the window that it has, up to ``num_steps`` in
+        all. Raises as push."""
         try:
-            self._native.finish()
+            self._native.finish(_MANY_STEPS if num_steps is None else num_steps)
         except (_native.NoCapacity, _native.TooManyHeld) as error:
             raise self._planner._capacity_error(error) from None
 

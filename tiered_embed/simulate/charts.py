@@ -24,10 +24,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
-from .curve import F64, MissRatioCurve
+from .curve import F64, MissRatioCurve, Within
 from .study import Study
 
-__all__ = ["Chart", "bars", "draw", "estimate_series", "lines", "octaves", "policy_series", "short"]
+__all__ = [
+    "LOOKUPS",
+    "Chart",
+    "bars",
+    "draw",
+    "estimate_series",
+    "lines",
+    "octaves",
+    "policy_series",
+    "short",
+]
 
 POINTS_PER_INCH = 72  # of SVG, and here of every figure: one unit of the view box
 GRID_POINTS = 300  # of a curve
@@ -42,6 +52,12 @@ SERIES = (
 )
 VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", MARK: "mark"}
 VARIABLES |= {color: f"c{i}" for i, color in enumerate(SERIES)}
+
+LOOKUPS: dict[Within, str] = {
+    "batch": "by batch: rows are needed once per batch, so repeats in it are hits",
+    "access": "by access: every id is a lookup by itself",
+}
+"""What a lookup is, in words."""
 
 Kind = Literal["line", "dash", "dots"]
 STYLES: dict[Kind, dict[str, object]] = {
@@ -81,10 +97,14 @@ def estimate_series(found: Study) -> list[Series]:
     return out
 
 
-def policy_series(found: Study) -> list[Series]:
-    """Every policy at the study's sizes, where it has room to work."""
-    out = []
+def policy_series(found: Study, within: Within) -> list[Series]:
+    """LRU's exact curve, and every policy that counts the same kind of lookups, at the study's
+    sizes where it has room to work."""
+    sizes = _sizes(found)
+    out = [Series("LRU, exact", sizes, found.curve_of(within).hit_rate(sizes), "line", 0)]
     for i, policy in enumerate(found.policies):
+        if policy.within != within:
+            continue
         pairs = zip(found.sizes, policy.hit_rates, strict=True)
         points = np.array([(x, y) for x, y in pairs if y is not None], np.float64).reshape(-1, 2)
         out.append(Series(policy.policy, points[:, 0], points[:, 1], "dots", 1 + i % 9))
@@ -115,13 +135,20 @@ def short(number: float) -> str:
 
 
 def draw(found: Study, path: Path) -> None:
-    """Writes a PNG: the curve with its estimates and policies, and the reuse distances."""
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    """Writes a PNG: the curve with its estimates and policies, and the reuse distances. Policies
+    that count another kind of lookups have a chart of their own."""
+    kinds = found.kinds
+    figure = Figure(figsize=(5 + 7 * len(kinds), 5), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_lines(left, [*estimate_series(found), *policy_series(found)], (1.0, found.num_rows))
-    left.set_title(f"{found.name}: hit rate per lookup", loc="left", fontsize=11, color=INK)
-    left.legend(frameon=False, fontsize=8, labelcolor=INK)
+    *charts, right = figure.subplots(1, 1 + len(kinds), width_ratios=(*[3] * len(kinds), 2))
+    for axes, within in zip(charts, kinds, strict=True):
+        series = policy_series(found, within)
+        if within == found.options.within:
+            series = [*estimate_series(found), *series[1:]]
+        _draw_lines(axes, series, (1.0, found.num_rows))
+        title = f"{found.name}: hit rate per lookup,\n{LOOKUPS[within]}"
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     _draw_bars(right, *octaves(found.curve), SERIES[1], 8)
     right.set_title("reuse distances", loc="left", fontsize=11, color=INK)
     figure.savefig(path, dpi=130)

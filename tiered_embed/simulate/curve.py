@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CurveError", "MissRatioCurve", "even_sizes"]
+__all__ = ["CurveError", "MissRatioCurve", "Within", "even_sizes"]
+
+Within = Literal["access", "batch"]
+"""What a lookup is; see ``curves``. Numbers that count different things are not compared."""
 
 F64 = npt.NDArray[np.float64]
 

@@ -15,14 +15,14 @@ a batch, and all rows of a batch are looked up before any counts as used, as in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from ..errors import ConfigError
 from ..traces import Trace
 from .compiled import compiled
-from .curve import F64, MissRatioCurve
+from .curve import F64, MissRatioCurve, Within
 from .distances import Bins, StackDistances
 from .numbering import I32, I64, Accesses, Numbering, accesses, grown
 from .policies import misses_of
@@ -30,7 +30,6 @@ from .sampling import sampled
 
 __all__ = ["Within", "aet", "che", "lru_curve", "mini_simulation"]
 
-Within = Literal["access", "batch"]
 Progress = Callable[[int], None]
 
 

@@ -10,8 +10,9 @@ bytes per distinct row, to know which misses are cold.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,11 @@ class SimulatedCounts(Counts):
         super().add(other)
         if isinstance(other, SimulatedCounts):
             self.cold += other.cold
+
+    def subtract(self, other: Counts) -> None:
+        super().subtract(other)
+        if isinstance(other, SimulatedCounts):
+            self.cold -= other.cold
 
     @property
     def capacity_misses(self) -> int:
@@ -82,7 +88,8 @@ class ReplayResult:
     tiers, tables: as ``stats()`` has them once every batch has been trained and every write has
     finished, with an SSD tier that was empty at the start. flushed_tiers, flushed: the same after a
     ``flush()``. per_step: None, or (steps, tables, ``STEP_COLUMNS``) int64 of the topmost tier, in
-    the trace's order of tables.
+    the trace's order of tables. All of them are without the first ``first_step`` steps, and
+    ``steps`` is the number of the others.
     """
 
     steps: int
@@ -95,6 +102,7 @@ class ReplayResult:
     flushed: Mapping[str, SimulatedCounts]
     flushed_tiers: Mapping[str, SimulatedCounts]
     per_step: I64 | None = field(default=None, repr=False)
+    first_step: int = 0
 
     @property
     def total(self) -> SimulatedCounts:
@@ -143,6 +151,7 @@ def replay(
     *,
     records: Records | None = None,
     per_step: bool = False,
+    first_step: int = 0,
     progress: Progress | None = None,
     num_threads: int = 1,
 ) -> ReplayResult:
@@ -157,6 +166,7 @@ def replay(
         records: how large a row is, and so which tables share slots; by default 64 float32 columns
             with row-wise Adagrad. ``Records.of`` gives those of a module.
         per_step: whether to keep the counts of every step: 56 bytes per step and table.
+        first_step: counts begin with this step; those before it only fill the tiers.
         progress: called after every chunk with the number of steps so far.
         num_threads: for large pools, which are planned in parallel; no count depends on it.
 
@@ -167,6 +177,8 @@ def replay(
     """
     records = records or Records()
     _check_window(lookahead, depth)
+    if isinstance(first_step, bool) or not isinstance(first_step, int) or first_step < 0:
+        raise ConfigError(f"first_step is {first_step!r}; pass an integer of at least 0")
     if batch is not None:
         trace = trace.rebatch(batch)
     pools = records.pools(trace.tables)
@@ -188,16 +200,34 @@ def replay(
         for pool, planner in zip(pools, planners, strict=True)
     ]
     steps: list[list[I64]] = [[] for _ in pools]
+    start = _Tables.of(pools, planners, replays)
+    num_pushed = 0
     for chunk in trace.chunks():
-        for pool, one in zip(pools, replays, strict=True):
-            one.push([(i, *chunk.table_ids[t]) for i, t in enumerate(pool.members)])
+        # The step before the first one that counts is planned once its window is known.
+        here = min(max(first_step + lookahead - num_pushed, 0), chunk.num_batches)
+        for first, last in ((0, here), (here, chunk.num_batches)):
+            part = chunk.batches(first, last)
+            for pool, one in zip(pools, replays, strict=True):
+                one.push([(i, *part.table_ids[t]) for i, t in enumerate(pool.members)])
+            num_pushed += part.num_batches
+            if 0 < num_pushed == first_step + lookahead:
+                start = _Tables.of(pools, planners, replays)
         for kept, one in zip(steps, replays, strict=True):
             kept.append(one.take_steps())
         if progress is not None:
             progress(replays[0].num_steps)
+    if num_pushed < first_step + lookahead:
+        for one in replays:
+            one.finish(first_step)
+        start = _Tables.of(pools, planners, replays)
     for kept, one in zip(steps, replays, strict=True):
         one.finish()
         kept.append(one.take_steps())
+    if first_step > replays[0].num_steps:
+        raise ConfigError(
+            f"first_step is {first_step}, but the trace has only {replays[0].num_steps} batches;"
+            " lower it"
+        )
     before = _Tables.of(pools, planners, replays)
     after = before
     if shape.backed:
@@ -205,8 +235,9 @@ def replay(
             planner.dirty_rows()  # also handles the batches released last
             planner.mark_clean()
         after = _Tables.of(pools, planners, replays)
+    before, after = before.since(start), after.since(start)
     return ReplayResult(
-        steps=replays[0].num_steps,
+        steps=replays[0].num_steps - first_step,
         policy=policy,
         lookahead=lookahead,
         depth=depth,
@@ -215,7 +246,8 @@ def replay(
         tables={table.name: before.upper[table.name] for table in trace.tables},
         flushed={table.name: after.upper[table.name] for table in trace.tables},
         flushed_tiers=after.tiers(shape, before),
-        per_step=_in_trace_order(pools, steps) if per_step else None,
+        per_step=_in_trace_order(pools, steps)[first_step:] if per_step else None,
+        first_step=first_step,
     )
 
 
@@ -295,6 +327,14 @@ class _Tables:
             if pool.trains:
                 trained.update(names)
         return cls(upper, lower, sizes, trained)
+
+    def since(self, start: _Tables) -> _Tables:
+        """What was counted after ``start``."""
+        upper, lower = copy.deepcopy((self.upper, self.lower))
+        for now, then in ((upper, start.upper), (lower, start.lower)):
+            for name, counts in now.items():
+                counts.subtract(then[name])
+        return replace(self, upper=upper, lower=lower)
 
     def tiers(self, shape: _Shape, unflushed: _Tables) -> dict[str, SimulatedCounts]:
         out = {shape.upper_name: _sum(self.upper.values())}

@@ -16,10 +16,11 @@ from ..residency import POLICIES
 from ..traces import Trace
 from .bounds import belady, belady_batches
 from .classics import CLASSICS, classic
+from .curve import Within
 from .peers import PEERS, peer
 from .planner_replay import SimulatedCounts, replay
 
-__all__ = ["misses_of", "policy_names"]
+__all__ = ["misses_of", "policy_names", "within_of"]
 
 
 def policy_names() -> list[str]:
@@ -31,6 +32,11 @@ def policy_names() -> list[str]:
         "belady",
         "belady:batch",
     ]
+
+
+def within_of(policy: str) -> Within:
+    """What a lookup is to a policy: each unique row of a batch, or every access."""
+    return "batch" if policy in POLICIES or policy == "belady:batch" else "access"
 
 
 def misses_of(

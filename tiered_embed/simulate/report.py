@@ -15,8 +15,8 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from .charts import Chart, bars, estimate_series, lines, policy_series, short
-from .curve import F64
+from .charts import LOOKUPS, Chart, bars, estimate_series, lines, policy_series, short
+from .curve import F64, Within
 from .study import PolicyResult, Study, table_rows
 
 __all__ = ["html", "size_text"]
@@ -33,28 +33,37 @@ def html(found: Study) -> str:
     environment.filters.update(short=short, size=size_text)
     source = files(__package__).joinpath("report.html.j2").read_text()
     sizes = _grid(found)
-    exact, *estimates = estimate_series(found)
     high = _above(found.num_rows)
     near = (max(1.0, found.sizes[0] / 3), max(2.0, min(high, found.sizes[-1] * 3)))
     curves = lines(
         "curves",
         "Hit rate of LRU by cache size",
-        [exact, *estimates],
+        estimate_series(found),
         (1.0, high),
         sizes.tolist(),
     )
-    policies = lines(
-        "policies", "Hit rate by policy", [exact, *policy_series(found)], near, sizes.tolist()
-    )
+    groups, charts = [], [curves]
+    for within in found.kinds:
+        if not found.policies_of(within):
+            continue
+        chart = lines(
+            f"policies-{within}",
+            f"Hit rate by policy, {LOOKUPS[within]}",
+            policy_series(found, within),
+            near,
+            sizes.tolist(),
+        )
+        charts.append(chart)
+        rows = _policy_rows(found, within)
+        groups.append({"lookups": LOOKUPS[within], "chart": _safe(chart.svg), "rows": rows})
     return environment.from_string(source).render(
         found=found,
         curve_chart=_safe(curves.svg),
-        policy_chart=_safe(policies.svg),
-        policy_rows=_policy_rows(found),
+        groups=groups,
         histograms=_histograms(found),
         tables=table_rows(found),
-        slider=_safe(json.dumps(_slider(found, [curves, policies])).replace("<", "\\u003c")),
-        last_step=SLIDER_STEPS - 1,
+        slider=_safe(json.dumps(_slider(found, charts)).replace("<", "\\u003c")),
+        last_step=len(sizes) - 1,
     )
 
 
@@ -78,7 +87,10 @@ def _above(rows: int) -> float:
 
 
 def _grid(found: Study) -> F64:
-    return np.asarray(np.geomspace(1.0, max(2.0, found.num_rows), SLIDER_STEPS))
+    """The sizes that the slider can show: whole rows, the simulated ones among them."""
+    even = np.round(np.geomspace(1.0, max(2.0, found.num_rows), SLIDER_STEPS))
+    inside = [size for size in found.sizes if size <= even[-1]]
+    return np.unique(np.concatenate([even, np.asarray(inside, np.float64)]))
 
 
 def _rates(found: Study, policy: PolicyResult) -> list[tuple[float, float]]:
@@ -86,26 +98,27 @@ def _rates(found: Study, policy: PolicyResult) -> list[tuple[float, float]]:
     return [(float(size), rate) for size, rate in pairs if rate is not None]
 
 
-def _policy_rows(found: Study) -> list[dict[str, Any]]:
+def _policy_rows(found: Study, within: Within) -> list[dict[str, Any]]:
+    mine = found.policies_of(within)
+    real = [p for p in mine if not _is_bound(p)]
     best = [
-        max((p.hit_rates[i] or 0.0 for p in _achievable(found)), default=0.0)
-        for i in range(len(found.sizes))
+        max((p.hit_rates[i] or 0.0 for p in real), default=0.0) for i in range(len(found.sizes))
     ]
     return [
         {
             "policy": p.policy,
-            "bound": p.policy.startswith("belady"),
+            "bound": _is_bound(p),
             "cells": [
                 {"rate": rate, "best": rate is not None and rate == best[i], "counts": p.counts[i]}
                 for i, rate in enumerate(p.hit_rates)
             ],
         }
-        for p in found.policies
+        for p in mine
     ]
 
 
-def _achievable(found: Study) -> list[PolicyResult]:
-    return [p for p in found.policies if not p.policy.startswith("belady")]
+def _is_bound(policy: PolicyResult) -> bool:
+    return policy.policy.startswith("belady")
 
 
 def _histograms(found: Study) -> list[dict[str, Any]]:
@@ -134,7 +147,7 @@ def _slider(found: Study, charts: list[Chart]) -> dict[str, Any]:
         rates = np.interp(np.log(sizes), np.log(x), y)
         policies.append(
             {
-                "name": policy.policy,
+                "name": policy.policy + (f", by {policy.within}" * (len(found.kinds) > 1)),
                 "rates": [
                     round(r, 5) if ok else None
                     for r, ok in zip(rates.tolist(), inside, strict=True)
@@ -143,8 +156,12 @@ def _slider(found: Study, charts: list[Chart]) -> dict[str, Any]:
         )
     return {
         "sizes": [round(s) for s in sizes.tolist()],
-        "start": int(np.searchsorted(sizes, found.sizes[len(found.sizes) // 2])),
+        "simulated": [size in found.sizes for size in sizes.tolist()],
+        "start": min(
+            len(sizes) - 1, int(np.searchsorted(sizes, found.sizes[len(found.sizes) // 2]))
+        ),
         "x": [chart.cursor for chart in charts],
+        "lookups_by": found.options.within,
         "lru": [round(r, 5) for r in found.curve.hit_rate(sizes).tolist()],
         "lookups": found.curve.lookups / max(1, found.steps),
         "record_bytes": found.record_bytes,

@@ -15,17 +15,18 @@ import numpy as np
 from ..errors import CapacityError, ConfigError
 from ..residency import POLICIES
 from ..traces import Trace
-from .curve import CurveError, MissRatioCurve
-from .curves import Within, aet, che, lru_curve
+from .curve import CurveError, MissRatioCurve, Within
+from .curves import aet, che, lru_curve
 from .peers import PeerTrace, least_slots
 from .planner_replay import SimulatedCounts, replay
-from .policies import misses_of, policy_names
+from .policies import misses_of, policy_names, within_of
 from .records import Records
 from .sampling import shards
 
 __all__ = ["PolicyResult", "Study", "StudyOptions", "study", "table_rows"]
 
 PEER = "libcachesim:"
+_OTHER: dict[Within, Within] = {"batch": "access", "access": "batch"}
 Progress = Callable[[str, int, int], None]
 """Called with what is done now, the number of steps done, and of all steps."""
 
@@ -68,12 +69,18 @@ class PolicyResult:
     tables: list[dict[str, SimulatedCounts]] = field(default_factory=list)
 
     @property
+    def within(self) -> Within:
+        """What a lookup is to the policy. Hit rates that differ in it are not compared."""
+        return within_of(self.policy)
+
+    @property
     def hit_rates(self) -> list[float | None]:
         return [None if c is None else c.hit_rate for c in self.counts]
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "policy": self.policy,
+            "within": self.within,
             "hit_rate": self.hit_rates,
             "counts": [None if c is None else c.as_dict() for c in self.counts],
             "tables": [{n: c.as_dict() for n, c in t.items()} for t in self.tables],
@@ -82,7 +89,11 @@ class PolicyResult:
 
 @dataclass(frozen=True)
 class Study:
-    """What was found. steps: batches. rows: distinct rows by table. sizes: in rows."""
+    """What was found. steps: batches. rows: distinct rows by table. sizes: in rows.
+
+    curve: LRU's, with lookups as the options say. other: the same with the other kind of lookups,
+    for the policies that count those; None where there are none.
+    """
 
     name: str
     options: StudyOptions
@@ -93,6 +104,24 @@ class Study:
     curve: MissRatioCurve
     estimates: list[MissRatioCurve]
     policies: list[PolicyResult]
+    other: MissRatioCurve | None = None
+
+    @property
+    def kinds(self) -> list[Within]:
+        """The kinds of lookups that some curve or policy counts; the options' kind first."""
+        mine = self.options.within
+        return [mine] if self.other is None else [mine, _OTHER[mine]]
+
+    def curve_of(self, within: Within) -> MissRatioCurve:
+        """LRU's curve with this kind of lookups, one of ``kinds``."""
+        if within == self.options.within:
+            return self.curve
+        assert self.other is not None
+        return self.other
+
+    def policies_of(self, within: Within) -> list[PolicyResult]:
+        """The policies that count this kind of lookups."""
+        return [policy for policy in self.policies if policy.within == within]
 
     @property
     def num_rows(self) -> int:
@@ -115,7 +144,9 @@ class Study:
             "lookahead": self.options.lookahead,
             "depth": self.options.depth,
             "sizes": self.sizes,
+            "within": self.options.within,
             "curve": self.curve.as_dict(grid),
+            "other_curve": None if self.other is None else self.other.as_dict(grid),
             "estimates": [
                 {**curve.as_dict(grid), "error": vars(self.errors[curve.method])}
                 for curve in self.estimates
@@ -147,26 +178,32 @@ def study(
     methods = ["shards"] if options.estimates else []
     if options.estimates and options.within == "access":
         methods += ["aet", "che"]  # which do not model batches
-    total = 1 + len(methods) + len(options.policies)
+    other = any(within_of(policy) != options.within for policy in options.policies)
+    total = 1 + other + len(methods) + len(options.policies)
     progress("exact curve", 0, total)
     curve = lru_curve(trace, options.within)
     if curve.lookups == 0:
         raise ConfigError("the trace is empty: it has no access to simulate")
     rows = {table: round(c.cold) for table, c in curve.by_table.items()}
     sizes = sorted({_rows_of(size, sum(rows.values())) for size in options.sizes})
+    second = None
+    if other:
+        progress("exact curve", 1, total)
+        second = lru_curve(trace, _OTHER[options.within])
     estimates = []
-    for done, method in enumerate(methods, 1):
+    for done, method in enumerate(methods, 1 + other):
         progress(method, done, total)
         estimates.append(_estimate(trace, method, options, sum(rows.values())))
     found = []
     peers = any(policy.startswith(PEER) for policy in options.policies)
     with PeerTrace.of(trace) if peers else nullcontext() as written:
-        for done, policy in enumerate(options.policies, 1 + len(methods)):
+        for done, policy in enumerate(options.policies, 1 + other + len(methods)):
             progress(policy, done, total)
             found.append(_policy(trace, policy, sizes, options, written))
     steps = sum(chunk.num_batches for chunk in trace.chunks())
     progress("done", total, total)
-    return Study(name, options, steps, rows, pools[0].record_bytes, sizes, curve, estimates, found)
+    size = pools[0].record_bytes
+    return Study(name, options, steps, rows, size, sizes, curve, estimates, found, second)
 
 
 def _check_policies(policies: Sequence[str]) -> None:

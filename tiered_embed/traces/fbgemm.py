@@ -21,7 +21,7 @@ import torch
 
 from ..errors import ConfigError, CorruptionError
 from .chunk import I64, TableIds, TraceBags, TraceChunk, TraceTable
-from .files import StrPath, read_blocks
+from .files import COMPRESSED_SUFFIXES, StrPath, read_blocks
 from .trace import Trace
 
 __all__ = ["fbgemm_trace"]
@@ -122,7 +122,7 @@ def _read(path: StrPath) -> TraceChunk:
 
 
 def _load(path: StrPath) -> Any:
-    if Path(path).suffix in (".gz", ".xz", ".zst"):
+    if Path(path).suffix in COMPRESSED_SUFFIXES:
         source: Any = io.BytesIO(b"".join(read_blocks(path)))
     else:
         source = Path(path).open("rb")  # noqa: SIM115 (closed below)

@@ -147,9 +147,16 @@ def _float_or_nan(text: bytes) -> float:
 
 
 def split_fields(
-    path: StrPath, block: bytes, separator: bytes, num_fields: int, first_line: int
+    path: StrPath,
+    block: bytes,
+    separator: bytes,
+    num_fields: int,
+    first_line: int,
+    shown: str | None = None,
 ) -> Fields:
     """Find the fields of a block of whole lines (each ended by ``\\n`` or ``\\r\\n``).
+
+    ``separator`` is one byte; messages call it ``shown``, where that is given.
 
     Raises:
         ConfigError: a line does not have ``num_fields`` fields; the message names the first one.
@@ -163,7 +170,7 @@ def split_fields(
         row = int((counts != num_fields).argmax())
         raise ConfigError(
             f"{os.fspath(path)}, line {first_line + row}: {counts[row]} fields, separated by"
-            f" {separator.decode()!r}; {num_fields} fields are expected"
+            f" {shown or repr(separator.decode())}; {num_fields} fields are expected"
         )
     starts = np.roll(ends, 1) + 1
     starts[:1] = 0

@@ -8,6 +8,8 @@ they become negative row ids.
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 from collections.abc import Iterator
 
@@ -16,7 +18,7 @@ import numpy as np
 from ..errors import ConfigError
 from .chunk import CHUNK_IDS, TraceChunk, TraceTable, check_batch, even_offsets
 from .columns import csv_trace
-from .files import StrPath, read_blocks
+from .files import BOM, StrPath, read_blocks
 from .trace import Trace
 
 __all__ = ["ORACLE_GENERAL", "csv_requests_trace", "oracle_general_trace"]
@@ -69,17 +71,17 @@ def csv_requests_trace(
 ) -> Trace:
     """Return the trace in a csv of requests; columns count from 1, as in ``obj-id-col=2``.
 
-    Ids are integers; a first line without one is a header. Raises as ``csv_trace``.
+    Ids are integers; a first line without any number is a header. Raises as ``csv_trace``.
     """
-    first = next(read_blocks(path), b"").partition(b"\n")[0].rstrip(b"\r")
-    fields = first.split(separator.encode())
+    start = next(read_blocks(path), b"").removeprefix(BOM).decode("utf-8", "backslashreplace")
+    fields = next(csv.reader(io.StringIO(start, newline=""), delimiter=separator), [])
     if not 1 <= object_column <= len(fields):
         raise ConfigError(
             f"object_column must be in [1, {len(fields)}], the columns of {os.fspath(path)}; got"
             f" {object_column!r}"
         )
     names = [str(column) for column in range(1, len(fields) + 1)]
-    has_header = not fields[object_column - 1].strip().lstrip(b"-").isdigit()
+    has_header = not any(_is_number(field) for field in fields)
     return csv_trace(
         path,
         {name: str(object_column)},
@@ -88,6 +90,14 @@ def csv_requests_trace(
         header=names,
         skip_rows=int(has_header),
     )
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
 
 
 def _chunk(data: bytes, batch: int) -> TraceChunk:

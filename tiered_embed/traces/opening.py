@@ -17,9 +17,10 @@ from .columns import Columns, csv_trace, parquet_trace
 from .criteo import NUM_FIELDS as CRITEO_FIELDS
 from .criteo import CriteoOptions
 from .fbgemm import fbgemm_trace
-from .files import COMPRESSED_SUFFIXES, StrPath, read_blocks
+from .files import BOM, COMPRESSED_SUFFIXES, StrPath, read_blocks
 from .libcachesim import csv_requests_trace, oracle_general_trace
 from .movielens import HEADER as MOVIELENS_HEADER
+from .movielens import is_double_colon
 from .raw import Layout, layout_in_name, raw_trace
 from .samples import checkins_trace, criteo_trace, movielens_trace
 from .tet import MAGIC, read_tet
@@ -44,6 +45,17 @@ Format = Literal[
 
 _PICKLE_PROTOCOLS = range(2, 6)
 
+_CONCERNS: dict[str, tuple[Format, ...]] = {
+    "columns": ("csv", "tsv", "parquet"),
+    "missing": ("csv", "tsv", "parquet"),
+    "header": ("csv", "tsv"),
+    "layout": ("raw",),
+    "num_rows": ("csv", "tsv", "parquet", "raw"),
+    "hashed_rows": ("criteo",),
+    "object_column": ("libcachesim_csv",),
+}
+"""Which formats an option of ``TraceOptions`` concerns."""
+
 
 @dataclass(frozen=True)
 class TraceOptions:
@@ -51,15 +63,18 @@ class TraceOptions:
 
     batch: samples in a batch (ids, where a sample is one id); with None, formats that have batches
     (``tet``, ``fbgemm``) keep them, and others take 1024. columns: id columns of csv, tsv and
-    parquet. missing: the id that an empty field in them stands for. layout: layout of raw integers,
-    where the file's name does not say. num_rows: rows per table name, where known (csv, tsv,
-    parquet, raw). hashed_rows: rows of every Criteo table; None for raw 32-bit values.
-    object_column: the column of libCacheSim's csv that holds ids, counted from 1.
+    parquet. missing: the id that an empty field in them stands for. header: names of all columns,
+    of a csv or tsv without a header line. layout: layout of raw integers, where the file's name
+    does not say. num_rows: rows per table name, where known (csv, tsv, parquet, raw). hashed_rows:
+    rows of every Criteo table; None for raw 32-bit values. object_column: the column of
+    libCacheSim's csv that holds ids, counted from 1. An option that does not concern the format of
+    the file is refused.
     """
 
     batch: int | None = None
     columns: Columns | None = None
     missing: int | None = None
+    header: Sequence[str] | None = None
     layout: Layout | None = None
     num_rows: Mapping[str, int | None] | None = None
     hashed_rows: int | None = None
@@ -108,8 +123,23 @@ def open_trace(
     return _open(paths, found, chosen)
 
 
+def _check_concerns(path: StrPath, found: Format, options: TraceOptions) -> None:
+    for name, formats in _CONCERNS.items():
+        if found in formats or getattr(options, name) == getattr(TraceOptions, name):
+            continue
+        advice = "leave it out"
+        if name in ("columns", "missing") and found in ("movielens", "checkins"):
+            kind = "csv" if found == "movielens" else "tsv"
+            advice += f", or pass format={kind!r} to read it as a plain {kind} file, in file order"
+        raise ConfigError(
+            f"{os.fspath(path)}: the file is read as {found}, which {name}= does not concern (it is"
+            f" for {', '.join(formats)}); {advice}"
+        )
+
+
 def _open(paths: Sequence[StrPath], found: Format, options: TraceOptions) -> Trace:
     path, batch = paths[0], options.samples
+    _check_concerns(path, found, options)
     if found in ("tet", "fbgemm"):
         trace = read_tet(path) if found == "tet" else fbgemm_trace(paths)
         return trace if options.batch is None else trace.rebatch(options.batch)
@@ -125,6 +155,10 @@ def _open(paths: Sequence[StrPath], found: Format, options: TraceOptions) -> Tra
         return csv_requests_trace(path, batch, object_column=options.object_column)
     if found == "raw":
         sizes = options.num_rows or {}
+        if set(sizes) - {"table"}:
+            raise ConfigError(
+                f"num_rows names {list(sizes)}, but the only table of a raw trace is called 'table'"
+            )
         return raw_trace(path, options.layout, batch, num_rows=sizes.get("table"))
     return _open_columns(path, found, options)
 
@@ -139,6 +173,7 @@ def _open_columns(path: StrPath, found: Format, options: TraceOptions) -> Trace:
     if found == "parquet":
         return parquet_trace(path, options.columns, options.samples, **shared)
     separator = "\t" if found == "tsv" else ","
+    shared["header"] = options.header
     return csv_trace(path, options.columns, options.samples, separator=separator, **shared)
 
 
@@ -149,7 +184,7 @@ def find_format(path: StrPath) -> Format:
         ConfigError: a pickle, or an unknown format.
         OSError: the file cannot be read.
     """
-    start = next(read_blocks(path), b"")
+    start = next(read_blocks(path), b"").removeprefix(BOM)
     name = Path(path).name
     for suffix in COMPRESSED_SUFFIXES:
         name = name.removesuffix(suffix)
@@ -176,7 +211,7 @@ def find_format(path: StrPath) -> Format:
 
 def _text_format(path: StrPath, start: bytes, suffix: str) -> Format:
     line = start.partition(b"\n")[0].rstrip(b"\r")
-    if line == ",".join(MOVIELENS_HEADER).encode():
+    if line == ",".join(MOVIELENS_HEADER).encode() or is_double_colon(start):
         return "movielens"
     if line == "\t".join(CHECKINS_HEADER).encode():
         return "checkins"

@@ -67,7 +67,7 @@ def _dtype(path: StrPath, layout: Layout | None) -> np.dtype[np.generic]:
 
 def layout_in_name(path: StrPath) -> str | None:
     """Return the layout in a name such as ``scarab_recs.i64be.xz``, or None."""
-    found = re.search(r"\.([iu]\d+[bl]e)(\.xz|\.gz|\.zst)?$", os.fspath(path))
+    found = re.search(r"\.([iu]\d+[bl]e)(\.xz|\.gz|\.zst|\.bz2)?$", os.fspath(path))
     return None if found is None else found.group(1)
 
 

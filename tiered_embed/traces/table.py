@@ -1,4 +1,4 @@
-"""Reads text files that begin with a known header line."""
+"""Reads text files of a known number of columns, most of which begin with a known header line."""
 
 import os
 from collections.abc import Iterator
@@ -10,8 +10,15 @@ from .files import StrPath, read_line_blocks
 __all__ = ["read_table"]
 
 
-def read_table(path: StrPath, separator: bytes, header: tuple[str, ...]) -> Iterator[Fields]:
-    """Yield the fields below the header, block by block.
+_ONE_BYTE = b"\x1f"
+
+
+def read_table(
+    path: StrPath, separator: bytes, header: tuple[str, ...], *, has_header: bool = True
+) -> Iterator[Fields]:
+    """Yield the fields below the header, block by block; of all lines without ``has_header``.
+
+    ``separator`` may have several bytes.
 
     Raises:
         ConfigError: the first line is not ``header``, a line has another number of fields, or the
@@ -20,7 +27,7 @@ def read_table(path: StrPath, separator: bytes, header: tuple[str, ...]) -> Iter
     expected = separator.decode().join(header)
     line = 0
     for block in read_line_blocks(path):
-        if line == 0:
+        if has_header and line == 0:
             first, _, block = block.partition(b"\n")
             found = first.rstrip(b"\r").decode("utf-8", "backslashreplace")
             if found != expected:
@@ -29,10 +36,13 @@ def read_table(path: StrPath, separator: bytes, header: tuple[str, ...]) -> Iter
                     f" {expected!r}"
                 )
             line = 1
-        fields = split_fields(path, block, separator, len(header), line + 1)
+        byte = separator
+        if len(separator) > 1:
+            block, byte = block.replace(separator, _ONE_BYTE), _ONE_BYTE
+        fields = split_fields(path, block, byte, len(header), line + 1, f"{separator.decode()!r}")
         line += fields.num_lines
         yield fields
-    if line == 0:
+    if has_header and line == 0:
         raise ConfigError(
             f"{os.fspath(path)}: the file is empty; it must begin with the header {expected!r}"
         )
