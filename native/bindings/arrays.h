@@ -7,6 +7,7 @@
 #include <nanobind/ndarray.h>
 
 #include <cstdint>
+#include <stdexcept>
 #include <vector>
 
 namespace te {
@@ -34,10 +35,19 @@ View<T> own(std::vector<T> v) {
   return View<T>(held->data(), {held->size()}, owner);
 }
 
+inline void check_rows(size_t slots, size_t rows) {
+  if (slots != rows) throw std::invalid_argument("slots and rows differ in number");
+}
+
+inline void check_dim(size_t columns, int64_t dim) {
+  if (static_cast<int64_t>(columns) != dim) throw std::invalid_argument("rows differ in dim");
+}
+
 void bind_segments(nb::module_& m);
 void bind_residency(nb::module_& m);
 void bind_replay(nb::module_& m);
 void bind_records(nb::module_& m);
+void bind_row_formats(nb::module_& m);
 void bind_write_buffer(nb::module_& m);
 
 }  // namespace te

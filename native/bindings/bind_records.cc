@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "bindings/arrays.h"
+#include "core/float_state.h"
 #include "core/record_array.h"
 #include "kernels/kernels.h"
 #include "residency/step_plan.h"
@@ -97,14 +98,6 @@ Groups groups_of(const StepPlan& plan) {
   return {plan.group_start.data(), plan.group.data(), static_cast<int64_t>(plan.slots.size())};
 }
 
-void check_rows(size_t slots, size_t rows) {
-  if (slots != rows) throw std::invalid_argument("slots and rows differ in number");
-}
-
-void check_dim(size_t columns, int64_t dim) {
-  if (static_cast<int64_t>(columns) != dim) throw std::invalid_argument("rows differ in dim");
-}
-
 void check_weights(const RecordArray& a) {
   if (a.type() == WeightType::kInt8) throw std::invalid_argument("int8 rows are read-only");
 }
@@ -147,66 +140,17 @@ void bind_records(nb::module_& m) {
       .def(
           "initialise",
           [](RecordArray& a, Slots slots, Array1<const uint32_t> tables, Array1<const int64_t> rows,
-             std::optional<Array1<const bool>> skip, uint64_t seed, float lo, float scale,
+             std::optional<Array1<const bool>> skip, uint64_t seed, double lo, double scale,
              int num_threads) {
             check_rows(slots.size(), rows.size());
             check_rows(slots.size(), tables.size());
             nb::gil_scoped_release nogil;
             a.initialise(slots.data(), static_cast<int64_t>(slots.size()), tables.data(),
-                         rows.data(), skip ? skip->data() : nullptr, {seed, lo, scale},
-                         num_threads);
+                         rows.data(), skip ? skip->data() : nullptr,
+                         {seed, to_float(lo), to_float(scale)}, num_threads);
           },
           nb::arg("slots"), nb::arg("tables"), nb::arg("rows"), nb::arg("skip").none(),
           nb::arg("seed"), nb::arg("lo"), nb::arg("scale"), nb::arg("num_threads"));
-
-  m.def(
-      "initial_weights",
-      [](Array1<const uint32_t> tables, Array1<const int64_t> rows, uint64_t seed, float lo,
-         float scale, Array2<float> out) {
-        check_rows(rows.size(), out.shape(0));
-        check_rows(rows.size(), tables.size());
-        nb::gil_scoped_release nogil;
-        const int64_t dim = static_cast<int64_t>(out.shape(1));
-        for (size_t i = 0; i < rows.size(); ++i) {
-          initial_weights({seed, lo, scale}, tables.data()[i], rows.data()[i], dim,
-                          out.data() + static_cast<int64_t>(i) * dim);
-        }
-      },
-      nb::arg("tables"), nb::arg("rows"), nb::arg("seed"), nb::arg("lo"), nb::arg("scale"),
-      nb::arg("out").noconvert());
-
-  m.def(
-      "encode_rows",
-      [](Array2<const float> values, int weight_type, Array2<uint8_t> rows,
-         Array2<float> scale_bias) {
-        check_rows(values.shape(0), rows.shape(0));
-        const int64_t dim = static_cast<int64_t>(values.shape(1));
-        const WeightType type = static_cast<WeightType>(weight_type);
-        check_dim(rows.shape(1), dim * weight_bytes(type));
-        for (size_t i = 0; i < values.shape(0); ++i) {
-          encode_row(type, values.data() + i * values.shape(1), dim,
-                     rows.data() + i * rows.shape(1), scale_bias.data() + i * scale_bias.shape(1));
-        }
-      },
-      nb::arg("values"), nb::arg("weight_type"), nb::arg("rows").noconvert(),
-      nb::arg("scale_bias").noconvert());
-
-  m.def(
-      "decode_rows",
-      [](Array2<const uint8_t> rows, int weight_type, Array2<const float> scale_bias,
-         Array2<float> values) {
-        check_rows(values.shape(0), rows.shape(0));
-        const int64_t dim = static_cast<int64_t>(values.shape(1));
-        const WeightType type = static_cast<WeightType>(weight_type);
-        check_dim(rows.shape(1), dim * weight_bytes(type));
-        for (size_t i = 0; i < values.shape(0); ++i) {
-          decode_row(type, rows.data() + i * rows.shape(1),
-                     scale_bias.data() + i * scale_bias.shape(1), dim,
-                     values.data() + i * values.shape(1));
-        }
-      },
-      nb::arg("rows"), nb::arg("weight_type"), nb::arg("scale_bias"),
-      nb::arg("values").noconvert());
 
   nb::class_<BagLayout>(m, "BagLayout")
       .def(
@@ -235,8 +179,8 @@ void bind_records(nb::module_& m) {
   nb::class_<StepSpec>(m, "StepSpec")
       .def(
           "__init__",
-          [](StepSpec* self, int kind, const std::vector<float>& hyper, bool by_frequency,
-             float scale, float clip_value, float clip_row_norm, float keep, float l2,
+          [](StepSpec* self, int kind, const std::vector<double>& hyper, bool by_frequency,
+             double scale, double clip_value, double clip_row_norm, double keep, double l2,
              std::optional<uint64_t> rounding_key, const std::vector<uint32_t>& table_words) {
             new (self) StepSpec;
             Step& s = self->step;
@@ -244,8 +188,10 @@ void bind_records(nb::module_& m) {
             if (hyper.size() > 12 || kind < 0 || kind >= static_cast<int>(OptimizerKind::kCount)) {
               throw std::invalid_argument("unknown optimizer");
             }
-            std::copy(hyper.begin(), hyper.end(), s.v);
-            s.conditioning = {by_frequency, scale, clip_value, clip_row_norm, keep, l2};
+            std::transform(hyper.begin(), hyper.end(), s.v, to_float);
+            s.conditioning = {by_frequency,         to_float(scale),
+                              to_float(clip_value), to_float(clip_row_norm),
+                              to_float(keep),       to_float(l2)};
             self->rounding_key = rounding_key;
             self->table_words = table_words;
           },
@@ -375,11 +321,11 @@ void bind_records(nb::module_& m) {
 
   m.def(
       "renormalise",
-      [](RecordArray& a, const StepPlan& plan, float max_norm, double norm_type, int num_threads) {
+      [](RecordArray& a, const StepPlan& plan, double max_norm, double norm_type, int num_threads) {
         check_weights(a);
         nb::gil_scoped_release nogil;
         renormalise(records_of(a), plan.slots.data(), static_cast<int64_t>(plan.slots.size()),
-                    max_norm, norm_type, num_threads);
+                    to_float(max_norm), norm_type, num_threads);
       },
       nb::arg("records"), nb::arg("plan"), nb::arg("max_norm"), nb::arg("norm_type"),
       nb::arg("num_threads"));

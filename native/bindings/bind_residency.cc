@@ -9,6 +9,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/segments.h"
+#include "core/float_state.h"
 #include "core/record_array.h"
 #include "residency/planner.h"
 
@@ -116,10 +117,10 @@ void bind_residency(nb::module_& m) {
       .def(
           "__init__",
           [](InitialRows* self, RecordArray& records, Array1<const uint32_t> tables, uint64_t seed,
-             float lo, float scale, int num_threads) {
+             double lo, double scale, int num_threads) {
             new (self) InitialRows{&records,
                                    {tables.data(), tables.data() + tables.size()},
-                                   {seed, lo, scale},
+                                   {seed, to_float(lo), to_float(scale)},
                                    num_threads};
           },
           nb::keep_alive<1, 2>(), nb::arg("records"), nb::arg("tables"), nb::arg("seed"),

@@ -8,5 +8,6 @@ NB_MODULE(_native, m) {
   te::bind_residency(m);
   te::bind_replay(m);
   te::bind_records(m);
+  te::bind_row_formats(m);
   te::bind_write_buffer(m);
 }

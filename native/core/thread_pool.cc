@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/float_state.h"
 
 namespace te {
 namespace {
@@ -33,6 +34,7 @@ struct Loop {
   std::exception_ptr error;  // guarded by mutex
 
   void run() {
+    const StandardFloats floats;
     for (;;) {
       const int64_t i = next.fetch_add(1);
       if (i >= num_blocks) return;
@@ -113,6 +115,7 @@ void parallel_for(int64_t num_blocks, int num_threads, const std::function<void(
   if (num_blocks <= 0) return;
   const int helpers = static_cast<int>(std::min<int64_t>(num_threads, num_blocks)) - 1;
   if (helpers <= 0) {
+    const StandardFloats floats;
     for (int64_t i = 0; i < num_blocks; ++i) fn(i);
     return;
   }

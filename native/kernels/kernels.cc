@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "core/check.h"
+#include "core/float_state.h"
 #include "core/thread_pool.h"
 #include "kernels/isa.h"
 
@@ -137,6 +138,7 @@ template <typename Block, typename Hot>
 void for_groups(const Bags& bags, const Groups& groups, const GradientRows& rows, int64_t dim,
                 int num_threads, const Block& block, const Hot& hot) {
   check_groups(bags, groups);
+  const StandardFloats floats;
   const KernelTable& k = kernels();
   const int64_t limit = num_threads > 1
                             ? std::max<int64_t>(16 * kChunk, bags.num_ids / (8 * num_threads))
@@ -277,6 +279,7 @@ void row_gradients(const Bags& bags, const Groups& groups, const float* grad, in
 
 double condition_rows(const Groups& groups, int64_t dim, const Conditioning& conditioning,
                       float* rows, int num_threads) {
+  const StandardFloats floats;
   const KernelTable& k = kernels();
   std::vector<float> squares(static_cast<size_t>(groups.num_unique));
   for_rows(groups.num_unique, num_threads, [&](int64_t begin, int64_t end) {
@@ -300,6 +303,14 @@ void apply_rows(const Records& records, const Bags& bags, const Groups& groups, 
       k.apply(records, u, bags.slots[u], groups.start[u + 1] - groups.start[u],
               rows + u * records.dim, step, scratch.data());
     }
+  });
+}
+
+void add_rows(const float* rows, const int64_t* where, int64_t n, int64_t dim, float* total,
+              int num_threads) {
+  const KernelTable& k = kernels();
+  for_rows(n, num_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) k.add(total + where[i] * dim, rows + i * dim, dim);
   });
 }
 

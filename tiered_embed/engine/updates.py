@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .. import _native
 from ..errors import ConfigError, NonFiniteError
 from ..kernels import Bags, LookedUp, UpdateOptions
 from ..optim import Optimizer
@@ -22,7 +23,7 @@ from ..tiers import PoolLayout
 from .lease import Lease
 from .pool import Pool
 
-__all__ = ["PoolGradient", "Updates"]
+__all__ = ["PoolGradient", "Updates", "divide_by_counts"]
 
 F32 = npt.NDArray[np.float32]
 Place = tuple[int, int]
@@ -199,7 +200,7 @@ class Updates:
         kernel = part.pool.kernel
         rows = kernel.to_host(kernel.row_gradients(plan, part.bags, part.grad))
         if self.by_frequency:
-            rows /= np.diff(plan.group_start).astype(np.float32)[:, None]
+            divide_by_counts(rows, plan.group_start)
         return PoolRows(plan.tables.copy(), plan.keys.copy(), rows)
 
     # --- one step -------------------------------------------------------------------------------
@@ -310,6 +311,12 @@ class PoolRows:
     tables: npt.NDArray[np.uint16]
     keys: npt.NDArray[np.int64]
     rows: F32
+
+
+def divide_by_counts(rows: F32, group_start: npt.NDArray[np.int32]) -> None:
+    """Divides each row's gradient (U, D) by the number of its occurrences, in place."""
+    with _native.StandardFloats():
+        rows /= np.diff(group_start).astype(np.float32)[:, None]
 
 
 def _join(backwards: Sequence[PoolRows]) -> tuple[list[Any], F32]:
