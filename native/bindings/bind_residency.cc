@@ -41,6 +41,16 @@ struct InitialRows {
   UniformInit init;
   int num_threads;
 
+  // The planner takes the plan's rows for filled, so that it fails where they are not.
+  void fill(const StepPlan& plan, Planner* planner) const {
+    try {
+      fill(plan);
+    } catch (const std::exception& error) {
+      planner->fail(error.what());
+      throw;
+    }
+  }
+
   void fill(const StepPlan& plan) const {
     const size_t n = plan.staged.size();
     if (n == 0) return;
@@ -103,11 +113,16 @@ void bind_residency(nb::module_& m) {
   static PyObject* const too_many_held =
       PyErr_NewException("tiered_embed._native.TooManyHeld", PyExc_RuntimeError, nullptr);
   m.attr("TooManyHeld") = nb::handle(too_many_held);
+  static PyObject* const planner_failed =
+      PyErr_NewException("tiered_embed._native.PlannerFailed", PyExc_RuntimeError, nullptr);
+  m.attr("PlannerFailed") = nb::handle(planner_failed);
   nb::register_exception_translator([](const std::exception_ptr& p, void*) {
     try {
       std::rethrow_exception(p);
     } catch (const NoCapacity& e) {
       PyErr_SetObject(no_capacity, nb::make_tuple(e.needed, e.num_slots).ptr());
+    } catch (const PlannerFailed& e) {
+      PyErr_SetString(planner_failed, e.what());
     } catch (const TooManyHeld& e) {
       PyErr_SetObject(too_many_held, nb::make_tuple(e.num_plans).ptr());
     }
@@ -161,7 +176,7 @@ void bind_residency(nb::module_& m) {
             const std::vector<Segment> s = segments_of(segments);
             nb::gil_scoped_release released;
             std::shared_ptr<StepPlan> plan = p.plan_now(s);
-            if (initial) initial->fill(*plan);
+            if (initial) initial->fill(*plan, &p);
             return plan;
           },
           nb::arg("segments"), nb::arg("initial").none() = nb::none())

@@ -54,13 +54,21 @@ struct Loop {
 
 class Pool {
  public:
-  void offer(const std::shared_ptr<Loop>& loop, int helpers) {
+  // Where the process can have no more threads or memory, fewer help, or none: the caller works.
+  void offer(const std::shared_ptr<Loop>& loop, int helpers) noexcept {
     std::lock_guard<std::mutex> lock(mutex_);
-    while (num_workers_ < std::min(helpers, kMaxWorkers)) {
-      std::thread([this] { work(); }).detach();
-      ++num_workers_;
+    try {
+      while (num_workers_ < std::min(helpers, kMaxWorkers)) {
+        std::thread([this] { work(); }).detach();
+        ++num_workers_;
+      }
+    } catch (const std::exception&) {
     }
-    for (int i = 0; i < helpers; ++i) queue_.push_back(loop);
+    if (num_workers_ == 0) return;
+    try {
+      for (int i = 0; i < helpers; ++i) queue_.push_back(loop);
+    } catch (const std::exception&) {
+    }
     if (helpers == 1) {
       wake_.notify_one();
     } else {

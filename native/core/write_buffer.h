@@ -4,6 +4,9 @@
 // records stay readable until `arrived`, so that a row is always found here or below. After
 // `hold`, what is added goes down only when that hold has ended by `resume`.
 //
+// A call that throws has changed nothing, except that `add` may have added the first of the
+// records.
+//
 // Threads: every method locks; records are copied without the lock. One thread takes and reports
 // arrivals; any may add and read.
 #pragma once

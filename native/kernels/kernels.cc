@@ -9,6 +9,7 @@
 #include "core/float_state.h"
 #include "core/thread_pool.h"
 #include "kernels/isa.h"
+#include "kernels/scratch.h"
 
 namespace te {
 namespace {
@@ -247,15 +248,16 @@ void update(const Records& records, const Bags& bags, const Groups& groups, cons
   const int64_t dim = records.dim;
   const int threads = useful_threads(records, bags.num_ids, num_threads);
   const GradientRows rows = gradient_rows(bags, grad, dim, threads);
+  Scratch all_scratch(3 * dim, threads);
   for_groups(
       bags, groups, rows, dim, threads,
       [&](int64_t begin, int64_t end) {
-        std::vector<float> scratch(static_cast<size_t>(3 * dim));
+        const Scratch::Part scratch(&all_scratch);
         k.update(records, bags, groups, rows.bag_of.get(), rows.base, step, begin, end,
                  scratch.data());
       },
       [&](int64_t u, float* sum) {
-        std::vector<float> scratch(static_cast<size_t>(dim));
+        const Scratch::Part scratch(&all_scratch);
         k.apply(records, u, bags.slots[u], groups.start[u + 1] - groups.start[u], sum, step,
                 scratch.data());
       });
@@ -297,8 +299,9 @@ double condition_rows(const Groups& groups, int64_t dim, const Conditioning& con
 void apply_rows(const Records& records, const Bags& bags, const Groups& groups, float* rows,
                 const Step& step, int num_threads) {
   const KernelTable& k = kernels();
+  Scratch all_scratch(records.dim, num_threads);
   for_rows(groups.num_unique, num_threads, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(static_cast<size_t>(records.dim));
+    const Scratch::Part scratch(&all_scratch);
     for (int64_t u = begin; u < end; ++u) {
       k.apply(records, u, bags.slots[u], groups.start[u + 1] - groups.start[u],
               rows + u * records.dim, step, scratch.data());
@@ -331,8 +334,9 @@ void sample_weight_gradient(const Records& records, const Bags& bags, const floa
 void renormalise(const Records& records, const int32_t* slots, int64_t num_unique, float max_norm,
                  double p, int num_threads) {
   const KernelTable& k = kernels();
+  Scratch all_scratch(records.dim, num_threads);
   for_rows(num_unique, num_threads, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(static_cast<size_t>(records.dim));
+    const Scratch::Part scratch(&all_scratch);
     for (int64_t u = begin; u < end; ++u) {
       k.renormalise(records, slots[u], max_norm, p, scratch.data());
     }

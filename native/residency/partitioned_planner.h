@@ -36,6 +36,7 @@ class PartitionedPlanner final : public Planner {
   void find(const std::vector<Segment>& segments, int32_t* slots, int num_threads) override;
   ResidentRows dirty_rows() override;
   void mark_clean() override;
+  void fail(const char* cause) override;
 
   std::vector<TableCounts> counts(const std::optional<std::vector<int64_t>>& used) const override;
   std::vector<TableCounts> lower_counts() const override;
@@ -63,6 +64,7 @@ class PartitionedPlanner final : public Planner {
   std::deque<MergedBatch> window_;
   BatchMerger merger_;
   DealtIds asked_;  // for `find`
+  Failure failure_;
 };
 
 }  // namespace te

@@ -9,6 +9,11 @@
 // There are two implementations: SinglePlanner, and PartitionedPlanner, whose partitions are single
 // planners that work in parallel. `make_planner` chooses.
 //
+// A call that throws NoCapacity or TooManyHeld has changed nothing. One that throws anything else
+// may have ended halfway: later calls then throw PlannerFailed with its cause. After a failed
+// `push` or `cancel` these are `push`, `plan` and `plan_now`; after a failed plan also `find`,
+// `dirty_rows` and `mark_clean`. `release`, `cancel` and counts never throw it.
+//
 // Threading: every method locks. The caller decides in which order `push`, `plan`, `plan_now`,
 // `release` and `cancel` come, and so what is planned.
 #pragma once
@@ -21,6 +26,7 @@
 #include <vector>
 
 #include "residency/counts.h"
+#include "residency/failure.h"
 #include "residency/ids.h"
 #include "residency/step_plan.h"
 
@@ -85,7 +91,7 @@ class Planner {
   // upper tier; the rows that it moved stay counted.
   virtual void release(int64_t number, bool updated, bool used = true) = 0;
 
-  // Drops every batch of the window that has no plan yet.
+  // Drops every batch of the window that has no plan yet. Does nothing where no plan can follow.
   virtual void cancel() = 0;
 
   // The slot of each occurrence (N), kNoSlot where its row is not resident. The lower tier's slots
@@ -97,6 +103,9 @@ class Planner {
   virtual ResidentRows dirty_rows() = 0;
   // They have been written back.
   virtual void mark_clean() = 0;
+
+  // A plan that was made is lost: from now on the planner is as after a failed plan.
+  virtual void fail(const char* cause) = 0;
 
   // Of the upper tier. With `used`, as if every plan that awaits its release and is not among them
   // had been released unused.

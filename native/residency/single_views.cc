@@ -26,6 +26,7 @@ void SinglePlanner::find(const std::vector<Segment>& segments, int32_t* slots, i
     slots += s.num_ids;
   }
   std::lock_guard<std::mutex> lock(mutex_);
+  failure_.require_rows();
   const int threads = num_ids_of(segments) > kPieceIds ? num_threads : 1;
   parallel_for(static_cast<int64_t>(pieces.size()), threads, [&](int64_t p) {
     const Piece& piece = pieces[static_cast<size_t>(p)];
@@ -71,6 +72,7 @@ void SinglePlanner::find_cached(const Segment& s, int32_t* slots) const {
 
 ResidentRows SinglePlanner::dirty_rows() {
   std::lock_guard<std::mutex> lock(mutex_);
+  failure_.require_rows();
   held_.note_updates();
   ResidentRows out;
   const auto add = [&out](size_t table, int64_t id, int32_t slot) {
@@ -87,6 +89,7 @@ ResidentRows SinglePlanner::dirty_rows() {
 
 void SinglePlanner::mark_clean() {
   std::lock_guard<std::mutex> lock(mutex_);
+  failure_.require_rows();
   std::vector<TableCounts>& counts = upper_.counts();
   whole_.mark_clean([&counts](size_t table) { ++counts[table].written_back; });
   rows_.for_each([&](Row& row) {

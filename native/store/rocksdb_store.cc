@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <exception>
 #include <filesystem>
 #include <system_error>
 
@@ -166,7 +167,7 @@ void RocksDbStore::get(const uint8_t* keys, size_t n, uint8_t* out, bool* found)
 
   std::mutex error_mutex;
   size_t error_task = num_tasks;
-  std::optional<StoreException> error;
+  std::exception_ptr error;
 
   const auto read_task = [&](size_t task) {
     const size_t begin = task * task_rows;
@@ -186,17 +187,17 @@ void RocksDbStore::get(const uint8_t* keys, size_t n, uint8_t* out, bool* found)
         check_record_size(values[i].size(), keys + index * kKeyBytes);
         std::memcpy(out + index * options_.record_bytes, values[i].data(), values[i].size());
       }
-    } catch (const StoreException& caught) {
+    } catch (...) {
       // Every task runs, and the first in key order is reported: the same error on every run.
       std::lock_guard<std::mutex> error_lock(error_mutex);
       if (task < error_task) {
         error_task = task;
-        error.emplace(caught);
+        error = std::current_exception();
       }
     }
   };
   readers.parallel_for(num_tasks, helpers, read_task);
-  if (error) throw *error;
+  if (error) std::rethrow_exception(std::move(error));
 }
 
 void RocksDbStore::put(const uint8_t* keys, const uint8_t* records, size_t n) {

@@ -69,7 +69,7 @@ CALLS: dict[str, tuple[tuple[int, ...], Any, Callable[[Any], Any]]] = {
         F32,
         lambda a: _native.decode_rows(GRAD.view(np.uint8), 0, np.empty((2, 0), F32), a),
     ),
-    "add_rows": ((2, DIM), F32, lambda a: _native.add_rows(GRAD, IDS, a, 1)),
+    "add_rows": ((2, DIM), F32, lambda a: _native.add_rows(GRAD, IDS % 2, a, 1)),
     "winners": ((2, DIM), np.int32, lambda a: lookup_maximum(a)),
     "lookup": ((2, DIM), F32, lambda a: _native.lookup(RECORDS, PLAN, BAGS.native, a, 1)),
     "lookup_rows": (
