@@ -187,6 +187,7 @@ void bind_residency(nb::module_& m) {
           "find",
           [](Planner& p, nb::handle segments, int num_threads) {
             const std::vector<Segment> s = segments_of(segments);
+            require_countable(s);
             std::vector<int32_t> slots(static_cast<size_t>(num_ids_of(s)));
             {
               nb::gil_scoped_release released;

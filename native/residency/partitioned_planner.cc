@@ -43,6 +43,7 @@ void PartitionedPlanner::for_partitions(
 }
 
 void PartitionedPlanner::push(const std::vector<Segment>& segments) {
+  require_countable(segments);
   std::lock_guard<std::mutex> lock(mutex_);
   failure_.require_all();
   failure_.guard(Failure::Left::kRows, [&] { window_.push_back(push_locked(segments, false)); });
@@ -73,6 +74,7 @@ std::shared_ptr<StepPlan> PartitionedPlanner::plan(int64_t depth) {
 }
 
 std::shared_ptr<StepPlan> PartitionedPlanner::plan_now(const std::vector<Segment>& segments) {
+  require_countable(segments);
   std::lock_guard<std::mutex> lock(mutex_);
   failure_.require_all();
   MergedBatch batch =

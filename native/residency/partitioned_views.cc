@@ -16,6 +16,7 @@ void add_to(std::vector<TableCounts>* sum, const std::vector<TableCounts>& more)
 
 void PartitionedPlanner::find(const std::vector<Segment>& segments, int32_t* slots,
                               int num_threads) {
+  require_countable(segments);
   std::lock_guard<std::mutex> lock(mutex_);
   failure_.require_rows();
   const size_t num_ids = static_cast<size_t>(num_ids_of(segments));

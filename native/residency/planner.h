@@ -75,7 +75,8 @@ class Planner {
  public:
   virtual ~Planner() = default;
 
-  // Appends a batch to the window. REQUIRES: ids lie inside their tables.
+  // Appends a batch to the window. Throws std::invalid_argument, with nothing changed, where it has
+  // 2^31 ids or more; so do `plan_now` and `find`. REQUIRES: ids lie inside their tables.
   virtual void push(const std::vector<Segment>& segments) = 0;
 
   // Plans the oldest batch of the window. Slots used by the last `depth` plans and by plans that
@@ -123,8 +124,9 @@ class Planner {
 };
 
 // One partition: a SinglePlanner. Several must be a power of two, and need a store at the bottom
-// and at least one slot each in every tier; else std::invalid_argument. The number of partitions
-// decides which rows are evicted, the number of threads does not.
+// and at least one slot each in every tier; 65536 tables and 2^31 - 1 slots are the most; else
+// std::invalid_argument. The number of partitions decides which rows are evicted, the number of
+// threads does not.
 std::unique_ptr<Planner> make_planner(const PlannerOptions& options, int num_partitions,
                                       int num_threads);
 

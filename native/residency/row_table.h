@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <stdexcept>
 #include <vector>
 
 #include "core/check.h"
@@ -18,6 +19,7 @@ namespace te {
 
 using RowHandle = uint32_t;
 constexpr RowHandle kNoRow = 0xFFFFFFFFu;
+constexpr size_t kMaxRows = 0x80000000u;  // the bit beyond says something else (batch.h)
 constexpr uint32_t kMaxPins = (1u << 12) - 1;
 
 struct Row {
@@ -151,6 +153,7 @@ class RowTable {
   RowHandle allocate() {
     RowHandle r;
     if (free_.empty()) {
+      if (rows_.size() == kMaxRows) throw std::overflow_error("more than 2^31 rows are known");
       r = static_cast<RowHandle>(rows_.size());
       rows_.push_back(Row{});
     } else {

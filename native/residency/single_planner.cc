@@ -34,6 +34,7 @@ SinglePlanner::SinglePlanner(const PlannerOptions& options)
 // --- batches come ---------------------------------------------------------------------------
 
 void SinglePlanner::push(const std::vector<Segment>& segments) {
+  require_countable(segments);
   std::lock_guard<std::mutex> lock(mutex_);
   failure_.require_all();
   TE_CHECK(!aside_, "no batch is aside");
@@ -103,6 +104,7 @@ std::shared_ptr<StepPlan> SinglePlanner::plan(int64_t depth) {
 }
 
 std::shared_ptr<StepPlan> SinglePlanner::plan_now(const std::vector<Segment>& segments) {
+  require_countable(segments);
   std::lock_guard<std::mutex> lock(mutex_);
   push_aside_locked(segments);
   try {

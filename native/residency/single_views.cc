@@ -13,6 +13,7 @@ constexpr int64_t kPieceIds = 8192;  // that a thread takes at a time
 
 // Reads only what the lock guards, so that several threads may do it for the one that holds it.
 void SinglePlanner::find(const std::vector<Segment>& segments, int32_t* slots, int num_threads) {
+  require_countable(segments);
   struct Piece {
     Segment ids;
     int32_t* slots;

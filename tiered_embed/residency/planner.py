@@ -33,7 +33,7 @@ from .. import _native
 from .._native import Segments, StepPlan
 from ..errors import CapacityError, ConfigError, TieredEmbedError
 from ..spec import Counts
-from .budgets import PoolSlots, num_partitions
+from .budgets import PoolSlots, num_partitions, require_countable
 
 if TYPE_CHECKING:
     from .._native import InitialRows, TableCounts
@@ -44,7 +44,7 @@ BASE_POLICIES = ("lru", "lfu", "s3fifo")
 POLICIES = (*BASE_POLICIES, "lookahead", *(f"lookahead:{base}" for base in BASE_POLICIES))
 
 # What a native call may end with halfway; see native/residency/failure.h.
-FAILURES = (_native.PlannerFailed, MemoryError, OverflowError)
+FAILURES = (_native.PlannerFailed, MemoryError, OverflowError, ValueError)
 
 # (table index in its pool, row ids (n,) int64)
 Segment = tuple[int, npt.NDArray[np.int64]]
@@ -79,6 +79,7 @@ class Planner:
     ) -> None:
         if not isinstance(policy, str) or policy not in POLICIES:
             raise ConfigError(f"policy is {policy!r}; choose one of {', '.join(POLICIES)}")
+        require_countable([name for name, _ in tables])
         self._tier = tier
         self._whole = slots.whole
         self._all_whole = all(first >= 0 for first in slots.first_slot)
@@ -255,6 +256,8 @@ class Planner:
                 f"the planner of table {names} stopped when an earlier call failed ({error}); "
                 "close the module and restore the last checkpoint, with more memory if it ran out"
             )
+        if isinstance(error, ValueError):
+            return ConfigError(f"table {names}: {error}; take smaller batches")
         return TieredEmbedError(
             f"a batch of table {names} could not be planned ({error}); if memory ran out, give the "
             "process more or take smaller batches, and restore the last checkpoint"

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CapacityError
+from ..errors import CapacityError, ConfigError
+from ..residency import MAX_TABLES
 from ..traces import Trace, TraceChunk
 from .compiled import compiled
 
@@ -46,6 +47,11 @@ class Numbering:
     """
 
     def __init__(self, num_tables: int) -> None:
+        if num_tables > MAX_TABLES:
+            raise ConfigError(
+                f"the trace has {num_tables} tables, and at most {MAX_TABLES} can be simulated at "
+                "once; choose some of them"
+            )
         self.num_rows = 0
         self._entries = [_empty(FIRST_BITS) for _ in range(num_tables)]
         self._sizes = [0] * num_tables
