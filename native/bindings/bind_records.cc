@@ -337,6 +337,7 @@ void bind_records(nb::module_& m) {
         const uintptr_t page = 4096;
         const uintptr_t begin = (first + page - 1) / page * page;
         const uintptr_t end = (first + memory.size() * sizeof(float)) / page * page;
+        nb::gil_scoped_release nogil;
         // Advice: where the system does not take it, pages are small.
         if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
       },

@@ -158,7 +158,7 @@ void bind_residency(nb::module_& m) {
             o.lower_slots = lower_slots;
             o.policy = policy;
             o.backed = backed;
-            return make_planner(o, num_partitions, num_threads);
+            return without_gil([&] { return make_planner(o, num_partitions, num_threads); });
           }),
           nb::arg("tables"), nb::kw_only(), nb::arg("whole_slots"), nb::arg("cached_slots"),
           nb::arg("overflow_slots"), nb::arg("lower_slots"), nb::arg("policy"), nb::arg("backed"),
@@ -246,12 +246,13 @@ void bind_residency(nb::module_& m) {
 
   m.def("bag_bounds", [](Ids offsets, int64_t num_ids, bool complete) -> nb::object {
     std::vector<int64_t> bounds;
-    bounds.reserve(offsets.size() + 1);
-    bounds.assign(offsets.data(), offsets.data() + offsets.size());
-    if (!complete) bounds.push_back(num_ids);
-    if (!are_bag_bounds(bounds.data(), static_cast<int64_t>(bounds.size()), num_ids)) {
-      return nb::none();
-    }
+    const bool good = without_gil([&] {
+      bounds.reserve(offsets.size() + 1);
+      bounds.assign(offsets.data(), offsets.data() + offsets.size());
+      if (!complete) bounds.push_back(num_ids);
+      return are_bag_bounds(bounds.data(), static_cast<int64_t>(bounds.size()), num_ids);
+    });
+    if (!good) return nb::none();
     return nb::cast(own(std::move(bounds)));
   });
 }
