@@ -18,6 +18,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "core/row_hash.h"
+
 namespace te {
 
 struct BufferedRows {
@@ -63,8 +65,7 @@ class WriteBuffer {
   };
   struct Hash {
     size_t operator()(const Key& k) const {
-      uint64_t x = (k.row + uint64_t{k.table} * 0x9E3779B97F4A7C15u) * 0xD6E8FEB86659FD93u;
-      return static_cast<size_t>(x ^ (x >> 32));
+      return static_cast<size_t>(secret_hash(k.table, k.row));
     }
   };
   // At most one portion; never changes.
