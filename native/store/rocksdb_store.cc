@@ -340,6 +340,20 @@ std::map<std::string, uint64_t> RocksDbStore::stats() {
   return stats;
 }
 
+uint64_t RocksDbStore::memory_bytes() {
+  if (!is_own_process()) return 0;
+  const SharedLock lock(open_mutex_);
+  if (db_ == nullptr) return 0;
+  uint64_t sum = 0;
+  for (const std::string* property : {&rocksdb::DB::Properties::kEstimateTableReadersMem,
+                                      &rocksdb::DB::Properties::kCurSizeAllMemTables,
+                                      &rocksdb::DB::Properties::kBlockCacheUsage}) {
+    uint64_t value = 0;
+    if (db_->GetIntProperty(*property, &value)) sum += value;
+  }
+  return sum;
+}
+
 void RocksDbStore::close() {
   if (!is_own_process()) return;
   std::unique_lock<std::shared_mutex> lock(open_mutex_);

@@ -222,5 +222,6 @@ NB_MODULE(_rocksdb, m) {
       .def("verify", &RocksDbStore::verify, nb::call_guard<nb::gil_scoped_release>())
       .def("stats", &RocksDbStore::stats, nb::call_guard<nb::gil_scoped_release>())
       .def("close", &RocksDbStore::close, nb::call_guard<nb::gil_scoped_release>())
+      .def("memory_bytes", &RocksDbStore::memory_bytes, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("record_bytes", &RocksDbStore::record_bytes);
 }
