@@ -7,6 +7,7 @@
 #include <nanobind/ndarray.h>
 
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <vector>
 
@@ -30,9 +31,10 @@ View<const T> view(const std::vector<T, Allocator>& v, nb::handle owner) {
 // A NumPy array that owns a vector.
 template <typename T>
 View<T> own(std::vector<T> v) {
-  auto* held = new std::vector<T>(std::move(v));
-  nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-  return View<T>(held->data(), {held->size()}, owner);
+  auto held = std::make_unique<std::vector<T>>(std::move(v));
+  nb::capsule owner(held.get(), [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  std::vector<T>* const owned = held.release();
+  return View<T>(owned->data(), {owned->size()}, owner);
 }
 
 inline void check_rows(size_t slots, size_t rows) {

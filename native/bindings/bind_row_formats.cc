@@ -47,6 +47,7 @@ void bind_row_formats(nb::module_& m) {
         check_rows(rows.size(), out.shape(0));
         check_rows(rows.size(), tables.size());
         nb::gil_scoped_release nogil;
+        const StandardFloats floats;
         const UniformInit init{seed, to_float(lo), to_float(scale)};
         const int64_t dim = static_cast<int64_t>(out.shape(1));
         for (size_t i = 0; i < rows.size(); ++i) {

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <vector>
 
-#include "core/float_state.h"
 #include "core/philox.h"
 #include "core/thread_pool.h"
 
@@ -25,7 +24,6 @@ void for_rows(int64_t n, int num_threads, const Fn& fn) {
 
 void initial_weights(const UniformInit& init, uint32_t table, int64_t row, int64_t dim,
                      float* out) {
-  const StandardFloats floats;
   const uint64_t r = static_cast<uint64_t>(row);
   for (int64_t c = 0; c < dim; c += 4) {
     const PhiloxWords words =
