@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tiered_embed import _native
+from tiered_embed.simulate.numbering import Numbering
 
 I64 = npt.NDArray[np.int64]
 
@@ -73,3 +74,17 @@ def test_crafted_ids_cost_no_more_than_others() -> None:
         usual = min(cpu_seconds(lambda call=call: call(others)) for _ in range(3))
         # It was several hundred times as much.
         assert min(cpu_seconds(lambda call=call: call(bad)) for _ in range(3)) < 50 * usual
+
+
+def test_crafted_ids_cost_a_simulation_no_more_than_others() -> None:
+    """Its index went by the top bits of the product with a known number."""
+    inverse = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
+    bad = (np.arange(30000, dtype=np.uint64) * inverse).view(np.int64)
+    others = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, len(bad))
+
+    def number(ids: I64) -> None:
+        assert np.array_equal(Numbering(1).number(0, ids), np.arange(len(ids)))
+
+    number(others)  # compiled from here on
+    usual = min(cpu_seconds(lambda: number(others)) for _ in range(3))
+    assert min(cpu_seconds(lambda: number(bad)) for _ in range(3)) < 50 * usual

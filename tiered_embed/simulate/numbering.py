@@ -6,6 +6,7 @@ other. A block of keys is touched before it is looked up, so that its cache miss
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,6 +27,9 @@ FIRST_BITS = 12
 MOST_ROWS = 2**31 - 2
 BLOCK = 64
 PIECE_IDS = 1 << 20
+# Of the indexes' hash, drawn per process: nobody can choose ids that share one place. Numbers do
+# not depend on it.
+SECRET = np.uint64(secrets.randbits(64))
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,14 @@ class Numbering:
         done = 0
         while True:
             entries = self._entries[table]
-            done, num_rows = _number(entries, ids, out, done, self.num_rows, self._sizes[table])
+            done, num_rows = _number(
+                entries, ids, out, done, self.num_rows, self._sizes[table], SECRET
+            )
             self._note(table, num_rows)
             if done == len(ids):
                 return out
             larger = _empty(len(entries).bit_length())
-            _rehash(entries, larger)
+            _rehash(entries, larger, SECRET)
             self._entries[table] = larger
 
     def _note(self, table: int, num_rows: int) -> None:
@@ -145,7 +151,7 @@ def _empty(bits: int) -> I64:
 
 @compiled
 def _number(
-    entries: I64, ids: I64, out: I32, done: int, num_rows: int, size: int
+    entries: I64, ids: I64, out: I32, done: int, num_rows: int, size: int, secret: np.uint64
 ) -> tuple[int, int]:
     """Stops when the index is too full for another row; returns (done, num_rows)."""
     mask = len(entries) - 1
@@ -162,7 +168,7 @@ def _number(
     while begin < len(ids):
         end = min(begin + BLOCK, len(ids))
         for i in range(begin, end):
-            h = np.int64((np.uint64(ids[i]) * factor) >> shift)
+            h = np.int64(((np.uint64(ids[i]) ^ secret) * factor) >> shift)
             homes[i - begin] = h
             touched ^= entries[h, 1]
         for i in range(begin, end):
@@ -187,7 +193,7 @@ def _number(
 
 
 @compiled
-def _rehash(entries: I64, larger: I64) -> None:
+def _rehash(entries: I64, larger: I64, secret: np.uint64) -> None:
     mask = len(larger) - 1
     shift = np.uint64(64)
     width = len(larger)
@@ -198,7 +204,7 @@ def _rehash(entries: I64, larger: I64) -> None:
     for i in range(len(entries)):
         if entries[i, 1] < 0:
             continue
-        h = np.int64((np.uint64(entries[i, 0]) * factor) >> shift)
+        h = np.int64(((np.uint64(entries[i, 0]) ^ secret) * factor) >> shift)
         while larger[h, 1] >= 0:
             h = (h + 1) & mask
         larger[h, 0] = entries[i, 0]
