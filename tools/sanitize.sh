@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Builds native/tests with sanitizers and contract checks, and runs it; fails on the first finding.
+# The part `memory` has every allocation of the native entries fail once.
 # Usage: tools/sanitize.sh [argument of stress]..., for example `tools/sanitize.sh --seed 7 pipeline`.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -7,6 +7,8 @@
 #include <nanobind/ndarray.h>
 
 #include <cstdint>
+#include <memory>
+#include <stdexcept>
 #include <vector>
 
 namespace te {
@@ -29,9 +31,18 @@ View<const T> view(const std::vector<T, Allocator>& v, nb::handle owner) {
 // A NumPy array that owns a vector.
 template <typename T>
 View<T> own(std::vector<T> v) {
-  auto* held = new std::vector<T>(std::move(v));
-  nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-  return View<T>(held->data(), {held->size()}, owner);
+  auto held = std::make_unique<std::vector<T>>(std::move(v));
+  nb::capsule owner(held.get(), [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  std::vector<T>* const owned = held.release();
+  return View<T>(owned->data(), {owned->size()}, owner);
+}
+
+inline void check_rows(size_t slots, size_t rows) {
+  if (slots != rows) throw std::invalid_argument("slots and rows differ in number");
+}
+
+inline void check_dim(size_t columns, int64_t dim) {
+  if (static_cast<int64_t>(columns) != dim) throw std::invalid_argument("rows differ in dim");
 }
 
 void bind_segments(nb::module_& m);
@@ -39,6 +50,7 @@ void bind_residency(nb::module_& m);
 void bind_replay(nb::module_& m);
 void bind_records(nb::module_& m);
 void bind_kernels(nb::module_& m);
+void bind_row_formats(nb::module_& m);
 void bind_write_buffer(nb::module_& m);
 void bind_process(nb::module_& m);
 

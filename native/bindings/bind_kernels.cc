@@ -10,6 +10,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/segments.h"
+#include "core/float_state.h"
 #include "core/record_array.h"
 #include "kernels/kernels.h"
 #include "residency/planner.h"
@@ -103,14 +104,6 @@ Groups groups_of(const StepPlan& plan) {
   return {plan.group_start.data(), plan.group.data(), static_cast<int64_t>(plan.slots.size())};
 }
 
-void check_rows(size_t slots, size_t rows) {
-  if (slots != rows) throw std::invalid_argument("slots and rows differ in number");
-}
-
-void check_dim(size_t columns, int64_t dim) {
-  if (static_cast<int64_t>(columns) != dim) throw std::invalid_argument("rows differ in dim");
-}
-
 void check_weights(const RecordArray& a) {
   if (a.type() == WeightType::kInt8) throw std::invalid_argument("int8 rows are read-only");
 }
@@ -149,8 +142,8 @@ void bind_kernels(nb::module_& m) {
   nb::class_<StepSpec>(m, "StepSpec")
       .def(
           "__init__",
-          [](StepSpec* self, int kind, const std::vector<float>& hyper, bool by_frequency,
-             float scale, float clip_value, float clip_row_norm, float keep, float l2,
+          [](StepSpec* self, int kind, const std::vector<double>& hyper, bool by_frequency,
+             double scale, double clip_value, double clip_row_norm, double keep, double l2,
              std::optional<uint64_t> rounding_key, const std::vector<uint32_t>& table_words) {
             new (self) StepSpec;
             Step& s = self->step;
@@ -158,8 +151,10 @@ void bind_kernels(nb::module_& m) {
             if (hyper.size() > 12 || kind < 0 || kind >= static_cast<int>(OptimizerKind::kCount)) {
               throw std::invalid_argument("unknown optimizer");
             }
-            std::copy(hyper.begin(), hyper.end(), s.v);
-            s.conditioning = {by_frequency, scale, clip_value, clip_row_norm, keep, l2};
+            std::transform(hyper.begin(), hyper.end(), s.v, to_float);
+            s.conditioning = {by_frequency,         to_float(scale),
+                              to_float(clip_value), to_float(clip_row_norm),
+                              to_float(keep),       to_float(l2)};
             self->rounding_key = rounding_key;
             self->table_words = table_words;
           },
@@ -344,11 +339,11 @@ void bind_kernels(nb::module_& m) {
 
   m.def(
       "renormalise",
-      [](RecordArray& a, const StepPlan& plan, float max_norm, double norm_type, int num_threads) {
+      [](RecordArray& a, const StepPlan& plan, double max_norm, double norm_type, int num_threads) {
         check_weights(a);
         nb::gil_scoped_release nogil;
         renormalise(records_of(a), plan.slots.data(), static_cast<int64_t>(plan.slots.size()),
-                    max_norm, norm_type, num_threads);
+                    to_float(max_norm), norm_type, num_threads);
       },
       nb::arg("records"), nb::arg("plan"), nb::arg("max_norm"), nb::arg("norm_type"),
       nb::arg("num_threads"));
@@ -360,6 +355,7 @@ void bind_kernels(nb::module_& m) {
         const uintptr_t page = 4096;
         const uintptr_t begin = (first + page - 1) / page * page;
         const uintptr_t end = (first + memory.size() * sizeof(float)) / page * page;
+        nb::gil_scoped_release nogil;
         // Advice: where the system does not take it, pages are small.
         if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
       },

@@ -9,6 +9,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/segments.h"
+#include "core/float_state.h"
 #include "core/record_array.h"
 #include "residency/planner.h"
 
@@ -39,6 +40,16 @@ struct InitialRows {
   std::vector<uint32_t> tables;  // the identity of each, as Philox counts them
   UniformInit init;
   int num_threads;
+
+  // The planner takes the plan's rows for filled, so that it fails where they are not.
+  void fill(const StepPlan& plan, Planner* planner) const {
+    try {
+      fill(plan);
+    } catch (const std::exception& error) {
+      planner->fail(error.what());
+      throw;
+    }
+  }
 
   void fill(const StepPlan& plan) const {
     const size_t n = plan.staged.size();
@@ -102,11 +113,16 @@ void bind_residency(nb::module_& m) {
   static PyObject* const too_many_held =
       PyErr_NewException("tiered_embed._native.TooManyHeld", PyExc_RuntimeError, nullptr);
   m.attr("TooManyHeld") = nb::handle(too_many_held);
+  static PyObject* const planner_failed =
+      PyErr_NewException("tiered_embed._native.PlannerFailed", PyExc_RuntimeError, nullptr);
+  m.attr("PlannerFailed") = nb::handle(planner_failed);
   nb::register_exception_translator([](const std::exception_ptr& p, void*) {
     try {
       std::rethrow_exception(p);
     } catch (const NoCapacity& e) {
       PyErr_SetObject(no_capacity, nb::make_tuple(e.needed, e.num_slots).ptr());
+    } catch (const PlannerFailed& e) {
+      PyErr_SetString(planner_failed, e.what());
     } catch (const TooManyHeld& e) {
       PyErr_SetObject(too_many_held, nb::make_tuple(e.num_plans).ptr());
     }
@@ -116,10 +132,10 @@ void bind_residency(nb::module_& m) {
       .def(
           "__init__",
           [](InitialRows* self, RecordArray& records, Array1<const uint32_t> tables, uint64_t seed,
-             float lo, float scale, int num_threads) {
+             double lo, double scale, int num_threads) {
             new (self) InitialRows{&records,
                                    {tables.data(), tables.data() + tables.size()},
-                                   {seed, lo, scale},
+                                   {seed, to_float(lo), to_float(scale)},
                                    num_threads};
           },
           nb::keep_alive<1, 2>(), nb::arg("records"), nb::arg("tables"), nb::arg("seed"),
@@ -142,7 +158,7 @@ void bind_residency(nb::module_& m) {
             o.lower_slots = lower_slots;
             o.policy = policy;
             o.backed = backed;
-            return make_planner(o, num_partitions, num_threads);
+            return without_gil([&] { return make_planner(o, num_partitions, num_threads); });
           }),
           nb::arg("tables"), nb::kw_only(), nb::arg("whole_slots"), nb::arg("cached_slots"),
           nb::arg("overflow_slots"), nb::arg("lower_slots"), nb::arg("policy"), nb::arg("backed"),
@@ -160,7 +176,7 @@ void bind_residency(nb::module_& m) {
             const std::vector<Segment> s = segments_of(segments);
             nb::gil_scoped_release released;
             std::shared_ptr<StepPlan> plan = p.plan_now(s);
-            if (initial) initial->fill(*plan);
+            if (initial) initial->fill(*plan, &p);
             return plan;
           },
           nb::arg("segments"), nb::arg("initial").none() = nb::none())
@@ -171,6 +187,7 @@ void bind_residency(nb::module_& m) {
           "find",
           [](Planner& p, nb::handle segments, int num_threads) {
             const std::vector<Segment> s = segments_of(segments);
+            require_countable(s);
             std::vector<int32_t> slots(static_cast<size_t>(num_ids_of(s)));
             {
               nb::gil_scoped_release released;
@@ -240,12 +257,13 @@ void bind_residency(nb::module_& m) {
 
   m.def("bag_bounds", [](Ids offsets, int64_t num_ids, bool complete) -> nb::object {
     std::vector<int64_t> bounds;
-    bounds.reserve(offsets.size() + 1);
-    bounds.assign(offsets.data(), offsets.data() + offsets.size());
-    if (!complete) bounds.push_back(num_ids);
-    if (!are_bag_bounds(bounds.data(), static_cast<int64_t>(bounds.size()), num_ids)) {
-      return nb::none();
-    }
+    const bool good = without_gil([&] {
+      bounds.reserve(offsets.size() + 1);
+      bounds.assign(offsets.data(), offsets.data() + offsets.size());
+      if (!complete) bounds.push_back(num_ids);
+      return are_bag_bounds(bounds.data(), static_cast<int64_t>(bounds.size()), num_ids);
+    });
+    if (!good) return nb::none();
     return nb::cast(own(std::move(bounds)));
   });
 }

@@ -9,6 +9,7 @@ NB_MODULE(_native, m) {
   te::bind_replay(m);
   te::bind_records(m);
   te::bind_kernels(m);
+  te::bind_row_formats(m);
   te::bind_write_buffer(m);
   te::bind_process(m);
 }

@@ -61,7 +61,7 @@ class RecordArray {
   VirtualArray<float> state_;
 };
 
-// One row's initial weights before rounding, (dim) floats.
+// One row's initial weights before rounding, (dim) floats. REQUIRES: StandardFloats.
 void initial_weights(const UniformInit& init, uint32_t table, int64_t row, int64_t dim, float* out);
 
 }  // namespace te

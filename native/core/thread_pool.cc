@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/float_state.h"
 
 namespace te {
 namespace {
@@ -34,6 +35,7 @@ struct Loop {
   std::exception_ptr error;  // guarded by mutex
 
   void run() {
+    const StandardFloats floats;
     for (;;) {
       const int64_t i = next.fetch_add(1);
       if (i >= num_blocks) return;
@@ -53,19 +55,21 @@ struct Loop {
 
 class Pool {
  public:
-  void offer(const std::shared_ptr<Loop>& loop, int helpers) {
+  // Where the process can have no more threads or memory, fewer help, or none: the caller works.
+  void offer(const std::shared_ptr<Loop>& loop, int helpers) noexcept {
     std::lock_guard<std::mutex> lock(mutex_);
-    while (num_workers_ < std::min(helpers, kMaxWorkers)) {
-      try {
+    try {
+      while (num_workers_ < std::min(helpers, kMaxWorkers)) {
         std::thread([this] { work(); }).detach();
-      } catch (const std::system_error&) {
-        // The process may have no more; those that there are help, and the caller does the rest.
-        helpers = num_workers_;
-        break;
+        ++num_workers_;
       }
-      ++num_workers_;
+    } catch (const std::exception&) {
     }
-    for (int i = 0; i < helpers; ++i) queue_.push_back(loop);
+    if (num_workers_ == 0) return;
+    try {
+      for (int i = 0; i < helpers; ++i) queue_.push_back(loop);
+    } catch (const std::exception&) {
+    }
     if (helpers == 1) {
       wake_.notify_one();
     } else {
@@ -125,6 +129,7 @@ void parallel_for(int64_t num_blocks, int num_threads, const std::function<void(
   if (num_blocks <= 0) return;
   const int helpers = static_cast<int>(std::min<int64_t>(num_threads, num_blocks)) - 1;
   if (helpers <= 0) {
+    const StandardFloats floats;
     for (int64_t i = 0; i < num_blocks; ++i) fn(i);
     return;
   }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 namespace te {
 
@@ -63,7 +64,8 @@ inline uint16_t to_bfloat(float x) {
 
 inline float from_bfloat(uint16_t b) { return float_of(uint32_t{b} << 16); }
 
-// Stores `in` (dim) as a row of `type`; int8 rows put (scale, bias) into `scale_bias`.
+// Stores `in` (dim) as a row of `type`; int8 rows put (scale, bias) into `scale_bias`. An int8 row
+// with a NaN, or a range that float32 cannot hold, is all NaN.
 inline void encode_row(WeightType type, const float* in, int64_t dim, uint8_t* out,
                        float* scale_bias) {
   if (type == WeightType::kFloat32) {
@@ -72,11 +74,14 @@ inline void encode_row(WeightType type, const float* in, int64_t dim, uint8_t* o
   }
   if (type == WeightType::kInt8) {
     float low = in[0], high = in[0];
+    bool has_nan = in[0] != in[0];
     for (int64_t c = 1; c < dim; ++c) {
+      has_nan |= in[c] != in[c];
       low = in[c] < low ? in[c] : low;
       high = in[c] > high ? in[c] : high;
     }
-    const float scale = (high - low) / 255.0f;
+    float scale = (high - low) / 255.0f;
+    if (has_nan || !std::isfinite(scale)) scale = low = std::numeric_limits<float>::quiet_NaN();
     scale_bias[0] = scale;
     scale_bias[1] = low;
     for (int64_t c = 0; c < dim; ++c) {

@@ -10,6 +10,8 @@ namespace te {
 namespace {
 
 using Exclusive = std::lock_guard<std::shared_mutex>;
+constexpr int64_t kNowhere = -1;  // no batch's number
+
 using Shared = std::shared_lock<std::shared_mutex>;
 
 }  // namespace
@@ -31,11 +33,32 @@ void WriteBuffer::add_batch(const uint16_t* tables, const int64_t* rows, const u
   added->keys.reserve(n);
   for (size_t i = 0; i < n; ++i) added->keys.push_back({static_cast<uint64_t>(rows[i]), tables[i]});
 
+  std::vector<Place> before(n, Place{kNowhere, 0});
+
   Exclusive lock(mutex_);
-  const int64_t number = next_number_++;
-  for (size_t i = 0; i < n; ++i) newest_.insert_or_assign(added->keys[i], Place{number, i});
+  const int64_t number = next_number_;
+  batches_.push_back(added);
+  size_t i = 0;
+  try {
+    for (; i < n; ++i) {
+      const auto [it, is_new] = newest_.try_emplace(added->keys[i], Place{number, i});
+      if (!is_new) before[i] = std::exchange(it->second, Place{number, i});
+    }
+  } catch (...) {
+    // No memory for more: as if nothing had been added.
+    while (i-- > 0) {
+      const auto it = newest_.find(added->keys[i]);
+      if (before[i].batch == kNowhere) {
+        newest_.erase(it);
+      } else {
+        it->second = before[i];
+      }
+    }
+    batches_.pop_back();
+    throw;
+  }
+  ++next_number_;
   bytes_ += static_cast<int64_t>(bytes);
-  batches_.push_back(std::move(added));
 }
 
 void WriteBuffer::read(const uint16_t* tables, const int64_t* rows, int64_t n, uint8_t* out,
@@ -112,6 +135,7 @@ bool WriteBuffer::take(BufferedRows* out) {
 
 void WriteBuffer::arrived() {
   std::vector<std::shared_ptr<const Batch>> freed;  // without the lock
+  freed.reserve(static_cast<size_t>(std::max(int64_t{0}, taken_before_ - first_number_)));
   Exclusive lock(mutex_);
   for (; first_number_ < taken_before_; ++first_number_) {
     const Batch& batch = *batches_.front();

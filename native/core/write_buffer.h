@@ -4,6 +4,9 @@
 // records stay readable until `arrived`, so that a row is always found here or below. After
 // `hold`, what is added goes down only when that hold has ended by `resume`.
 //
+// A call that throws has changed nothing, except that `add` may have added the first of the
+// records.
+//
 // Threads: every method locks; records are copied without the lock. One thread takes and reports
 // arrivals; any may add and read.
 #pragma once
@@ -14,6 +17,8 @@
 #include <shared_mutex>
 #include <unordered_map>
 #include <vector>
+
+#include "core/row_hash.h"
 
 namespace te {
 
@@ -60,8 +65,7 @@ class WriteBuffer {
   };
   struct Hash {
     size_t operator()(const Key& k) const {
-      uint64_t x = (k.row + uint64_t{k.table} * 0x9E3779B97F4A7C15u) * 0xD6E8FEB86659FD93u;
-      return static_cast<size_t>(x ^ (x >> 32));
+      return static_cast<size_t>(secret_hash(k.table, k.row));
     }
   };
   // At most one portion; never changes.

@@ -6,9 +6,11 @@
 #include <stdexcept>
 
 #include "core/check.h"
+#include "core/float_state.h"
 #include "core/plain_vector.h"
 #include "core/thread_pool.h"
 #include "kernels/isa.h"
+#include "kernels/scratch.h"
 
 namespace te {
 namespace {
@@ -145,6 +147,7 @@ template <typename Block, typename Hot>
 void for_groups(const Bags& bags, const Groups& groups, const GradientRows& rows, int64_t dim,
                 int num_threads, const Block& block, const Hot& hot) {
   check_groups(bags, groups);
+  const StandardFloats floats;
   const KernelTable& k = kernels();
   const int64_t limit = num_threads > 1
                             ? std::max<int64_t>(16 * kChunk, bags.num_ids / (8 * num_threads))
@@ -298,15 +301,16 @@ void update(const Records& records, const Bags& bags, const Groups& groups, cons
   const int64_t dim = records.dim;
   const int threads = useful_threads(records, bags.num_ids, num_threads);
   const GradientRows rows = gradient_rows(bags, grad, dim, threads);
+  Scratch all_scratch(3 * dim, threads);
   for_groups(
       bags, groups, rows, dim, threads,
       [&](int64_t begin, int64_t end) {
-        std::vector<float> scratch(static_cast<size_t>(3 * dim));
+        const Scratch::Part scratch(&all_scratch);
         k.update(records, bags, groups, rows.bag_of.get(), rows.base, step, begin, end,
                  scratch.data());
       },
       [&](int64_t u, float* sum) {
-        std::vector<float> scratch(static_cast<size_t>(dim));
+        const Scratch::Part scratch(&all_scratch);
         k.apply(records, u, bags.slots[u], groups.start[u + 1] - groups.start[u], sum, step,
                 scratch.data());
       });
@@ -330,6 +334,7 @@ void row_gradients(const Bags& bags, const Groups& groups, const float* grad, in
 
 double condition_rows(const Groups& groups, int64_t dim, const Conditioning& conditioning,
                       float* rows, int num_threads) {
+  const StandardFloats floats;
   const KernelTable& k = kernels();
   std::vector<float> squares(static_cast<size_t>(groups.num_unique));
   for_rows(groups.num_unique, num_threads, [&](int64_t begin, int64_t end) {
@@ -348,13 +353,22 @@ void apply_rows(const Records& records, const Bags& bags, const Groups& groups, 
                 const Step& step, int num_threads) {
   const KernelTable& k = kernels();
   constexpr int64_t kAhead = 12;
+  Scratch all_scratch(records.dim, num_threads);
   for_rows(groups.num_unique, num_threads, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(static_cast<size_t>(records.dim));
+    const Scratch::Part scratch(&all_scratch);
     for (int64_t u = begin; u < end; ++u) {
       if (u + kAhead < end) prefetch_record(records, bags.slots[u + kAhead]);
       k.apply(records, u, bags.slots[u], groups.start[u + 1] - groups.start[u],
               rows + u * records.dim, step, scratch.data());
     }
+  });
+}
+
+void add_rows(const float* rows, const int64_t* where, int64_t n, int64_t dim, float* total,
+              int num_threads) {
+  const KernelTable& k = kernels();
+  for_rows(n, num_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) k.add(total + where[i] * dim, rows + i * dim, dim);
   });
 }
 
@@ -375,8 +389,9 @@ void sample_weight_gradient(const Records& records, const Bags& bags, const floa
 void renormalise(const Records& records, const int32_t* slots, int64_t num_unique, float max_norm,
                  double p, int num_threads) {
   const KernelTable& k = kernels();
+  Scratch all_scratch(records.dim, num_threads);
   for_rows(num_unique, num_threads, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(static_cast<size_t>(records.dim));
+    const Scratch::Part scratch(&all_scratch);
     for (int64_t u = begin; u < end; ++u) {
       k.renormalise(records, slots[u], max_norm, p, scratch.data());
     }

@@ -159,6 +159,10 @@ void apply_rows(const Records& records, const Bags& bags, const Groups& groups, 
 double condition_rows(const Groups& groups, int64_t dim, const Conditioning& conditioning,
                       float* rows, int num_threads);
 
+// Adds rows (n, dim) to the rows `where` (n) of total. REQUIRES: no two go to the same one.
+void add_rows(const float* rows, const int64_t* where, int64_t n, int64_t dim, float* total,
+              int num_threads);
+
 // sample_grad[i] = dot(gradient of occurrence i's bag, its row).
 void sample_weight_gradient(const Records& records, const Bags& bags, const float* grad,
                             float* sample_grad, int num_threads);

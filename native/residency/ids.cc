@@ -2,11 +2,21 @@
 
 #include <algorithm>
 #include <atomic>
+#include <stdexcept>
+#include <string>
 
 #include "core/thread_pool.h"
 #include "residency/row_table.h"
 
 namespace te {
+
+void require_countable(const std::vector<Segment>& segments) {
+  const int64_t n = num_ids_of(segments);
+  if (n > INT32_MAX) {
+    throw std::invalid_argument("a batch of " + std::to_string(n) +
+                                " ids of one pool; at most 2147483647 can be planned at once");
+  }
+}
 
 int64_t first_bad_id(const int64_t* ids, int64_t n, int64_t num_rows, int num_threads) {
   if (num_rows < 0) return -1;

@@ -21,6 +21,9 @@ inline int64_t num_ids_of(const std::vector<Segment>& segments) {
   return n;
 }
 
+// Throws std::invalid_argument where a batch has more ids than 32 bits count.
+void require_countable(const std::vector<Segment>& segments);
+
 // First index whose id lies outside [0, num_rows), or -1. num_rows < 0: every id is inside.
 int64_t first_bad_id(const int64_t* ids, int64_t n, int64_t num_rows, int num_threads = 1);
 

@@ -131,7 +131,7 @@ class Lfu final : public EvictionPolicy {
  private:
   uint32_t hash(RowHandle r) const {
     const Row& row = (*space_.rows)[r];
-    return RowTable::hash(row.table, row.id());
+    return RowTable::fixed_hash(row.table, row.id());
   }
 
   RowList& list(uint32_t heat) { return lists_[(coolest_ + heat) & kHottest]; }

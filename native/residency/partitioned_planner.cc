@@ -43,8 +43,10 @@ void PartitionedPlanner::for_partitions(
 }
 
 void PartitionedPlanner::push(const std::vector<Segment>& segments) {
+  require_countable(segments);
   std::lock_guard<std::mutex> lock(mutex_);
-  window_.push_back(push_locked(segments, false));
+  failure_.require_all();
+  failure_.guard(Failure::Left::kRows, [&] { window_.push_back(push_locked(segments, false)); });
 }
 
 MergedBatch PartitionedPlanner::push_locked(const std::vector<Segment>& segments, bool aside) {
@@ -60,26 +62,36 @@ MergedBatch PartitionedPlanner::push_locked(const std::vector<Segment>& segments
 
 std::shared_ptr<StepPlan> PartitionedPlanner::plan(int64_t depth) {
   std::lock_guard<std::mutex> lock(mutex_);
+  failure_.require_all();
   if (window_.empty()) throw std::logic_error("plan: the window is empty");
   require_room(depth);
-  MergedBatch batch = std::move(window_.front());
-  window_.pop_front();
-  return plan_batch(std::move(batch),
-                    [depth](SinglePlanner* partition) { return partition->plan(depth); });
+  return failure_.guard(Failure::Left::kNothing, [&] {
+    MergedBatch batch = std::move(window_.front());
+    window_.pop_front();
+    return plan_batch(std::move(batch),
+                      [depth](SinglePlanner* partition) { return partition->plan(depth); });
+  });
 }
 
 std::shared_ptr<StepPlan> PartitionedPlanner::plan_now(const std::vector<Segment>& segments) {
+  require_countable(segments);
   std::lock_guard<std::mutex> lock(mutex_);
-  MergedBatch batch = push_locked(segments, true);
+  failure_.require_all();
+  MergedBatch batch =
+      failure_.guard(Failure::Left::kRows, [&] { return push_locked(segments, true); });
   try {
     require_room(0);
   } catch (...) {
-    for_partitions(batch.inverse.size(),
-                   [](size_t, SinglePlanner* partition) { partition->drop_aside(); });
+    failure_.guard(Failure::Left::kRows, [&] {
+      for_partitions(batch.inverse.size(),
+                     [](size_t, SinglePlanner* partition) { partition->drop_aside(); });
+    });
     throw;
   }
-  return plan_batch(std::move(batch),
-                    [](SinglePlanner* partition) { return partition->plan_aside(); });
+  return failure_.guard(Failure::Left::kNothing, [&] {
+    return plan_batch(std::move(batch),
+                      [](SinglePlanner* partition) { return partition->plan_aside(); });
+  });
 }
 
 // Throws what a partition would throw, before any of them has changed.
@@ -112,8 +124,16 @@ void PartitionedPlanner::release(int64_t number, bool updated, bool used) {
 
 void PartitionedPlanner::cancel() {
   std::lock_guard<std::mutex> lock(mutex_);
-  for (const auto& partition : partitions_) partition->cancel();
-  window_.clear();
+  if (failure_.any()) return;
+  failure_.guard(Failure::Left::kRows, [&] {
+    for (const auto& partition : partitions_) partition->cancel();
+    window_.clear();
+  });
+}
+
+void PartitionedPlanner::fail(const char* cause) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  failure_.note(Failure::Left::kNothing, cause);
 }
 
 }  // namespace te

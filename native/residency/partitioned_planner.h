@@ -37,6 +37,7 @@ class PartitionedPlanner final : public Planner {
   bool holds_for_good(const std::vector<Segment>&, int) override { return false; }
   ResidentRows dirty_rows() override;
   void mark_clean() override;
+  void fail(const char* cause) override;
 
   std::vector<TableCounts> counts(const std::optional<std::vector<int64_t>>& used) const override;
   std::vector<TableCounts> lower_counts() const override;
@@ -64,6 +65,7 @@ class PartitionedPlanner final : public Planner {
   std::deque<MergedBatch> window_;
   BatchMerger merger_;
   DealtIds asked_;  // for `find`
+  Failure failure_;
 };
 
 }  // namespace te

@@ -16,7 +16,9 @@ void add_to(std::vector<TableCounts>* sum, const std::vector<TableCounts>& more)
 
 void PartitionedPlanner::find(const std::vector<Segment>& segments, int32_t* slots,
                               int num_threads) {
+  require_countable(segments);
   std::lock_guard<std::mutex> lock(mutex_);
+  failure_.require_rows();
   const size_t num_ids = static_cast<size_t>(num_ids_of(segments));
   const int threads = std::min(num_threads, num_threads_for(num_ids));
   asked_.deal(segments, threads);
@@ -40,6 +42,7 @@ void PartitionedPlanner::find(const std::vector<Segment>& segments, int32_t* slo
 
 ResidentRows PartitionedPlanner::dirty_rows() {
   std::lock_guard<std::mutex> lock(mutex_);
+  failure_.require_rows();
   std::vector<ResidentRows> parts(num());
   parallel_for(static_cast<int64_t>(num()), num_threads_, [&](int64_t i) {
     const int s = static_cast<int>(i);
@@ -61,6 +64,7 @@ ResidentRows PartitionedPlanner::dirty_rows() {
 
 void PartitionedPlanner::mark_clean() {
   std::lock_guard<std::mutex> lock(mutex_);
+  failure_.require_rows();
   parallel_for(static_cast<int64_t>(num()), num_threads_,
                [&](int64_t s) { partitions_[static_cast<size_t>(s)]->mark_clean(); });
 }

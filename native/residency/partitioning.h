@@ -49,9 +49,8 @@ class Partitioning {
   uint32_t partition_of_whole(int32_t table, int64_t id) const {
     return static_cast<uint32_t>(id + table) & mask();
   }
-  // By bits that the partition's index does not go by: it would have only one range of them.
   uint32_t partition_of_cached(int32_t table, int64_t id) const {
-    const uint32_t h = RowTable::hash(static_cast<uint32_t>(table), id);
+    const uint32_t h = RowTable::fixed_hash(static_cast<uint32_t>(table), id);
     return static_cast<uint32_t>((uint64_t{h * 0x9E3779B1u} << bits_) >> 32);
   }
   int64_t inner_id(int32_t table, int64_t id) const { return is_whole(table) ? id >> bits_ : id; }

@@ -9,6 +9,11 @@
 // There are two implementations: SinglePlanner, and PartitionedPlanner, whose partitions are single
 // planners that work in parallel. `make_planner` chooses.
 //
+// A call that throws NoCapacity or TooManyHeld has changed nothing. One that throws anything else
+// may have ended halfway: later calls then throw PlannerFailed with its cause. After a failed
+// `push` or `cancel` these are `push`, `plan` and `plan_now`; after a failed plan also `find`,
+// `dirty_rows` and `mark_clean`. `release`, `cancel` and counts never throw it.
+//
 // Threading: every method locks. The caller decides in which order `push`, `plan`, `plan_now`,
 // `release` and `cancel` come, and so what is planned.
 #pragma once
@@ -21,6 +26,7 @@
 #include <vector>
 
 #include "residency/counts.h"
+#include "residency/failure.h"
 #include "residency/ids.h"
 #include "residency/step_plan.h"
 
@@ -69,7 +75,8 @@ class Planner {
  public:
   virtual ~Planner() = default;
 
-  // Appends a batch to the window. REQUIRES: ids lie inside their tables.
+  // Appends a batch to the window. Throws std::invalid_argument, with nothing changed, where it has
+  // 2^31 ids or more; so do `plan_now` and `find`. REQUIRES: ids lie inside their tables.
   virtual void push(const std::vector<Segment>& segments) = 0;
 
   // Plans the oldest batch of the window. Slots used by the last `depth` plans and by plans that
@@ -85,7 +92,7 @@ class Planner {
   // upper tier; the rows that it moved stay counted.
   virtual void release(int64_t number, bool updated, bool used = true) = 0;
 
-  // Drops every batch of the window that has no plan yet.
+  // Drops every batch of the window that has no plan yet. Does nothing where no plan can follow.
   virtual void cancel() = 0;
 
   // The slot of each occurrence (N), kNoSlot where its row is not resident. The lower tier's slots
@@ -101,6 +108,9 @@ class Planner {
   virtual ResidentRows dirty_rows() = 0;
   // They have been written back.
   virtual void mark_clean() = 0;
+
+  // A plan that was made is lost: from now on the planner is as after a failed plan.
+  virtual void fail(const char* cause) = 0;
 
   // Of the upper tier. With `used`, as if every plan that awaits its release and is not among them
   // had been released unused.
@@ -118,8 +128,9 @@ class Planner {
 };
 
 // One partition: a SinglePlanner. Several must be a power of two, and need a store at the bottom
-// and at least one slot each in every tier; else std::invalid_argument. The number of partitions
-// decides which rows are evicted, the number of threads does not.
+// and at least one slot each in every tier; 65536 tables and 2^31 - 1 slots are the most; else
+// std::invalid_argument. The number of partitions decides which rows are evicted, the number of
+// threads does not.
 std::unique_ptr<Planner> make_planner(const PlannerOptions& options, int num_partitions,
                                       int num_threads);
 

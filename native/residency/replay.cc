@@ -12,18 +12,24 @@ Replay::Replay(Planner* planner, ReplayOptions options)
       counts_(static_cast<size_t>(options.num_tables)) {}
 
 void Replay::push(const std::vector<BatchedIds>& tables, int64_t num_batches) {
-  for (int64_t b = 0; b < num_batches; ++b) {
-    segments_.clear();
-    for (const BatchedIds& t : tables) {
-      segments_.push_back({t.table, t.ids + t.offsets[b], t.offsets[b + 1] - t.offsets[b]});
+  failure_.require_all();
+  failure_.guard(Failure::Left::kNothing, [&] {
+    for (int64_t b = 0; b < num_batches; ++b) {
+      segments_.clear();
+      for (const BatchedIds& t : tables) {
+        segments_.push_back({t.table, t.ids + t.offsets[b], t.offsets[b + 1] - t.offsets[b]});
+      }
+      planner_->push(segments_);
+      if (planner_->window_size() > options_.lookahead) plan();
     }
-    planner_->push(segments_);
-    if (planner_->window_size() > options_.lookahead) plan();
-  }
+  });
 }
 
 void Replay::finish(int64_t num_steps) {
-  while (planner_->window_size() > 0 && num_steps_ < num_steps) plan();
+  failure_.require_all();
+  failure_.guard(Failure::Left::kNothing, [&] {
+    while (planner_->window_size() > 0 && num_steps_ < num_steps) plan();
+  });
 }
 
 void Replay::plan() {

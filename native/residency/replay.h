@@ -37,7 +37,8 @@ class Replay {
   // REQUIRES: the planner outlives the replay, and nobody else feeds it.
   Replay(Planner* planner, ReplayOptions options);
 
-  // Appends batches; of each, the tables' ids in the order given. Throws as Planner::plan.
+  // Appends batches; of each, the tables' ids in the order given. Throws as Planner::plan; once
+  // that has happened, this and `finish` throw PlannerFailed: the counts are of half a step.
   void push(const std::vector<BatchedIds>& tables, int64_t num_batches);
 
   // The stream has ended: plans what is left with the window that it has, up to `num_steps` in all.
@@ -61,6 +62,7 @@ class Replay {
   std::vector<TableCounts> counts_;  // at the last step
   std::vector<int64_t> steps_;
   int64_t num_steps_ = 0;
+  Failure failure_;
 };
 
 }  // namespace te

@@ -8,9 +8,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <stdexcept>
 #include <vector>
 
 #include "core/check.h"
+#include "core/row_hash.h"
 #include "core/virtual_array.h"
 #include "residency/step_plan.h"
 
@@ -18,6 +20,7 @@ namespace te {
 
 using RowHandle = uint32_t;
 constexpr RowHandle kNoRow = 0xFFFFFFFFu;
+constexpr size_t kMaxRows = 0x80000000u;  // the bit beyond says something else (batch.h)
 constexpr uint32_t kMaxPins = (1u << 12) - 1;
 
 struct Row {
@@ -44,7 +47,13 @@ class RowTable {
     grow(1024);
   }
 
+  // Of the index; another in every process (core/row_hash.h).
   static uint32_t hash(uint32_t table, int64_t id) {
+    return static_cast<uint32_t>(secret_hash(table, static_cast<uint64_t>(id)) >> 32);
+  }
+
+  // The same in every process: what partitions and policies decide depends on it.
+  static uint32_t fixed_hash(uint32_t table, int64_t id) {
     uint64_t x = static_cast<uint64_t>(id) + uint64_t{table} * 0x9E3779B97F4A7C15u;
     x ^= x >> 32;
     x *= 0xD6E8FEB86659FD93u;
@@ -151,6 +160,7 @@ class RowTable {
   RowHandle allocate() {
     RowHandle r;
     if (free_.empty()) {
+      if (rows_.size() == kMaxRows) throw std::overflow_error("more than 2^31 rows are known");
       r = static_cast<RowHandle>(rows_.size());
       rows_.push_back(Row{});
     } else {

@@ -121,7 +121,7 @@ class S3Fifo final : public EvictionPolicy {
  private:
   uint32_t hash(RowHandle r) const {
     const Row& row = (*space_.rows)[r];
-    return RowTable::hash(row.table, row.id());
+    return RowTable::fixed_hash(row.table, row.id());
   }
 
   void push(RowHandle row, uint8_t state) {

@@ -34,10 +34,12 @@ SinglePlanner::SinglePlanner(const PlannerOptions& options)
 // --- batches come ---------------------------------------------------------------------------
 
 void SinglePlanner::push(const std::vector<Segment>& segments) {
+  require_countable(segments);
   std::lock_guard<std::mutex> lock(mutex_);
+  failure_.require_all();
   TE_CHECK(!aside_, "no batch is aside");
   reserve_positions(segments);
-  window_.push(segments);
+  failure_.guard(Failure::Left::kRows, [&] { window_.push(segments); });
 }
 
 void SinglePlanner::reserve_positions(const std::vector<Segment>& segments) {
@@ -50,10 +52,13 @@ void SinglePlanner::reserve_positions(const std::vector<Segment>& segments) {
 
 void SinglePlanner::cancel() {
   std::lock_guard<std::mutex> lock(mutex_);
+  if (failure_.any()) return;
   TE_CHECK(!aside_, "no batch is aside");
-  const uint32_t first_cancelled = window_.base();
-  window_.cancel();
-  held_.restore(&window_, first_cancelled);
+  failure_.guard(Failure::Left::kRows, [&] {
+    const uint32_t first_cancelled = window_.base();
+    window_.cancel();
+    held_.restore(&window_, first_cancelled);
+  });
 }
 
 void SinglePlanner::push_aside(const std::vector<Segment>& segments) {
@@ -62,9 +67,10 @@ void SinglePlanner::push_aside(const std::vector<Segment>& segments) {
 }
 
 void SinglePlanner::push_aside_locked(const std::vector<Segment>& segments) {
+  failure_.require_all();
   TE_CHECK(!aside_, "no batch is aside");
   reserve_positions(segments);
-  aside_ = window_.push_aside(segments);
+  failure_.guard(Failure::Left::kRows, [&] { aside_ = window_.push_aside(segments); });
 }
 
 void SinglePlanner::drop_aside() {
@@ -74,7 +80,7 @@ void SinglePlanner::drop_aside() {
 
 void SinglePlanner::drop_aside_locked() {
   TE_CHECK(aside_, "a batch is aside");
-  window_.drop(&*aside_);
+  failure_.guard(Failure::Left::kRows, [&] { window_.drop(&*aside_); });
   aside_.reset();
 }
 
@@ -89,13 +95,16 @@ int32_t SinglePlanner::take_occurrences(PlainVector<int32_t>* inverse) {
 
 std::shared_ptr<StepPlan> SinglePlanner::plan(int64_t depth) {
   std::lock_guard<std::mutex> lock(mutex_);
+  failure_.require_all();
   TE_CHECK(!aside_, "no batch is aside");
   if (window_.size() == 0) throw std::logic_error("plan: the window is empty");
   require_room(window_.oldest(), depth);
-  return plan_batch(window_.take_oldest(), depth);
+  return failure_.guard(Failure::Left::kNothing,
+                        [&] { return plan_batch(window_.take_oldest(), depth); });
 }
 
 std::shared_ptr<StepPlan> SinglePlanner::plan_now(const std::vector<Segment>& segments) {
+  require_countable(segments);
   std::lock_guard<std::mutex> lock(mutex_);
   push_aside_locked(segments);
   try {
@@ -114,11 +123,13 @@ std::shared_ptr<StepPlan> SinglePlanner::plan_aside() {
 
 std::shared_ptr<StepPlan> SinglePlanner::plan_aside_locked() {
   TE_CHECK(aside_, "a batch is aside");
-  Batch batch = std::move(*aside_);
-  aside_.reset();
-  window_.adopt(&batch);
-  upper_.postpone();
-  return plan_batch(std::move(batch), 0);
+  return failure_.guard(Failure::Left::kNothing, [&] {
+    Batch batch = std::move(*aside_);
+    aside_.reset();
+    window_.adopt(&batch);
+    upper_.postpone();
+    return plan_batch(std::move(batch), 0);
+  });
 }
 
 // The rule. The batch has left the window, which says the plan's number. REQUIRES: there is room.
@@ -219,6 +230,11 @@ void SinglePlanner::count(const StepPlan& plan, Batch* batch) {
     if (LowerTier* lower = upper_.lower()) lower->note(table, 1, plan.staged_from[i] == kNoSlot);
   }
   for (size_t t = 0; t < counts.size(); ++t) counts[t].add(batch->uses[t]);
+}
+
+void SinglePlanner::fail(const char* cause) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  failure_.note(Failure::Left::kNothing, cause);
 }
 
 void SinglePlanner::release(int64_t number, bool updated, bool used) {

@@ -36,6 +36,7 @@ class SinglePlanner final : public Planner {
   bool holds_for_good(const std::vector<Segment>& segments, int num_threads) override;
   ResidentRows dirty_rows() override;
   void mark_clean() override;
+  void fail(const char* cause) override;
 
   std::vector<TableCounts> counts(const std::optional<std::vector<int64_t>>& used) const override;
   std::vector<TableCounts> lower_counts() const override;
@@ -90,6 +91,7 @@ class SinglePlanner final : public Planner {
   Window window_;
   HeldPlans held_;
   std::optional<Batch> aside_;
+  Failure failure_;
 };
 
 }  // namespace te

@@ -37,7 +37,9 @@ void for_pieces(const std::vector<Segment>& segments, int num_threads, const Fn&
 // Both read only what the lock guards, so that several threads may do it for the one that holds it.
 
 void SinglePlanner::find(const std::vector<Segment>& segments, int32_t* slots, int num_threads) {
+  require_countable(segments);
   std::lock_guard<std::mutex> lock(mutex_);
+  failure_.require_rows();
   for_pieces(segments, num_threads, [&](const Segment& ids, int64_t begin) {
     if (options_.tables[static_cast<size_t>(ids.table)].first_slot >= 0) {
       find_whole(ids, slots + begin);
@@ -52,6 +54,7 @@ bool SinglePlanner::holds_for_good(const std::vector<Segment>& segments, int num
     if (options_.tables[static_cast<size_t>(s.table)].first_slot < 0) return false;
   }
   std::lock_guard<std::mutex> lock(mutex_);
+  failure_.require_rows();
   if (whole_.all_resident()) return true;
   std::atomic<bool> missing = false;
   for_pieces(segments, num_threads, [&](const Segment& s, int64_t) {
@@ -100,6 +103,7 @@ void SinglePlanner::find_cached(const Segment& s, int32_t* slots) const {
 
 ResidentRows SinglePlanner::dirty_rows() {
   std::lock_guard<std::mutex> lock(mutex_);
+  failure_.require_rows();
   held_.note_updates();
   ResidentRows out;
   const auto add = [&out](size_t table, int64_t id, int32_t slot) {
@@ -116,6 +120,7 @@ ResidentRows SinglePlanner::dirty_rows() {
 
 void SinglePlanner::mark_clean() {
   std::lock_guard<std::mutex> lock(mutex_);
+  failure_.require_rows();
   std::vector<TableCounts>& counts = upper_.counts();
   whole_.mark_clean([&counts](size_t table) { ++counts[table].written_back; });
   rows_.for_each([&](Row& row) {

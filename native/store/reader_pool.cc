@@ -3,7 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <system_error>
+#include <exception>
 
 #include "core/check.h"
 
@@ -89,7 +89,7 @@ void ReaderPool::start_threads() {
     try {
       threads_.emplace_back([this] { thread_main(); });
       ::pthread_setname_np(threads_.back().native_handle(), "te-reader");
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {
       return;  // the process may have no more; those that there are, and the callers, read
     }
   }

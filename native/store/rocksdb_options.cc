@@ -5,10 +5,12 @@
 #include <rocksdb/statistics.h>
 #include <rocksdb/table.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <memory>
 
 #include "store/row_file_system.h"
+#include "store/row_keys.h"
 
 namespace te {
 
@@ -24,15 +26,37 @@ class NoLog : public rocksdb::Logger {
   void Logv(const char* /*format*/, va_list /*arguments*/) override {}
 };
 
+// How records lie in blocks.
+struct BlockShape {
+  size_t block_bytes;
+  bool aligned;
+};
+
+// A point read fetches one block: the smallest that a device reads whole. Unaligned, such a block
+// straddles two pages: measured 7.6 KB read from disk per row instead of 4. But a block that is
+// aligned is filled up to the page. Where that would take more than a third of the file, as with
+// records of 2 or 4 KB, each record is a block of its own, one after another: a read then touches
+// one more page at most.
+BlockShape block_shape_of(size_t record_bytes) {
+  constexpr size_t kPage = 4096;
+  constexpr size_t kBlockExtra = 8 + 5;  // restarts; checksum and type
+  const size_t lengths = record_bytes < 128 ? 3 : record_bytes < 16384 ? 4 : 5;
+  const size_t entry = kKeyBytes + 8 + lengths + record_bytes;  // 8: sequence number and type
+  const size_t per_block = std::max<size_t>(1, (kPage - kBlockExtra) / entry);
+  const size_t used = per_block * entry + kBlockExtra;
+  const size_t filled = (used + kPage - 1) / kPage * kPage;
+  if (filled * 100 <= used * 135) return {kPage, true};
+  return {record_bytes, false};
+}
+
 void tune_reads(const StoreOptions& options, rocksdb::Options& rocks) {
   rocksdb::BlockBasedTableOptions table;
   // With checksums off, 132 of 194 bit flips were read silently; XXH3 is the cheapest of them.
   table.checksum = rocksdb::kXXH3;
   table.format_version = 5;
-  // A point read fetches one block: the smallest that a device reads whole.
-  table.block_size = 4096;
-  // Unaligned, a block straddles two pages: measured 7.6 KB read from disk per row instead of 4.
-  table.block_align = true;
+  const BlockShape shape = block_shape_of(options.record_bytes);
+  table.block_size = shape.block_bytes;
+  table.block_align = shape.aligned;
   // Rows that were never stored cost no read. The filter is over whole keys.
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10, false));
   table.whole_key_filtering = true;
@@ -103,6 +127,13 @@ rocksdb::Options rocks_options_of(const StoreOptions& options) {
   rocks.stats_persist_period_sec = 0;
   rocks.info_log = std::make_shared<NoLog>();
   return rocks;
+}
+
+void start_background_threads(rocksdb::Env* env) {
+  for (const rocksdb::Env::Priority priority : {rocksdb::Env::HIGH, rocksdb::Env::LOW}) {
+    env->IncBackgroundThreadsIfNeeded(1, priority);
+    env->Schedule([](void* /*unused*/) {}, nullptr, priority);
+  }
 }
 
 }  // namespace te

@@ -36,4 +36,8 @@ struct StoreOptions {
 
 rocksdb::Options rocks_options_of(const StoreOptions& options);
 
+// Starts the threads for flushes and merges, which otherwise begin with the first of these jobs:
+// where the process may have no thread then, RocksDB ends it.
+void start_background_threads(rocksdb::Env* env);
+
 }  // namespace te

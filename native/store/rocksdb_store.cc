@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <exception>
 #include <filesystem>
 #include <system_error>
 
@@ -56,15 +57,6 @@ size_t num_files(const std::string& dir) {
     if (file->path().extension() == ".sst") ++n;
   }
   return n;
-}
-
-// Starts the threads for flushes and merges, which otherwise begin with the first of these jobs:
-// where the process may have no thread then, RocksDB ends it.
-void start_background_threads(rocksdb::Env* env) {
-  for (const rocksdb::Env::Priority priority : {rocksdb::Env::HIGH, rocksdb::Env::LOW}) {
-    env->IncBackgroundThreadsIfNeeded(1, priority);
-    env->Schedule([](void* /*unused*/) {}, nullptr, priority);
-  }
 }
 
 rocksdb::Status open_database(const StoreOptions& options, const rocksdb::Options& rocks,
@@ -189,7 +181,7 @@ void RocksDbStore::get(const uint8_t* keys, size_t n, uint8_t* out, bool* found)
 
   std::mutex error_mutex;
   size_t error_task = num_tasks;
-  std::optional<StoreException> error;
+  std::exception_ptr error;
 
   const auto read_task = [&](size_t task) {
     const size_t begin = task * task_rows;
@@ -209,17 +201,17 @@ void RocksDbStore::get(const uint8_t* keys, size_t n, uint8_t* out, bool* found)
         check_record_size(values[i].size(), keys + index * kKeyBytes);
         std::memcpy(out + index * options_.record_bytes, values[i].data(), values[i].size());
       }
-    } catch (const StoreException& caught) {
+    } catch (...) {
       // Every task runs, and the first in key order is reported: the same error on every run.
       std::lock_guard<std::mutex> error_lock(error_mutex);
       if (task < error_task) {
         error_task = task;
-        error.emplace(caught);
+        error = std::current_exception();
       }
     }
   };
   readers.parallel_for(num_tasks, helpers, read_task);
-  if (error) throw *error;
+  if (error) std::rethrow_exception(std::move(error));
 }
 
 void RocksDbStore::put(const uint8_t* keys, const uint8_t* records, size_t n) {
@@ -360,6 +352,20 @@ std::map<std::string, uint64_t> RocksDbStore::stats() {
     stats[name] = rocks_options_.statistics->getTickerCount(ticker);
   }
   return stats;
+}
+
+uint64_t RocksDbStore::memory_bytes() {
+  if (!is_own_process()) return 0;
+  const SharedLock lock(open_mutex_);
+  if (db_ == nullptr) return 0;
+  uint64_t sum = 0;
+  for (const std::string* property : {&rocksdb::DB::Properties::kEstimateTableReadersMem,
+                                      &rocksdb::DB::Properties::kCurSizeAllMemTables,
+                                      &rocksdb::DB::Properties::kBlockCacheUsage}) {
+    uint64_t value = 0;
+    if (db_->GetIntProperty(*property, &value)) sum += value;
+  }
+  return sum;
 }
 
 void RocksDbStore::close() {

@@ -68,6 +68,10 @@ class RocksDbStore : public std::enable_shared_from_this<RocksDbStore> {
 
   std::map<std::string, uint64_t> stats();
 
+  // Memory that RocksDB holds for this store: index and filters of its files, memtables, block
+  // cache. 0 once closed; throws nothing, not even an earlier failure.
+  uint64_t memory_bytes();
+
   // Flushes, then frees everything; open Scanners end with kClosed. A second call does nothing.
   // Everything is freed even when close() throws: where the flush fails, files were removed, or a
   // background job had failed and no call has reported it.

@@ -60,6 +60,19 @@ std::optional<std::string> key_bound(const char* name, const std::optional<nb::b
   return std::string(key->c_str(), key->size());
 }
 
+// What Python gets of `shared`. Dropping it may close files and wait for RocksDB's threads, which
+// is done while other Python threads run.
+template <typename T>
+std::shared_ptr<T> for_python(std::shared_ptr<T> shared) {
+  T* const object = shared.get();
+  return std::shared_ptr<T>(object, [shared = std::move(shared)](T*) mutable {
+    if (PyGILState_Check()) {
+      nb::gil_scoped_release release;
+      shared.reset();
+    }
+  });
+}
+
 const char* python_error_name(ErrorKind kind) {
   switch (kind) {
     case ErrorKind::kConfig:
@@ -93,7 +106,7 @@ NB_MODULE(_rocksdb, m) {
   nb::set_leak_warnings(false);
   nb::register_exception_translator(translate_store_exception);
   m.attr("KEY_BYTES") = kKeyBytes;
-  m.def("num_read_handles", &FileHandles::num_open);
+  m.def("num_read_handles", &FileHandles::num_open, nb::call_guard<nb::gil_scoped_release>());
 
   nb::class_<Scanner>(m, "Scanner")
       .def(
@@ -142,7 +155,7 @@ NB_MODULE(_rocksdb, m) {
             options.write_buffer_bytes = write_buffer_bytes;
             options.block_cache_bytes = block_cache_bytes;
             nb::gil_scoped_release release;
-            return RocksDbStore::open(path, options);
+            return for_python(RocksDbStore::open(path, options));
           },
           nb::arg("path"), nb::arg("record_bytes"), nb::arg("mode"), nb::kw_only(),
           nb::arg("tuning"), nb::arg("num_read_threads").none(), nb::arg("direct_io"),
@@ -192,14 +205,14 @@ NB_MODULE(_rocksdb, m) {
             const std::optional<std::string> start_key = key_bound("start", start);
             const std::optional<std::string> stop_key = key_bound("stop", stop);
             nb::gil_scoped_release release;
-            return self.scan(start_key, stop_key);
+            return for_python(self.scan(start_key, stop_key));
           },
           nb::arg("start").none(), nb::arg("stop").none())
       .def(
           "importer",
           [](const std::shared_ptr<RocksDbStore>& self, const std::string& scratch_dir) {
             nb::gil_scoped_release release;
-            return std::make_shared<SstImporter>(self, scratch_dir);
+            return for_python(std::make_shared<SstImporter>(self, scratch_dir));
           },
           nb::arg("scratch_dir"))
       .def("flush", &RocksDbStore::flush, nb::call_guard<nb::gil_scoped_release>())
@@ -209,5 +222,6 @@ NB_MODULE(_rocksdb, m) {
       .def("verify", &RocksDbStore::verify, nb::call_guard<nb::gil_scoped_release>())
       .def("stats", &RocksDbStore::stats, nb::call_guard<nb::gil_scoped_release>())
       .def("close", &RocksDbStore::close, nb::call_guard<nb::gil_scoped_release>())
+      .def("memory_bytes", &RocksDbStore::memory_bytes, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("record_bytes", &RocksDbStore::record_bytes);
 }

@@ -121,14 +121,19 @@ class PlannerModel {
     TE_EXPECT(missing.keys.size() == names.size() && missing.tables.size() == names.size(),
               "rows are missing that no one asked for");
   }
-  void write_dirty() {
-    const ResidentRows rows = planner_->dirty_rows();
+  int32_t slot_or_none(const Key& key) const {
+    return lower_.count(key) == 1 || slots_.count(key) == 1 ? slot_of(key) : kNoSlot;
+  }
+  void check_dirty(const ResidentRows& rows) const {
     TE_EXPECT(rows.keys.size() == dirty_.size(), "%zu dirty rows, not %zu", rows.keys.size(),
               dirty_.size());
     for (size_t i = 0; i < rows.keys.size(); ++i) {
       const Key key{rows.tables[i], rows.keys[i]};
       TE_EXPECT(dirty_.count(key) == 1 && slot_of(key) == rows.slots[i], "a row is not dirty");
     }
+  }
+  void write_dirty() {
+    check_dirty(planner_->dirty_rows());
     planner_->mark_clean();
     twin_->dirty_rows();
     twin_->mark_clean();

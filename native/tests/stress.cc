@@ -23,6 +23,8 @@ struct Part {
 };
 
 constexpr Part kParts[] = {
+    {"memory", stress_memory},
+    {"hash", stress_hash},
     {"write_buffer", stress_write_buffer},
     {"thread_pool", stress_thread_pool},
     {"reader_pool", stress_reader_pool},

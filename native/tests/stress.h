@@ -154,7 +154,9 @@ class Executor {
 void stress_write_buffer(const Run& run);
 void stress_thread_pool(const Run& run);
 void stress_reader_pool(const Run& run);
+void stress_hash(const Run& run);
 void stress_planner(const Run& run);
+void stress_memory(const Run& run);
 void stress_pipeline(const Run& run);
 void stress_store(const Run& run);
 

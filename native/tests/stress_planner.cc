@@ -7,7 +7,7 @@
 #include <atomic>
 #include <iterator>
 
-#include "tests/planner_model.h"
+#include "tests/planner_calls.h"
 
 namespace te::stress {
 namespace {
@@ -16,12 +16,8 @@ constexpr int kNumObservers = 2;
 constexpr int kNumThreads = 3;
 constexpr int64_t kOperations = 1500;
 constexpr int64_t kLargeOperations = 100;
-constexpr int64_t kMaxWindow = 6;
-constexpr int64_t kMaxHeld = 4;
 constexpr int64_t kMaxIdsPerTable = 24;
 constexpr int64_t kMaxIdsPerLargeTable = 12000;
-constexpr int64_t kIdsPerTable = 150;  // that batches name
-constexpr int64_t kWholeRows = 40;     // table 2, in every other round
 constexpr const char* kPolicies[] = {"lookahead", "lookahead:s3fifo", "lru", "lfu", "s3fifo"};
 
 PlannerSetup setup_of(Random* random) {
@@ -31,10 +27,10 @@ PlannerSetup setup_of(Random* random) {
   s.num_operations = kOperations;
   s.max_ids = kMaxIdsPerTable;
   s.options.policy = kPolicies[random->below(std::size(kPolicies))];
-  s.options.tables = {{-1, -1}, {kIdsPerTable, -1}};
+  s.options.tables = {{-1, -1}, {kIdsOfTable, -1}};
   if (random->one_in(2)) {
-    s.options.tables.push_back({kWholeRows, 0});
-    s.options.whole_slots = kWholeRows;
+    s.options.tables.push_back({kNumWholeRows, 0});
+    s.options.whole_slots = kNumWholeRows;
   }
   s.options.cached_slots = random->between(40, 200);
   s.options.overflow_slots = (kMaxHeld + s.depth + 1) * 2 * kMaxIdsPerTable;
@@ -44,54 +40,9 @@ PlannerSetup setup_of(Random* random) {
     s.num_partitions = random->one_in(2) ? 2 : 8;
     s.num_operations = kLargeOperations;
     s.max_ids = kMaxIdsPerLargeTable;
-    s.options.overflow_slots = s.num_partitions * (kMaxHeld + s.depth + 1) * 2 * kIdsPerTable;
+    s.options.overflow_slots = s.num_partitions * (kMaxHeld + s.depth + 1) * 2 * kIdsOfTable;
   }
   return s;
-}
-
-int64_t id_in(const PlannerSetup& setup, uint16_t table, Random* random) {
-  if (table == 2) return random->below(kWholeRows);
-  const int64_t id = random->skewed_below(kIdsPerTable);
-  return setup.options.tables[table].num_rows < 0 ? id * 0x300000007 - 11 : id;
-}
-
-PlannerModel::Batch batch_of(const PlannerSetup& setup, Random* random) {
-  PlannerModel::Batch batch;
-  for (size_t t = 0; t < setup.options.tables.size(); ++t) {
-    const auto table = static_cast<uint16_t>(t);
-    batch.emplace_back(table, std::vector<int64_t>());
-    const int64_t n = random->below(setup.max_ids + 1);
-    for (int64_t i = 0; i < n; ++i) batch.back().second.push_back(id_in(setup, table, random));
-  }
-  return batch;
-}
-
-void stage(const PlannerSetup& setup, Planner* planner, Random* random) {
-  PlannerModel model(setup, planner);
-  for (int64_t i = 0; i < setup.num_operations; ++i) {
-    const int64_t choice = random->below(100);
-    if (choice < 40 && model.num_waiting() < kMaxWindow) {
-      model.push(batch_of(setup, random));
-    } else if (choice < 70 && model.num_waiting() > 0 && model.num_held() < kMaxHeld) {
-      model.plan();
-    } else if (choice < 72) {
-      model.look_up(batch_of(setup, random));
-    } else if (choice < 95 && model.num_held() > 0) {
-      model.release(static_cast<size_t>(random->below(static_cast<int64_t>(model.num_held()))),
-                    !random->one_in(3), !setup.some_unused || random->one_in(2));
-    } else if (choice == 95 && model.num_held() < kMaxHeld) {
-      model.plan_now(batch_of(setup, random));
-    } else if (choice == 96 && random->one_in(4)) {
-      model.cancel();
-    } else if (choice == 97) {
-      model.write_dirty();
-    } else if (choice == 98) {
-      model.refuse(batch_of(setup, random), random);
-    } else if (choice == 99) {
-      model.check_counts();
-    }
-  }
-  model.check_counts();
 }
 
 void observe(const PlannerSetup& setup, Planner* planner, Random random,
@@ -121,7 +72,7 @@ void observe(const PlannerSetup& setup, Planner* planner, Random random,
     }
     before = now;
     const int64_t waiting = planner->window_size();
-    TE_EXPECT(waiting >= 0 && waiting <= kMaxWindow, "%lld batches wait",
+    TE_EXPECT(waiting >= 0 && waiting <= kMaxWaiting, "%lld batches wait",
               static_cast<long long>(waiting));
     const int64_t resident = planner->num_resident();
     TE_EXPECT(resident >= 0 && resident <= num_slots, "%lld rows are resident",
@@ -148,7 +99,8 @@ void stress_planner(const Run& run) {
     for (uint64_t o = 0; o < kNumObservers; ++o) {
       observers.start([&, o] { observe(setup, planner.get(), Random(~rounds.seed() - o), &over); });
     }
-    stage(setup, planner.get(), &random);
+    PlannerModel model(setup, planner.get());
+    stage(setup, &model, &random);
     over.store(true, std::memory_order_relaxed);
   }
 }

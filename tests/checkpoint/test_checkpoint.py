@@ -488,6 +488,20 @@ def test_quantised_exports_tell_their_error(bits, stream, prepared, tmp_path):
             assert (t.rms_error > 0) == (rows.shape[1] > 1)
 
 
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [([1.0, float("nan")], "not finite"), ([-3e38, 3e38], "beyond what float32 can divide")],
+)
+def test_rows_that_cannot_be_quantised_are_named(row, why, tmp_path):
+    with te.TieredEmbedding(
+        9, 2, tiers=te.Tiers(ddr=4096), optimizer=te.optim.SGD(lr=0.1), name="wide"
+    ) as m:
+        m.load_rows([3, 7], torch.tensor([[1.0, 2.0], row]))
+        checkpoint.save(m, tmp_path / "c", step=1)
+    with pytest.raises(te.ConfigError, match=f"row 7 of table 'wide' .*{why}"):
+        checkpoint.export(tmp_path / "c", tmp_path / "out")
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_distributed_checkpoints_take_the_rows(stream, prepared, digests, tmp_path):
     from torch.distributed import checkpoint as dcp

@@ -458,6 +458,48 @@ def test_a_failing_store_surfaces_in_the_next_forward(call, prefetch, tmp_path):
             assert again.digest() == dense_digest([batches[n] for n in trained])
 
 
+@pytest.mark.parametrize("call", ["push", "plan", "release"])
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_planner_that_fails_is_told_at_the_next_call(call, at, tmp_path):
+    """Nobody reads what `push` and `release` end with: they run ahead of the trainer."""
+    module = make_bag(tmp_path)
+    jobs = step_jobs(module)
+    planner = module.engine.pools[0].planner
+    whole, calls, trained = getattr(planner, call), [], []
+
+    def fail_once(*args: object, **kwargs: object) -> object:
+        calls.append(call)
+        if len(calls) == at + 1:
+            raise te.TieredEmbedError("no memory for a plan")
+        return whole(*args, **kwargs)
+
+    setattr(planner, call, fail_once)
+    batches = [ids_of(n) for n in range(12)]
+
+    def loop() -> None:
+        for n in te.prefetch(range(12), module, ids=lambda n: {module: batches[n]}):
+            train_one(module, batches[n])
+            trained.append(n)
+            jobs.writing.run()
+
+    with pytest.raises(te.TieredEmbedError, match="no memory for a plan"):
+        loop()
+    assert len(trained) < 9
+    for again in (
+        lambda: train_one(module, batches[0]),
+        module.digest,
+        lambda: train_loop(module, batches[:2], []),
+    ):
+        with pytest.raises(te.TieredEmbedError, match="no memory for a plan"):
+            again()
+    module.close()
+    if call == "release":
+        return  # nobody knows that the batch's rows were changed
+    # Here the planner itself is whole, so that what was trained is not lost.
+    with make_bag(tmp_path) as again:
+        assert again.digest() == dense_digest([batches[n] for n in trained])
+
+
 def test_an_unforeseen_error_in_a_job_is_wrapped_with_its_cause(tmp_path):
     module = make_bag(tmp_path)
     module.engine.pools[0].upper.initialise = fail_with(ZeroDivisionError("a bug"))

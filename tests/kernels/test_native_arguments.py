@@ -69,6 +69,7 @@ CALLS: dict[str, tuple[tuple[int, ...], Any, Callable[[Any], Any]]] = {
         F32,
         lambda a: _native.decode_rows(GRAD.view(np.uint8), 0, np.empty((2, 0), F32), a),
     ),
+    "add_rows": ((2, DIM), F32, lambda a: _native.add_rows(GRAD, IDS % 2, a, 1)),
     "winners": ((2, DIM), np.int32, lambda a: lookup_maximum(a)),
     "lookup": ((2, DIM), F32, lambda a: _native.lookup(RECORDS, PLAN, BAGS.native, a, 1)),
     "lookup_rows": (
@@ -164,6 +165,7 @@ def test_every_native_function_that_writes_is_tried():
         "advise_huge_pages.memory",
         "gather.records",
         "initial_weights.out",
+        "add_rows.total",
         "encode_rows.rows",
         "encode_rows.scale_bias",
         "decode_rows.values",

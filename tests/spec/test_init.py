@@ -58,3 +58,11 @@ def test_values_depend_on_seed_table_and_row_only() -> None:
 def test_bad_bounds(bounds: tuple[float, float]) -> None:
     with pytest.raises(te.ConfigError, match="finite bounds"):
         Uniform(*bounds)
+
+
+def test_bounds_whose_range_float32_cannot_hold() -> None:
+    with pytest.raises(te.ConfigError, match="hi - lo is beyond float32"):
+        Uniform(-3e38, 3e38)
+    widest = Uniform(-1.7e38, 1.7e38)
+    rows = reference(widest, 0, "a", np.arange(50, dtype=np.int64), 8)
+    assert np.isfinite(rows).all()

@@ -341,6 +341,52 @@ def test_int8_rows(dim: int, isa: str) -> None:
         np.testing.assert_array_equal(emb(ids).numpy(), total)
 
 
+@pytest.mark.parametrize("dim", [1, 2, 16, 37])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_int8_rows_with_a_nan_or_an_infinity_are_nan(bad: float, dim: int) -> None:
+    """Wherever it is: a NaN that was not first lost every comparison."""
+    values = np.concatenate([int8_rows(dim)[: dim + 2], int8_rows(dim)])
+    for c in range(dim):
+        values[c % len(values), c] = bad
+    expected = ~np.isfinite(values).all(axis=1)
+    assert expected.any()
+    assert not expected.all()
+    rows, scale_bias = encode(values, "int8")
+    native_rows = np.empty_like(rows)
+    native_scale_bias = np.empty_like(scale_bias)
+    _native.encode_rows(values, TYPE_NUMBERS["int8"], native_rows, native_scale_bias)
+    np.testing.assert_array_equal(native_rows, rows)
+    np.testing.assert_array_equal(native_scale_bias.view(np.int32), scale_bias.view(np.int32))
+    got = np.empty_like(values)
+    _native.decode_rows(native_rows, TYPE_NUMBERS["int8"], native_scale_bias, got)
+    assert np.isnan(got[expected]).all()
+    np.testing.assert_array_equal(
+        got[~expected], decode(*encode(values[~expected], "int8"), "int8")
+    )
+
+
+def test_int8_rows_beyond_float32s_range_are_nan() -> None:
+    values = np.array([[-3e38, 0, 3e38], [3e38, 1e38, 2e38]], np.float32)
+    rows, scale_bias = encode(values, "int8")
+    native = np.empty_like(rows), np.empty_like(scale_bias)
+    _native.encode_rows(values, TYPE_NUMBERS["int8"], *native)
+    np.testing.assert_array_equal(native[0], rows)
+    np.testing.assert_array_equal(native[1].view(np.int32), scale_bias.view(np.int32))
+    assert np.isnan(scale_bias[0]).all()
+    assert np.isfinite(decode(rows, scale_bias, "int8")[1]).all()
+
+
+def test_scale_and_bias_have_a_place_for_every_row() -> None:
+    values = np.zeros((3, 4), np.float32)
+    rows = np.empty((3, 4), np.uint8)
+    for shape in ((2, 2), (3, 1), (3, 0)):
+        short = np.zeros(shape, np.float32)
+        with pytest.raises(ValueError, match=r"differ in number|scale and bias"):
+            _native.encode_rows(values, TYPE_NUMBERS["int8"], rows, short)
+        with pytest.raises(ValueError, match=r"differ in number|scale and bias"):
+            _native.decode_rows(rows, TYPE_NUMBERS["int8"], short, values)
+
+
 @pytest.mark.parametrize(
     "bad", [[1, np.nan, 3], [np.nan, 1, 3], [1, np.inf, 3], [1, -np.inf, 3], [-3e38, 0, 3e38]]
 )

@@ -6,7 +6,9 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
+import tiered_embed as te
 from tiered_embed.errors import ConfigError, CorruptionError, StoreError
 from tiered_embed.spec import table_hash
 from tiered_embed.store import open_store
@@ -197,3 +199,58 @@ def test_write_amplification_stays_low(open_it):
     for version in np.unique(versions)[::20]:
         some = rows[versions == version]
         np.testing.assert_array_equal(out[some], records_of(some, version))
+
+
+# Space and memory
+
+
+def stored_bytes(path, record_bytes, num_rows) -> tuple[float, int]:
+    """(bytes on disk per byte of records, memory per row), with the records read back."""
+    rows = np.arange(num_rows)
+    records = np.random.default_rng(record_bytes).integers(
+        0, 256, (num_rows, record_bytes), np.uint8
+    )
+    with open_store("rocksdb", path, record_bytes, {}, "auto") as store:
+        store.put(encode_keys(TABLE, rows), records)
+        store.flush()
+        store.compact()
+        out = np.empty_like(records)
+        assert store.get(encode_keys(TABLE, rows), out).all()
+        assert np.array_equal(out, records)
+        stats = store.stats()
+        on_disk = stats["live_sst_bytes"] / records.nbytes
+        return on_disk, stats["index_and_filter_bytes"] / num_rows
+
+
+SIZES = [100, 516, 1000, 1024, 1400, 1536, 2044, 2048, 2052, 3000, 3500]
+SIZES += [4059, 4060, 4072, 4096, 4100, 5000, 6144, 8100, 8192, 8200, 16384]
+
+
+@pytest.mark.parametrize("record_bytes", SIZES)
+def test_records_of_any_size_take_little_more_than_their_bytes(open_it, tmp_path, record_bytes):
+    """Blocks that lie on pages made records of 2 KB, and of a little more than 4, twice as long."""
+    on_disk, memory = stored_bytes(tmp_path / "sized", record_bytes, 2_000_000 // record_bytes)
+    assert on_disk < 1.40
+    assert memory < 60  # of so few rows; the filter alone is 1.25 in a full file
+
+
+def test_stats_tell_what_a_store_holds_in_memory(open_it, tmp_path):
+    store = open_it()
+    fill(store)
+    stats = store.stats()
+    parts = ("index_and_filter_bytes", "memtable_bytes", "block_cache_bytes")
+    assert store.memory_bytes() == pytest.approx(sum(stats[p] for p in parts), rel=0.1)
+    assert stats["index_and_filter_bytes"] > NUM_ROWS  # ten bits a key, and the index
+    store.close()
+    assert store.memory_bytes() == 0
+
+    options = {"optimizer": te.optim.SGD(lr=0.1), "num_threads": 1}
+    tiers = te.Tiers(ddr=4 * 64 * 100, ssd=tmp_path / "ssd")
+    with te.TieredEmbedding(None, 64, tiers=tiers, **options) as emb:
+        for first in range(0, 2000, 50):
+            emb(torch.arange(first, first + 50)).sum().backward()
+        emb.flush()
+        ssd = emb.stats().tiers["SSD"]
+        assert ssd.store_bytes == emb.engine.pools[0].store.memory_bytes() > 2000
+        assert emb.stats().tiers["DDR"].store_bytes == 0
+        assert emb.stats().as_dict()["tiers"]["SSD"]["store_bytes"] == ssd.store_bytes

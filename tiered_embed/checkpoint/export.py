@@ -105,7 +105,14 @@ def _write(target: Path, name: str, ids: Any, rows: F32, bits: int) -> TableExpo
         )
     steps = 2**bits - 1
     low = rows.min(axis=1, initial=np.inf)
-    scale = ((rows.max(axis=1, initial=-np.inf) - low) / steps).astype(np.float32)
+    with np.errstate(over="ignore"):
+        scale = ((rows.max(axis=1, initial=-np.inf) - low) / steps).astype(np.float32)
+    if rows.shape[1] and not np.isfinite(scale).all():
+        wide = int(np.argmin(np.isfinite(scale)))
+        raise ConfigError(
+            f"row {int(ids[wide])} of table {name!r} ranges from {rows[wide].min()} to "
+            f"{rows[wide].max()}, beyond what float32 can divide into steps; it cannot be quantised"
+        )
     safe = np.where(scale > 0, scale, 1).astype(np.float32)
     codes = np.clip(np.rint((rows - low[:, None]) / safe[:, None]), 0, steps).astype(np.uint8)
     error = np.abs(codes * scale[:, None] + low[:, None] - rows)

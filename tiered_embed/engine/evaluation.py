@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import _native
 from ..errors import ConfigError
 from ..kernels import Bags, CpuKernel
 from ..residency import Segments
@@ -215,5 +216,6 @@ class Evaluation:
         options = self._options
         if options.max_norm is not None:
             dtype = pool.layout.dtype
-            weights = renormalised(weights, options.max_norm, options.norm_type, dtype)
+            with _native.StandardFloats():
+                weights = renormalised(weights, options.max_norm, options.norm_type, dtype)
         pool.kernel.lookup_rows(weights, inverse.reshape(-1).astype(np.int32), bags, out)

@@ -104,7 +104,7 @@ class Mover:
         Raises:
             StoreError: an earlier write failed. No plan may follow.
         """
-        read = self._watched(lambda: self._run(plan))
+        read = self.watched(lambda: self._run(plan))
         if self.steps is not None:
             self.steps.planned(plan)
         return read
@@ -125,8 +125,25 @@ class Mover:
                 assert self._ssd is not None
                 self._read(self._ssd, rows)
 
-        self._watched(job)
+        self.watched(job)
         return self.reads_into(plan.slots)
+
+    def watched(self, job: Callable[[], T], *, but: type[Exception] | tuple[()] = ()) -> T:
+        """Runs a job that later plans rely on, so that none may follow where it fails. ``but``: an
+        error that changes nothing."""
+        try:
+            return job()
+        except but:
+            raise
+        except BaseException as error:
+            if self.failure is None:
+                self.failure = error
+            raise
+
+    def require_no_failure(self) -> None:
+        """Raises StoreError where an earlier job failed."""
+        if self.failure is not None:
+            raise StoreError(EARLIER_FAILURE) from self.failure
 
     def hurry(self) -> AbstractContextManager[None]:
         """As :meth:`Writes.hurry`."""
@@ -230,8 +247,7 @@ class Mover:
 
         def follow() -> None:
             try:
-                if self.failure is not None:
-                    raise StoreError(EARLIER_FAILURE) from self.failure
+                self.require_no_failure()
                 out.set_result(job())
             except BaseException as error:
                 out.set_exception(error)
@@ -352,8 +368,7 @@ class Mover:
     # --- jobs -----------------------------------------------------------------------------------
 
     def _read(self, ssd: SsdTier, rows: _Rows, plan: StepPlan | None = None) -> None:
-        if self.failure is not None:
-            raise StoreError(EARLIER_FAILURE) from self.failure
+        self.require_no_failure()
         with self._phases.time("read"):
             records, found = ssd.read(rows.tables, rows.keys)
         if self.steps is not None and plan is not None:
@@ -367,13 +382,4 @@ class Mover:
         return self._submit(self._executors.writing, job)
 
     def _submit(self, executor: Executor, job: Callable[[], T]) -> Future[T]:
-        return submit(executor, lambda: self._watched(job))
-
-    def _watched(self, job: Callable[[], T]) -> T:
-        """Notes a failure: the planner relies on every job, so no plan may follow a failed one."""
-        try:
-            return job()
-        except BaseException as error:
-            if self.failure is None:
-                self.failure = error
-            raise
+        return submit(executor, lambda: self.watched(job))

@@ -31,7 +31,7 @@ from .phases import Phases
 from .pool import Pool
 from .step import Step
 from .touched import RowGradients, TouchedRows
-from .updates import PoolGradient, Updates
+from .updates import PoolGradient, Updates, divide_by_counts
 
 __all__ = ["Passes"]
 
@@ -258,7 +258,9 @@ class Passes:
         plan, kernel = part.lease.plan, part.pool.kernel
         rows = kernel.row_gradients(plan, part.bags, part.grad)
         tensor = torch.as_tensor(rows)
-        if self._updates.by_frequency:
+        if self._updates.by_frequency and tensor.is_cpu:
+            divide_by_counts(tensor.numpy(), plan.group_start)
+        elif self._updates.by_frequency:
             counts = np.diff(plan.group_start).astype(np.float32)
             tensor /= torch.from_numpy(counts).to(tensor.device)[:, None]
         lease = None if kept else part.lease

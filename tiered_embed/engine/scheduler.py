@@ -29,16 +29,16 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CapacityError, StoreError, TieredEmbedError
+from ..errors import CapacityError, TieredEmbedError
 from ..residency import Planner, Segment, Segments, StepPlan
 from ..tiers import MemoryTiers, SsdTier
 from .condition import Condition
 from .depth import DepthTuner
-from .entry import Ahead, Aside, NoStream, Started
+from .entry import Ahead, Aside, Entry, NoStream, Started
 from .executors import Executors
 from .jobs import Jobs
 from .lease import Lease
-from .mover import EARLIER_FAILURE, Mover, StepNotes
+from .mover import Mover, StepNotes
 from .notices import OverflowNotice
 from .phases import Phases, Stalls
 
@@ -349,20 +349,18 @@ class Scheduler:
         entry = self._ahead.entry(number)
         while self._num_entered < min(self._ahead.num_pushed, number + 1 + self.lookahead):
             seen = self._ahead.entry(self._num_entered)
-            self._jobs.post(lambda segments=seen.segments: self.planner.push(segments))  # type: ignore[misc]
-            seen.segments = None
+            self._enter(seen)
             self._num_entered += 1
 
         depth = self.depth
 
         def job() -> Started:
-            if (failure := self._mover.failure) is not None:
-                raise StoreError(EARLIER_FAILURE) from failure
+            self._mover.require_no_failure()
             if self._refused is not None:
                 raise self._refused
             try:
                 with self._phases.time("plan"):
-                    plan = self.planner.plan(depth)
+                    plan = self._mover.watched(lambda: self.planner.plan(depth), but=CapacityError)
             except CapacityError as error:
                 self._refused = error
                 raise
@@ -370,6 +368,11 @@ class Scheduler:
 
         self._num_posted += 1
         entry.planned = self._jobs.post(job)
+
+    def _enter(self, entry: Entry) -> None:
+        segments, entry.segments = entry.segments, None
+        assert segments is not None
+        self._jobs.post(lambda: self._mover.watched(lambda: self.planner.push(segments)))
 
     def _write_dirty(self) -> None:
         if self.ssd is None:
@@ -388,7 +391,7 @@ class Scheduler:
             self._used.discard(number)
 
         def job() -> None:
-            self.planner.release(number, updated=updated, used=used)
+            self._mover.watched(lambda: self.planner.release(number, updated=updated, used=used))
             self._used.discard(number)
 
         self._jobs.post_brief(job)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from .. import _native
 from ..errors import CapacityError, ConfigError
 from ..kernels import Bags, CpuKernel
 from .lease import Lease
@@ -126,7 +127,7 @@ class TouchedRows:
         start = num_before
         for g in given:
             # Rows come once in each of them, so the order of a row's additions is that of `given`.
-            grad.index_add_(0, self._moved(inverse[start : start + len(g.keys)]), g.rows)
+            self._add_rows(g.rows, inverse[start : start + len(g.keys)], grad)
             start += len(g.keys)
         before = parameter.grad
         self._tables, self._keys = tables[first], keys[first]
@@ -141,6 +142,13 @@ class TouchedRows:
             if g.lease is not None:
                 g.lease.release(updated=g.changed)
         return grad, values
+
+    def _add_rows(self, rows: torch.Tensor, where: I64, total: torch.Tensor) -> None:
+        if total.is_cpu:
+            # Not by torch, whose threads may flush subnormal numbers to zero.
+            _native.add_rows(rows.numpy(), where, total.numpy(), torch.get_num_threads())
+        else:
+            total.index_add_(0, self._moved(where), rows)
 
     def _check_gradient(self, grad: torch.Tensor) -> None:
         if not self._delivering:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .. import _native
 from ..errors import ConfigError, NonFiniteError, StoreError
 from ..kernels import Bags, LookedUp, UpdateOptions
 from ..optim import Optimizer
@@ -23,7 +24,7 @@ from ..tiers import PoolLayout
 from .lease import Lease
 from .pool import Pool
 
-__all__ = ["PoolGradient", "Updates"]
+__all__ = ["PoolGradient", "Updates", "divide_by_counts"]
 
 F32 = npt.NDArray[np.float32]
 Place = tuple[int, int]
@@ -206,7 +207,7 @@ class Updates:
         kernel = part.pool.kernel
         rows = kernel.to_host(kernel.row_gradients(plan, part.bags, part.grad))
         if self.by_frequency:
-            rows /= np.diff(plan.group_start).astype(np.float32)[:, None]
+            divide_by_counts(rows, plan.group_start)
         return PoolRows(plan.tables.copy(), plan.keys.copy(), rows)
 
     # --- one step -------------------------------------------------------------------------------
@@ -344,6 +345,12 @@ def _number(lr: object, layout: PoolLayout) -> float:
             "number"
         )
     return float(min(lr, sys.float_info.max))  # an int may be larger than any float
+
+
+def divide_by_counts(rows: F32, group_start: npt.NDArray[np.int32]) -> None:
+    """Divides each row's gradient (U, D) by the number of its occurrences, in place."""
+    with _native.StandardFloats():
+        rows /= np.diff(group_start).astype(np.float32)[:, None]
 
 
 def _join(backwards: Sequence[PoolRows]) -> tuple[list[Any], F32]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError
+from ..residency import require_countable
 from ..spec import EngineOptions, RowOptions, TableConfig, refuse_lookalikes, table_hash
 from ..tiers import PoolLayout
 
@@ -102,6 +103,8 @@ def wire(
     groups: dict[tuple[int, RowOptions], list[int]] = {}
     for t, table in enumerate(tables):
         groups.setdefault((table.embedding_dim, table.row_options(options)), []).append(t)
+    for members in groups.values():
+        require_countable([tables[t].name for t in members])
     places = [(0, 0)] * len(tables)
     for p, members in enumerate(groups.values()):
         for i, t in enumerate(members):

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import ConfigError
 from ..spec import Tiers
 
-__all__ = ["PoolSlots", "allocate", "allocate_tiers", "fair_shares", "num_partitions"]
+__all__ = [
+    "MAX_TABLES",
+    "PoolSlots",
+    "allocate",
+    "allocate_tiers",
+    "fair_shares",
+    "num_partitions",
+    "require_countable",
+]
+
+_log = logging.getLogger("tiered_embed")
 
 MAX_SLOTS = 2**31 - 1
+MAX_TABLES = 2**16  # of one pool
 OVERFLOW_SLOTS = 2**24
 PARTITIONS = 32  # of a pool that is planned in parallel
 PARTITIONED_SLOTS = 2**20  # a pool whose tables share at least this many slots is partitioned
@@ -105,7 +117,7 @@ def allocate_tiers(
         left, wanted, shares, record_bytes, upper, strict=True
     ):
         most = MAX_SLOTS - slots_above.whole - slots_above.cached - slots_above.overflow
-        slots = min(share // size, most)
+        slots = _at_most(most, share, size, [name for name, _ in pool], "DDR")
         if want and slots < 1:
             raise _too_small("DDR", share, [name for name, _ in pool], size)
         lower.append(slots)
@@ -132,9 +144,11 @@ def _share_among_tables(
     backed: bool,
     tier: str,
 ) -> PoolSlots:
-    slots = min(share // record_bytes, MAX_SLOTS - OVERFLOW_SLOTS)
+    names = [name for name, _ in tables]
+    most = MAX_SLOTS - OVERFLOW_SLOTS
+    slots = _at_most(most, share, record_bytes, names, tier)
     if slots < 1:
-        raise _too_small(tier, share, [name for name, _ in tables], record_bytes)
+        raise _too_small(tier, share, names, record_bytes)
     everything = sum(MAX_SLOTS if rows is None else rows for _, rows in tables)
     whole_limit = slots if everything <= slots else slots // WHOLE_SHARE
     first_slot = [-1] * len(tables)
@@ -150,6 +164,38 @@ def _share_among_tables(
     cached = slots - whole if rest is None else min(slots - whole, rest)
     overflow = OVERFLOW_SLOTS if backed and cached else 0
     return PoolSlots(tuple(first_slot), whole, cached, overflow)
+
+
+def require_countable(tables: Sequence[str]) -> None:
+    """Raises ConfigError where so many tables cannot share a pool."""
+    if len(tables) > MAX_TABLES:
+        raise ConfigError(
+            f"{len(tables)} tables, {tables[0]!r} to {tables[-1]!r}, have the same row layout, and "
+            f"one pool holds at most {MAX_TABLES}; deal them to several modules"
+        )
+
+
+def _at_most(most: int, share: int, record_bytes: int, tables: Sequence[str], tier: str) -> int:
+    """The slots that a share of a tier makes, at most ``most``; tells where memory is left over."""
+    slots = share // record_bytes
+    if slots > most and most < 1:
+        raise ConfigError(
+            f"one pool has at most {MAX_SLOTS} slots in all tiers, and HBM takes those of table "
+            f"{tables[0]!r}; deal the tables to several modules, or lower hbm"
+        )
+    if slots > most:
+        names = ", ".join(map(repr, tables[:4])) + (", ..." if len(tables) > 4 else "")
+        _log.warning(
+            "%s has room for %d rows of table %s, but one pool has at most %d slots there: %d "
+            "bytes stay unused. Deal the tables to several modules, or lower %s",
+            tier,
+            slots,
+            names,
+            most,
+            (slots - most) * record_bytes,
+            tier.lower(),
+        )
+    return min(slots, most)
 
 
 def _too_small(tier: str, share: int, tables: Sequence[str], record_bytes: int) -> ConfigError:

@@ -31,9 +31,9 @@ import numpy.typing as npt
 
 from .. import _native
 from .._native import Segments, StepPlan
-from ..errors import CapacityError, ConfigError
+from ..errors import CapacityError, ConfigError, TieredEmbedError
 from ..spec import Counts
-from .budgets import PoolSlots, num_partitions
+from .budgets import PoolSlots, num_partitions, require_countable
 
 if TYPE_CHECKING:
     from .._native import InitialRows, TableCounts
@@ -42,6 +42,9 @@ __all__ = ["BASE_POLICIES", "POLICIES", "Planner", "Segment", "Segments", "StepP
 
 BASE_POLICIES = ("lru", "lfu", "s3fifo")
 POLICIES = (*BASE_POLICIES, "lookahead", *(f"lookahead:{base}" for base in BASE_POLICIES))
+
+# What a native call may end with halfway; see native/residency/failure.h.
+FAILURES = (_native.PlannerFailed, MemoryError, OverflowError, ValueError)
 
 # (table index in its pool, row ids (n,) int64)
 Segment = tuple[int, npt.NDArray[np.int64]]
@@ -76,6 +79,7 @@ class Planner:
     ) -> None:
         if not isinstance(policy, str) or policy not in POLICIES:
             raise ConfigError(f"policy is {policy!r}; choose one of {', '.join(POLICIES)}")
+        require_countable([name for name, _ in tables])
         self._tier = tier
         self._whole = slots.whole
         self._all_whole = all(first >= 0 for first in slots.first_slot)
@@ -98,19 +102,29 @@ class Planner:
         )
 
     def push(self, segments: Segments | Sequence[Segment]) -> None:
-        """Appends a batch to the window. The ids lie inside their tables."""
-        self._native.push(_native_form(segments))
+        """Appends a batch to the window. The ids lie inside their tables.
+
+        Raises:
+            TieredEmbedError: this call failed, or an earlier one that cannot be taken back.
+        """
+        try:
+            self._native.push(_native_form(segments))
+        except FAILURES as error:
+            raise self._failed(error) from error
 
     def plan(self, depth: int) -> StepPlan:
         """Plans the window's oldest batch; the last ``depth`` plans' slots stay pinned.
 
         Raises:
             CapacityError: no room, with nothing changed.
+            TieredEmbedError: as :meth:`push`.
         """
         try:
             return self._native.plan(depth)
         except (_native.NoCapacity, _native.TooManyHeld) as error:
             raise self._capacity_error(error) from None
+        except FAILURES as error:
+            raise self._failed(error) from error
 
     def plan_now(
         self, segments: Segments | Sequence[Segment], initial: InitialRows | None = None
@@ -121,11 +135,14 @@ class Planner:
 
         Raises:
             CapacityError: no room, with nothing changed.
+            TieredEmbedError: as :meth:`push`.
         """
         try:
             return self._native.plan_now(_native_form(segments), initial)
         except (_native.NoCapacity, _native.TooManyHeld) as error:
             raise self._capacity_error(error) from None
+        except FAILURES as error:
+            raise self._failed(error) from error
 
     def release(self, number: int, *, updated: bool, used: bool = True) -> None:
         """The batch of plan ``number`` is done.
@@ -146,13 +163,16 @@ class Planner:
 
         The lower tier's slots follow the upper tier's, from ``first_lower_slot`` on.
         """
-        return self._native.find([(table, ids)], 1)
+        return self.find_all([(table, ids)])
 
     def find_all(
         self, segments: Segments | Sequence[Segment], num_threads: int = 1
     ) -> npt.NDArray[np.int32]:
         """The slot of every occurrence (N,), as :meth:`find`."""
-        return self._native.find(_native_form(segments), num_threads)
+        try:
+            return self._native.find(_native_form(segments), num_threads)
+        except FAILURES as error:
+            raise self._failed(error) from error
 
     def holds_for_good(self, segments: Segments | Sequence[Segment], num_threads: int = 1) -> bool:
         """Whether every row of the occurrences has been used, and is in a slot of its own for good,
@@ -169,11 +189,17 @@ class Planner:
     ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
         """(table, row id, slot) of rows that the store does not hold as they are here; slots are
         numbered as in :meth:`find`."""
-        return self._native.dirty_rows()
+        try:
+            return self._native.dirty_rows()
+        except FAILURES as error:
+            raise self._failed(error) from error
 
     def mark_clean(self) -> None:
         """The dirty rows have been written back."""
-        self._native.mark_clean()
+        try:
+            self._native.mark_clean()
+        except FAILURES as error:
+            raise self._failed(error) from error
 
     def counts(self, record_bytes: int, used: Sequence[int] | None = None) -> list[Counts]:
         """Counts of the upper tier, per table, in the order given at construction.
@@ -232,6 +258,20 @@ class Planner:
     @property
     def overhead_bytes(self) -> int:
         return self._native.overhead_bytes
+
+    def _failed(self, error: BaseException) -> TieredEmbedError:
+        names = ", ".join(repr(name) for name in self._names)
+        if isinstance(error, _native.PlannerFailed):
+            return TieredEmbedError(
+                f"the planner of table {names} stopped when an earlier call failed ({error}); "
+                "close the module and restore the last checkpoint, with more memory if it ran out"
+            )
+        if isinstance(error, ValueError):
+            return ConfigError(f"table {names}: {error}; take smaller batches")
+        return TieredEmbedError(
+            f"a batch of table {names} could not be planned ({error}); if memory ran out, give the "
+            "process more or take smaller batches, and restore the last checkpoint"
+        )
 
     def _capacity_error(self, error: RuntimeError) -> CapacityError:
         if isinstance(error, _native.TooManyHeld):

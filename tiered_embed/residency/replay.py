@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _native
-from .planner import Planner
+from .planner import FAILURES, Planner
 
 __all__ = ["BatchedIds", "Replay"]
 
@@ -52,12 +52,15 @@ class Replay:
         """Appends batches: of each, every table's ids in the order given.
 
         Raises:
-            CapacityError: a batch found no room, with nothing changed by it.
+            CapacityError: a batch found no room. No call may follow.
+            TieredEmbedError: a call after an error, or one that failed otherwise.
         """
         try:
             self._native.push(list(tables))
         except (_native.NoCapacity, _native.TooManyHeld) as error:
             raise self._planner._capacity_error(error) from None
+        except FAILURES as error:
+            raise self._planner._failed(error) from error
 
     def finish(self, num_steps: int | None = None) -> None:
         """No batch follows: plans what is left with the window that it has, up to ``num_steps`` in
@@ -66,6 +69,8 @@ class Replay:
             self._native.finish(_MANY_STEPS if num_steps is None else num_steps)
         except (_native.NoCapacity, _native.TooManyHeld) as error:
             raise self._planner._capacity_error(error) from None
+        except FAILURES as error:
+            raise self._planner._failed(error) from error
 
     def take_steps(self) -> npt.NDArray[np.int64]:
         """(steps since the last call, tables, COLUMNS); asked for by ``per_step``."""

@@ -6,13 +6,15 @@ other. A block of keys is touched before it is looked up, so that its cache miss
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CapacityError
+from ..errors import CapacityError, ConfigError
+from ..residency import MAX_TABLES
 from ..traces import Trace, TraceChunk
 from .compiled import compiled
 
@@ -25,6 +27,9 @@ FIRST_BITS = 12
 MOST_ROWS = 2**31 - 2
 BLOCK = 64
 PIECE_IDS = 1 << 20
+# Of the indexes' hash, drawn per process: nobody can choose ids that share one place. Numbers do
+# not depend on it.
+SECRET = np.uint64(secrets.randbits(64))
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ class Numbering:
     """
 
     def __init__(self, num_tables: int) -> None:
+        if num_tables > MAX_TABLES:
+            raise ConfigError(
+                f"the trace has {num_tables} tables, and at most {MAX_TABLES} can be simulated at "
+                "once; choose some of them"
+            )
         self.num_rows = 0
         self._entries = [_empty(FIRST_BITS) for _ in range(num_tables)]
         self._sizes = [0] * num_tables
@@ -74,12 +84,14 @@ class Numbering:
         done = 0
         while True:
             entries = self._entries[table]
-            done, num_rows = _number(entries, ids, out, done, self.num_rows, self._sizes[table])
+            done, num_rows = _number(
+                entries, ids, out, done, self.num_rows, self._sizes[table], SECRET
+            )
             self._note(table, num_rows)
             if done == len(ids):
                 return out
             larger = _empty(len(entries).bit_length())
-            _rehash(entries, larger)
+            _rehash(entries, larger, SECRET)
             self._entries[table] = larger
 
     def _note(self, table: int, num_rows: int) -> None:
@@ -139,7 +151,7 @@ def _empty(bits: int) -> I64:
 
 @compiled
 def _number(
-    entries: I64, ids: I64, out: I32, done: int, num_rows: int, size: int
+    entries: I64, ids: I64, out: I32, done: int, num_rows: int, size: int, secret: np.uint64
 ) -> tuple[int, int]:
     """Stops when the index is too full for another row; returns (done, num_rows)."""
     mask = len(entries) - 1
@@ -156,7 +168,7 @@ def _number(
     while begin < len(ids):
         end = min(begin + BLOCK, len(ids))
         for i in range(begin, end):
-            h = np.int64((np.uint64(ids[i]) * factor) >> shift)
+            h = np.int64(((np.uint64(ids[i]) ^ secret) * factor) >> shift)
             homes[i - begin] = h
             touched ^= entries[h, 1]
         for i in range(begin, end):
@@ -181,7 +193,7 @@ def _number(
 
 
 @compiled
-def _rehash(entries: I64, larger: I64) -> None:
+def _rehash(entries: I64, larger: I64, secret: np.uint64) -> None:
     mask = len(larger) - 1
     shift = np.uint64(64)
     width = len(larger)
@@ -192,7 +204,7 @@ def _rehash(entries: I64, larger: I64) -> None:
     for i in range(len(entries)):
         if entries[i, 1] < 0:
             continue
-        h = np.int64((np.uint64(entries[i, 0]) * factor) >> shift)
+        h = np.int64(((np.uint64(entries[i, 0]) ^ secret) * factor) >> shift)
         while larger[h, 1] >= 0:
             h = (h + 1) & mask
         larger[h, 0] = entries[i, 0]

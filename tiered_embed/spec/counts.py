@@ -60,12 +60,15 @@ class TierStats(Counts):
         budget_bytes: the budget that the configuration gave it.
         slot_bytes: memory of its record slots when all are used.
         overhead_bytes: memory of index, pins and plan buffers on top.
+        store_bytes: memory of the store below, beyond every budget: RocksDB's index, filters,
+            memtables and block cache. 0 for other stores and tiers.
         resident: rows that it holds now.
     """
 
     budget_bytes: int = 0
     slot_bytes: int = 0
     overhead_bytes: int = 0
+    store_bytes: int = 0
     resident: int = 0
 
     def add_tier(self, part: TierStats) -> None:
@@ -73,6 +76,7 @@ class TierStats(Counts):
         self.add(part)
         self.slot_bytes += part.slot_bytes
         self.overhead_bytes += part.overhead_bytes
+        self.store_bytes += part.store_bytes
         self.resident += part.resident
 
 

@@ -33,7 +33,7 @@ class Uniform:
     """``lo + (hi - lo) * u`` with ``u`` uniform in [0, 1), in float32.
 
     Raises:
-        ConfigError: a bound is not finite, or ``hi < lo``.
+        ConfigError: a bound is not finite, ``hi < lo``, or float32 cannot hold ``hi - lo``.
     """
 
     lo: float = -0.01
@@ -43,6 +43,10 @@ class Uniform:
         if not (_is_finite(self.lo) and _is_finite(self.hi) and self.lo <= self.hi):
             raise ConfigError(
                 f"Uniform({self.lo!r}, {self.hi!r}): pass finite bounds with lo <= hi"
+            )
+        if not _is_finite(float(np.float32(self.hi)) - float(np.float32(self.lo))):
+            raise ConfigError(
+                f"Uniform({self.lo!r}, {self.hi!r}): hi - lo is beyond float32; pass closer bounds"
             )
 
 

@@ -85,13 +85,20 @@ def rounding_key(seed: int, step: int) -> int:
 
 
 def encode(values: F32, dtype: str) -> tuple[U8, F32]:
-    """Rows as stored: bytes (n, D * item size), and for int8 (scale, bias) as (n, 2)."""
+    """Rows as stored: bytes (n, D * item size), and for int8 (scale, bias) as (n, 2).
+
+    An int8 row with a NaN, or a range that float32 cannot hold, is all NaN.
+    """
     nothing = np.empty((len(values), 0), np.float32)
     if dtype == "float32":
         return np.ascontiguousarray(values).view(np.uint8), nothing
     if dtype == "int8":
         low, high = values.min(axis=1), values.max(axis=1)
-        scale = (high - low) / np.float32(255)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scale = (high - low) / np.float32(255)
+        bounded = np.isfinite(scale)
+        scale = np.where(bounded, scale, np.float32(np.nan))
+        low = np.where(bounded, low, np.float32(np.nan))
         divisor = np.where(scale > 0, scale, np.float32(1))[:, None]
         level = np.where(scale[:, None] > 0, np.rint((values - low[:, None]) / divisor), 0)
         return np.minimum(level, 255).astype(np.uint8), np.stack([scale, low], axis=1)

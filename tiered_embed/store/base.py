@@ -231,6 +231,11 @@ class RowStore(abc.ABC):
             counts = dict(self._counts)
         return {**counts, **self._stats()}
 
+    def memory_bytes(self) -> int:
+        """Memory that the backend holds for its index, filters, buffers and cache; 0 where it does
+        not tell, and once it is closed. Raises nothing."""
+        return 0
+
     def close(self) -> None:
         """Flush, free everything and unlock; a second call does nothing.
 

@@ -110,5 +110,8 @@ class RocksDbRowStore(RowStore):
     def _stats(self) -> dict[str, int]:
         return dict(self._db.stats())
 
+    def memory_bytes(self) -> int:
+        return int(self._db.memory_bytes())
+
     def _close(self) -> None:
         self._db.close()

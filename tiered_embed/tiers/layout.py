@@ -85,7 +85,8 @@ class PoolLayout:
 
     @property
     def init_scale(self) -> float:
-        return float(np.float32(self.init.hi) - np.float32(self.init.lo))
+        with _native.StandardFloats():
+            return float(np.float32(self.init.hi) - np.float32(self.init.lo))
 
     def initial_records(self, tables: npt.NDArray[np.uint16], rows: npt.NDArray[np.int64]) -> U8:
         """The records (n, record_bytes) of rows (n,) that were never stored, of ``tables`` (n,)."""
@@ -120,7 +121,8 @@ class PoolLayout:
 
     def store_layout(self) -> StoreLayout:
         """What a store must agree with to hold these tables."""
-        init = [float(np.float32(self.init.lo)), float(np.float32(self.init.hi))]
+        with _native.StandardFloats():
+            init = [float(np.float32(self.init.lo)), float(np.float32(self.init.hi))]
         padding = self.padding or (None,) * len(self.tables)
         return StoreLayout(
             {

@@ -223,8 +223,9 @@ class SsdTier:
             return self._changed is changed
 
     def stats(self) -> TierStats:
+        now = {"overhead_bytes": self.in_flight_bytes, "store_bytes": self.store.memory_bytes()}
         with self._lock:
-            return TierStats(**vars(self._stats) | {"overhead_bytes": self.in_flight_bytes})
+            return TierStats(**vars(self._stats) | now)
 
     def _keys(self, tables: Tables, rows: Rows) -> npt.NDArray[np.uint8]:
         return encode_keys(np.ascontiguousarray(self.layout.table_hashes[tables]), rows)
