@@ -338,6 +338,9 @@ def test_libcachesim_csv(tmp_path):
     assert flat(traces.open_trace(path, "libcachesim_csv", options)) == [17, 18]
     path.write_text('0,"17"\n1,"18"\n')  # the first line is no header, though quoted
     assert flat(traces.open_trace(path, "libcachesim_csv")) == [17, 18]
+    path.write_text("")
+    with pytest.raises(ConfigError, match="the first line is empty"):
+        traces.open_trace(path, "libcachesim_csv")
     path.write_text("0,x\n1,18\n")  # nor if its id is no integer
     with pytest.raises(ConfigError, match="row 1: column '2' holds 'x'"):
         flat(traces.open_trace(path, "libcachesim_csv"))

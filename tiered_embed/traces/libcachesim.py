@@ -75,6 +75,8 @@ def csv_requests_trace(
     """
     start = next(read_blocks(path), b"").removeprefix(BOM).decode("utf-8", "backslashreplace")
     fields = next(csv.reader(io.StringIO(start, newline=""), delimiter=separator), [])
+    if not fields:
+        raise ConfigError(f"{os.fspath(path)}: the first line is empty; there is no request")
     if not 1 <= object_column <= len(fields):
         raise ConfigError(
             f"object_column must be in [1, {len(fields)}], the columns of {os.fspath(path)}; got"
