@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tiered_embed.errors import ConfigError, CorruptionError
+from tiered_embed.errors import ConfigError, CorruptionError, StoreError
 from tiered_embed.spec import table_hash
 from tiered_embed.store import open_store
 from tiered_embed.store import rocksdb as rocksdb_backend
@@ -130,6 +130,8 @@ def test_a_truncated_file_is_an_error(open_it, direct_io, tmp_path):
     os.truncate(table, 1 << 20)  # while it is open: its index still points beyond
     with pytest.raises(CorruptionError):
         assert_rows(store, np.arange(NUM_ROWS))
+    with pytest.raises(StoreError, match="is gone or was replaced while the store was open"):
+        store.close()
 
 
 # Options
