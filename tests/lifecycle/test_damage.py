@@ -104,7 +104,7 @@ def digests(tmp_path_factory) -> dict[int, str]:
     return out
 
 
-SHORT = {"directory replaced by a copy", "table file removed", "table file swapped", "db removed"}
+SHORT = {"directory replaced by a copy", "table file removed", "db replaced by a copy"}
 
 
 @pytest.mark.parametrize("stage", STAGES)

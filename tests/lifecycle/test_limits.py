@@ -92,8 +92,6 @@ LIMITS = {
 }
 SHORT = {
     ("rocksdb", "NPROC", 1, "start"),
-    ("rocksdb", "NPROC", 4, "start"),
-    ("rocksdb", "NOFILE", 17, "start"),
     ("rocksdb", "FSIZE", 4096, "open"),
 }
 EVERY = [
