@@ -98,6 +98,13 @@ class PlannerModel {
     const std::vector<Segment> asked = segments(batch);
     std::vector<int32_t> slots(static_cast<size_t>(num_ids_of(asked)));
     planner_->find(asked, slots.data(), setup_.num_threads);
+    bool for_good = setup_.num_partitions == 1;
+    for (const Segment& part : asked) {
+      for_good &= setup_.options.tables[static_cast<size_t>(part.table)].first_slot >= 0;
+    }
+    for (const int32_t slot : slots) for_good &= slot != kNoSlot;
+    TE_EXPECT(planner_->holds_for_good(asked, setup_.num_threads) == for_good,
+              "rows are said to stay that may go, or the other way round");
     std::vector<int32_t> named = slots;
     const Rows missing = name_missing(asked, named.data());
     std::map<Key, int32_t> names;  // of rows without a slot, in order of first occurrence

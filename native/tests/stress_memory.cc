@@ -80,6 +80,9 @@ class ShortOfMemory final : public Planner {
   void find(const std::vector<Segment>& s, int32_t* slots, int num_threads) override {
     twice([&] { p_.find(s, slots, num_threads); });
   }
+  bool holds_for_good(const std::vector<Segment>& s, int num_threads) override {
+    return twice([&] { return p_.holds_for_good(s, num_threads); });
+  }
   ResidentRows dirty_rows() override {
     return twice([&] { return p_.dirty_rows(); });
   }
@@ -207,7 +210,7 @@ Counted replay_once(const PlannerSetup& setup, uint64_t seed) {
     }
     FailingMemory::twice([&] { replay.push(tables, 2); });
   }
-  FailingMemory::twice([&] { replay.finish(); });
+  FailingMemory::twice([&] { replay.finish(INT64_MAX); });
   return {planner->counts({}), replay.cold(), replay.take_steps()};
 }
 

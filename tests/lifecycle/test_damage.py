@@ -104,7 +104,7 @@ def digests(tmp_path_factory) -> dict[int, str]:
     return out
 
 
-SHORT = {"directory replaced by a copy", "table file removed", "table file swapped", "db removed"}
+SHORT = {"directory replaced by a copy", "table file removed", "db replaced by a copy"}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -147,8 +147,12 @@ def test_damage_of_an_open_store_is_told_or_does_no_harm(
     # Who opens what is there now gets the rows of one step, or is told.
     if stage == "saved":
         with make(tmp_path / "new", store) as fresh:
-            assert te.checkpoint.load(fresh, tmp_path / "steps")["step"] == 4
-            assert fresh.digest() == digests[4]
+            if damage == "table file cut":  # the step has a link to the same file
+                with pytest.raises(te.CorruptionError):
+                    te.checkpoint.load(fresh, tmp_path / "steps")
+            else:
+                assert te.checkpoint.load(fresh, tmp_path / "steps")["step"] == 4
+                assert fresh.digest() == digests[4]
     try:
         with make(ssd, store) as again:
             found = again.digest()

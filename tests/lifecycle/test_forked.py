@@ -112,7 +112,7 @@ def unforked(children: Children, tmp_path_factory: pytest.TempPathFactory) -> st
     return ended.out.split()[0]
 
 
-SHORT = [("rocksdb", "use", "1KiB"), ("rocksdb_py", "exit", "64KiB")]
+SHORT = [("rocksdb", "use", "1KiB")]
 EVERY = [
     (store, ending, ddr)
     for store in ("rocksdb", "rocksdb_py", "memory", "none")
@@ -140,7 +140,7 @@ def test_a_child_forked_at_any_stage_ends(
     assert len(found) == 9 - (store == "none")
 
 
-@pytest.mark.parametrize("store", ["rocksdb", "rocksdb_py"])
+@pytest.mark.parametrize("store", ["rocksdb", pytest.param("rocksdb_py", marks=pytest.mark.long)])
 def test_a_child_that_leaves_what_its_parent_writes_lets_it_be(
     store: str, children: Children, stores, tmp_path
 ) -> None:

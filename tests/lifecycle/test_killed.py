@@ -42,10 +42,19 @@ with te.accumulate(emb):
 }
 
 
-@pytest.mark.parametrize("ddr", [SMALL, LARGE])
 @pytest.mark.parametrize(
-    ("store", "change"),
-    [*(("rocksdb", change) for change in CHANGES), ("rocksdb_py", "backward")],
+    ("store", "change", "ddr"),
+    [
+        ("rocksdb", "backward", LARGE),
+        ("rocksdb_py", "backward", LARGE),
+        ("rocksdb", "load_rows", LARGE),
+        *(
+            pytest.param(store, change, ddr, marks=pytest.mark.long)
+            for store in ("rocksdb", "rocksdb_py")
+            for change in CHANGES
+            for ddr in (SMALL, LARGE)
+        ),
+    ],
 )
 def test_a_store_that_was_left_amid_training_is_refused(
     store: str, change: str, ddr: str, children: Children, stores: list[str], tmp_path
@@ -75,9 +84,13 @@ def test_a_store_that_was_left_amid_training_is_refused(
 @pytest.mark.parametrize(
     ("options", "change"),
     [
-        ("update='step'", "train(emb, 2)\nte.row_optimizer(emb).step()"),
+        pytest.param(
+            "update='step'", "train(emb, 2)\nte.row_optimizer(emb).step()", marks=pytest.mark.long
+        ),
         ("max_norm=0.001", "emb(torch.arange(9))"),
-        ("optimizer=None", "emb.load_rows(range(3), torch.ones(3, 4))"),
+        pytest.param(
+            "optimizer=None", "emb.load_rows(range(3), torch.ones(3, 4))", marks=pytest.mark.long
+        ),
     ],
 )
 def test_whatever_changes_rows_in_memory_marks_the_store(

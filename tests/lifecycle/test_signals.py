@@ -80,7 +80,7 @@ SIGNALS = (
     + [("SIGUSR1", how) for how in ("exit", "raise", "nothing")]
     + [("SIGINT", "nothing"), ("SIGALRM", "nothing")]
 )
-SHORT = {("SIGINT", "default"), ("SIGTERM", "exit")}
+SHORT = {("SIGINT", "default", "rocksdb"), ("SIGTERM", "exit", "rocksdb")}
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +100,13 @@ def expected(number: str, how: str) -> set[int]:
     return {0, -getattr(signal, number)}
 
 
-@pytest.mark.parametrize("store", ["rocksdb", "rocksdb_py"])
 @pytest.mark.parametrize(
-    ("number", "how"),
-    [case if case in SHORT else pytest.param(*case, marks=pytest.mark.long) for case in SIGNALS],
+    ("number", "how", "store"),
+    [
+        pytest.param(*case, store, marks=[] if (*case, store) in SHORT else pytest.mark.long)
+        for case in SIGNALS
+        for store in ("rocksdb", "rocksdb_py")
+    ],
 )
 def test_a_signal_at_any_moment(
     number: str, how: str, store: str, children: Children, whole: str, stores, tmp_path
@@ -112,8 +115,9 @@ def test_a_signal_at_any_moment(
         pytest.skip(f"{store} is not built")
     seed = f"{number} {how} {store}"
     draw = random.Random(seed)
-    times = 2 if (number, how) in SHORT else 4
-    for ddr in ["3KiB", "1MiB"][: 1 if (number, how) in SHORT else 2]:
+    short = (number, how, store) in SHORT
+    times = 2 if short else 4
+    for ddr in ["3KiB", "1MiB"][: 1 if short else 2]:
         root = tmp_path / ddr
         root.mkdir()
         for _ in range(times):

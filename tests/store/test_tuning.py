@@ -132,7 +132,7 @@ def test_a_truncated_file_is_an_error(open_it, direct_io, tmp_path):
     os.truncate(table, 1 << 20)  # while it is open: its index still points beyond
     with pytest.raises(CorruptionError):
         assert_rows(store, np.arange(NUM_ROWS))
-    with pytest.raises(StoreError, match="has lost rows"):
+    with pytest.raises(StoreError, match="is gone or was replaced while the store was open"):
         store.close()
 
 

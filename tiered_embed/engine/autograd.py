@@ -56,8 +56,8 @@ class _LookUp(torch.autograd.Function):
 def _update(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     if torch._C._functorch.is_legacy_batchedtensor(grad):
         raise ConfigError(
-            "this backward runs under vmap, as is_grads_batched=True has it, and would update each "
-            "row several times at once; take one gradient at a time"
+            "this backward takes several gradients at once (is_grads_batched), and would update "
+            "each row several times; take one gradient at a time"
         )
     # torch.autograd.grad(loss, others) gives the rows nothing, as it would a parameter.
     trains = ctx.has_anchor and reaches(ctx.next_functions[0][0])

@@ -170,9 +170,9 @@ def write_description(path: str | os.PathLike[str], description: Description) ->
     _write_json(Path(path) / _LAYOUT, description.content())
 
 
-def _identity(fd: int) -> tuple[int, int]:
+def _identity(file: int | Path) -> tuple[int, int]:
     """Of the file itself, whatever path led to it."""
-    found = os.fstat(fd)
+    found = os.stat(file)
     return found.st_dev, found.st_ino
 
 
@@ -189,6 +189,7 @@ class StoreDirectory:
         self.path = Path(path).absolute()
         self.mode = mode
         self._lock_fd: int | None = None
+        self._db: tuple[int, int] | None = None  # the directory that the backend has open
         if mode == "create":
             with os_errors(f"cannot create the store directory '{self.path}'"):
                 make_directory(self.path.parent)
@@ -260,13 +261,19 @@ class StoreDirectory:
         if self._lock_fd is None:
             return
         with os_errors(f"store '{self.path}' was moved or removed while it was open"):
-            found = os.stat(self.path / "LOCK", follow_symlinks=False)
+            lock = _identity(self.path / "LOCK")
+            db = _identity(self.db_path)
             os.stat(self.path / _LAYOUT)
-        if (found.st_dev, found.st_ino) != _identity(self._lock_fd):
+        if lock != _identity(self._lock_fd) or self._db not in (None, db):
             raise StoreError(
                 f"store '{self.path}' was replaced while it was open. Rows that were trained since "
                 "are in neither directory as a whole: close it, and restore a checkpoint"
             )
+
+    def remember_db(self) -> None:
+        """Notes which directory the backend has opened."""
+        with os_errors(f"cannot read '{self.db_path}'"):
+            self._db = _identity(self.db_path)
 
     def _sweep(self) -> None:
         if self.mode == "read_only":

@@ -129,6 +129,7 @@ def open_store(
             if tables is not None:
                 directory.register(tables)
         store = _BACKENDS[name](directory, record_bytes, parsed)
+        directory.remember_db()
     except BaseException:
         if mode == "create":
             directory.abandon_creation()

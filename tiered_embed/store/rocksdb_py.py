@@ -202,6 +202,7 @@ class RocksDbPyRowStore(RowStore):
             db.close()
             _rocksdbpy.destroy(str(self._directory.db_path))
             self._open(create=True)
+            self._directory.remember_db()
 
     def _flush(self) -> None:
         with self._using("flush of") as db:
