@@ -134,4 +134,9 @@ class TieredEmbeddingBag(TieredModule):
 
 
 def _is_dense(tensor: object) -> TypeGuard[torch.Tensor]:
-    return type(tensor) is torch.Tensor and tensor.is_cpu and tensor.layout is torch.strided
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
+    )
