@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, seed, settings
+from hypothesis import assume, given, seed, settings
 
 from programs import Program, Said, Tiered, Torch, programs
 
+LARGE = 20.0
 MANY = int(os.environ.get("TIERED_EMBED_PROGRAMS", "1500"))
 
 
@@ -23,6 +24,8 @@ def run(program: Program) -> None:
     try:
         peer = Torch(program)
         peer.run()
+        # A program that diverges makes any rounding as large as it likes.
+        assume(all(x.abs().max() < LARGE for x in (*peer.outputs, *peer.weights()) if x.numel()))
         with tempfile.TemporaryDirectory() as folder, Said() as said:
             ours = Tiered(program, Path(folder))
             try:
