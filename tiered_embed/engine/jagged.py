@@ -89,10 +89,14 @@ def _features(
     return [found[f] for f in range(len(found))]
 
 
-@functools.lru_cache(maxsize=16)
 def even_bounds(num_bags: int, num_ids: int) -> torch.Tensor:
     """Where bags of ``num_ids`` ids each begin, and the end, (B + 1,); nobody may write into it."""
-    return torch.arange(num_bags + 1, dtype=torch.int64, device="cpu") * num_ids
+    return torch.from_numpy(_even_bounds(num_bags, num_ids))
+
+
+@functools.lru_cache(maxsize=16)  # of arrays: a tensor may be of the mode that it was made in
+def _even_bounds(num_bags: int, num_ids: int) -> I64:
+    return np.arange(num_bags + 1, dtype=np.int64) * num_ids
 
 
 def join(

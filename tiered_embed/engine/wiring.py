@@ -15,7 +15,14 @@ import torch
 
 from ..errors import ConfigError
 from ..residency import require_countable
-from ..spec import EngineOptions, RowOptions, TableConfig, refuse_lookalikes, table_hash
+from ..spec import (
+    EngineOptions,
+    RowOptions,
+    TableConfig,
+    normal_form,
+    refuse_lookalikes,
+    table_hash,
+)
 from ..tiers import PoolLayout
 
 __all__ = ["Wiring", "wire"]
@@ -140,8 +147,10 @@ def wire(
 
 def _refuse_colliding_names(tables: Sequence[TableConfig]) -> None:
     seen: dict[bytes, str] = {}
-    for t, table in enumerate(tables):
-        refuse_lookalikes([table.name], [each.name for each in tables[:t]], "before")
+    forms: dict[str, str] = {}
+    for table in tables:
+        before = forms.setdefault(normal_form(table.name), table.name)
+        refuse_lookalikes([table.name], [before], "before")
         other = seen.setdefault(table_hash(table.name), table.name)
         if other != table.name:
             raise ConfigError(

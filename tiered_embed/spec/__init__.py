@@ -8,7 +8,7 @@ Threading: plain data and pure functions; counts are changed by their owner only
 
 from . import init
 from .counts import BoundsCounts, Counts, EvaluationCounts, PhaseTimes, Stats, TierStats
-from .identity import refuse_lookalikes, table_hash
+from .identity import normal_form, refuse_lookalikes, table_hash
 from .init import Constant, Init, Uniform, philox4x32
 from .options import (
     BOUNDS_CHECKS,
@@ -55,6 +55,7 @@ __all__ = [
     "Uniform",
     "absolute_path",
     "init",
+    "normal_form",
     "option_help",
     "options_from_keywords",
     "parse_bytes",

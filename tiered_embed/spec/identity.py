@@ -12,12 +12,17 @@ from collections.abc import Iterable
 
 from ..errors import ConfigError
 
-__all__ = ["refuse_lookalikes", "table_hash"]
+__all__ = ["normal_form", "refuse_lookalikes", "table_hash"]
 
 
 def table_hash(name: str) -> bytes:
     """A table's identity in keys and initial values: 4 bytes of the SHA-256 of its name."""
     return hashlib.sha256(name.encode()).digest()[:4]
+
+
+def normal_form(name: str) -> str:
+    """Equal for names that Unicode counts as one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def refuse_lookalikes(names: Iterable[str], others: Iterable[str], where: str) -> None:
@@ -27,10 +32,10 @@ def refuse_lookalikes(names: Iterable[str], others: Iterable[str], where: str) -
         ConfigError: one of ``names`` is one of ``others``, which are ``where``, in another Unicode
             normal form.
     """
-    others = list(others)
-    forms = {unicodedata.normalize("NFC", other): other for other in others}
+    others = set(others)
+    forms = {normal_form(other): other for other in others}
     for name in names:
-        other = forms.get(unicodedata.normalize("NFC", name), name)
+        other = forms.get(normal_form(name), name)
         if other != name and name not in others:
             raise ConfigError(
                 f"table {name!r} ({name!a}) is called {other!a} {where}: the same name in another "
