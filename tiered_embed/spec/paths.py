@@ -12,9 +12,8 @@ from ..errors import ConfigError
 
 __all__ = ["absolute_path"]
 
-LONGEST_NAME = (
-    200  # of one part, in bytes: file systems allow 255, and some of our names are longer
-)
+# Of one part, in bytes: file systems allow 255, and some of our names add a suffix.
+LONGEST_NAME = 200
 LONGEST_PATH = 3800  # in bytes: Linux allows 4095, and stores and steps add some to it
 
 
