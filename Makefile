@@ -14,7 +14,7 @@ NATIVE := $(shell find native -type f) CMakeLists.txt pyproject.toml
 help:
 	@echo "make setup      all that the targets below need; each of them also sets up what it needs"
 	@echo "make demo       train a DLRM through HBM, DDR and RocksDB, with a live picture"
-	@echo "make test       the whole test suite (under 5 minutes on two cores)"
+	@echo "make test       the whole test suite (6 minutes on two idle cores)"
 	@echo "make test-checked  planner, engine and model tests with the native contracts checked"
 	@echo "make test-long  the full equality matrix and other long runs"
 	@echo "make test-programs  1,500 drawn training programs beside the same ones of torch"
